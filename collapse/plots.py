@@ -6,6 +6,7 @@ Logarithms are natural, as in the paper, and drawn on a linear axis labelled "ln
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def plot_spectra(ax: Any, spectra: Mapping[str, Sequence[float]], floor: float =
     Values at or below zero have no logarithm and are left out.
     """
     lowest = np.inf
-    for style, (name, values) in zip(("-", "--", "-.", ":") * len(spectra), spectra.items(), strict=False):
+    for style, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         values = np.asarray(values, dtype=float)
         values = values[values > 0]
         if len(values) == 0:

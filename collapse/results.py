@@ -116,5 +116,3 @@ def r_squared(measured: NDArray, predicted: NDArray) -> float:
         raise InputError("R^2 of logarithms needs positive values; drop what is zero first")
     x, y = np.log(measured), np.log(predicted)
     return float(1 - np.sum((x - y) ** 2) / np.sum((x - x.mean()) ** 2))
-
-

@@ -1,0 +1,439 @@
+"""Singular values of the covariance of embeddings, in one pass over any number of rows.
+
+Z (n, d), rows are samples;  C = Zc^T Zc / (n - 1), centred: its singular values are those of the paper's figures 2, 8
+and 10 (arXiv 2110.09348, section 3).  `Covariance` accumulates and merges, `Spectrum` is the result, `spectrum` does
+both in one call.  Rank measures are in metrics.py, array files in arrays.py.
+
+Two accumulators. `_Gram` sums centred products in float64 with the pairwise update of Chan, Golub and LeVeque (1983):
+sum z z^T - n mean mean^T would cancel where the mean dominates, as it does after a ReLU.  Squaring halves the digits,
+so values below about d 2^-52 lambda_1 are rounding.  `_Triangle` keeps the R of a QR decomposition of [1 Z] instead
+(TSQR): with the ones first, R[1:, 1:] is the triangle of the centred rows, and nothing is squared.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from collapse import InputError, metrics
+from collapse.results import command, to_json, versions
+
+EPS = float(np.finfo(np.float64).eps)
+BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
+METHODS = ("auto", "covariance", "qr")
+
+
+def _is_tensor(z: Any) -> bool:
+    return type(z).__module__.partition(".")[0] == "torch"
+
+
+class _Gram:
+    """n, mean (d,) and scatter (d, d) of the rows seen: numpy arrays, or torch tensors on a device."""
+
+    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
+        self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
+
+    def add(self, z: Any) -> None:
+        mean = z.mean(0)
+        z = z - mean
+        self._join(len(z), mean, z.T @ z)
+
+    def join(self, other: "_Gram") -> None:
+        if other.n:
+            self._join(other.n, other.mean, other.scatter)
+
+    def _join(self, n: int, mean: Any, scatter: Any) -> None:
+        total, delta = self.n + n, mean - self.mean
+        scatter = self.scatter + scatter + delta[:, None] * delta * (self.n * n / total)
+        if not math.isfinite(float(scatter.sum())):
+            raise InputError("embeddings: their squares overflow float64; scale them down")
+        self.n, self.mean, self.scatter = total, self.mean + delta * (n / total), scatter
+
+    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
+        """Unsorted eigenvalues of the scatter and of Z^T Z, and the largest mean square of a column."""
+        mean, scatter = (np.asarray(a.cpu() if _is_tensor(a) else a) for a in (self.mean, self.scatter))
+        moment = scatter + self.n * np.outer(mean, mean)
+        eigenvalues = [np.linalg.eigvalsh(a).clip(min=0) for a in (scatter, moment)]
+        return eigenvalues[0], eigenvalues[1], float(moment.diagonal().max() / self.n)
+
+    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
+        return float(scatter.size * EPS * scatter.max())
+
+
+class _Triangle:
+    """R (d + 1, d + 1) of the QR decomposition of [1 Z]; rows wait until a block is worth a decomposition."""
+
+    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
+        self.n, self.waiting, self.dim = 0, [zeros((0, dim + 1))], dim
+
+    def add(self, z: Any) -> None:
+        if _is_tensor(z):
+            import torch
+
+            rows = torch.cat([torch.ones_like(z[:, :1]), z], 1)
+        else:
+            rows = np.hstack([np.ones((len(z), 1)), z])
+        self.n += len(z)
+        self.waiting.append(rows)
+        if sum(map(len, self.waiting[1:])) >= 2 * self.dim:
+            self._reduce()
+
+    def join(self, other: "_Triangle") -> None:
+        self.n += other.n
+        self.waiting += other.waiting
+        self._reduce()
+
+    def _reduce(self) -> None:
+        if _is_tensor(self.waiting[0]):
+            import torch
+
+            self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
+        else:
+            self.waiting = [np.linalg.qr(np.concatenate(self.waiting), mode="r")]
+
+    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
+        self._reduce()
+        triangle = np.asarray(self.waiting[0].cpu() if _is_tensor(self.waiting[0]) else self.waiting[0])
+        scatter, moment = np.zeros(self.dim), np.zeros(self.dim)
+        for out, part in ((scatter, triangle[1:, 1:]), (moment, triangle[:, 1:])):
+            values = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
+            out[: len(values)] = values[: self.dim] ** 2
+        return scatter, moment, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
+
+    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
+        return float((self.dim * EPS) ** 2 * moment.sum())
+
+
+class Covariance:
+    """Streaming covariance of embeddings: one pass, O(d^2) memory, mergeable.
+
+    Batches may have any size and come in any order; shards are joined with `merge`.
+
+    Args:
+        dim: d, the width of a row.
+        method: "covariance" (float64 products; right down to about 1e-7 of the largest singular value of Z) or
+            "qr" (right down to about 1e-12 of it; about four times slower).
+        normalize: divide each row by its Euclidean norm first (a zero row stays zero and is counted).
+        device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.
+    """
+
+    def __init__(
+        self, dim: int, method: str = "covariance", normalize: bool = False, device: str | None = None
+    ) -> None:
+        if dim < 1:
+            raise InputError(f"embeddings: width {dim}; a covariance needs at least 1 column")
+        if method not in METHODS[1:]:
+            raise InputError(f"method: got {method!r}, expected covariance or qr")
+        self.dim, self.method, self.normalize, self.device = dim, method, normalize, device
+        self.zero_rows = 0
+        self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
+        self._sum = (_Gram if method == "covariance" else _Triangle)(self._zeros, dim)
+
+    @property
+    def n(self) -> int:
+        """Rows seen."""
+        return self._sum.n
+
+    def _zeros(self, shape: int | tuple[int, ...]) -> Any:
+        if self.device is None:
+            return np.zeros(shape)
+        import torch
+
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+    def update(self, z: Any) -> "Covariance":
+        """Add a batch z, (n, d), array or tensor of any real dtype and device; n = 0 is allowed. Returns self.
+
+        Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN or infinity.
+        """
+        roundoff, rows = self._float64(z)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise InputError(f"embeddings: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
+        if len(rows) == 0:
+            return self
+        if not math.isfinite(float(rows.sum())):
+            self._refuse_nonfinite(rows)
+        zero_rows = 0
+        if self.normalize:
+            # Powers of two first: squares of 1e-300 or 1e300 would leave float64's range.
+            largest = abs(rows).max(1)
+            largest = getattr(largest, "values", largest)
+            zero_rows = int((largest == 0).sum())
+            rows = rows / (largest + (largest == 0))[:, None]
+            rows = rows / (((rows**2).sum(1) + (largest == 0)) ** 0.5)[:, None]
+        self._sum.add(rows)
+        self.zero_rows += zero_rows
+        self.roundoff = max(self.roundoff, roundoff)
+        return self
+
+    def _float64(self, z: Any) -> tuple[float, Any]:
+        """(unit roundoff of z's dtype, z in float64 on this accumulator's device)."""
+        if _is_tensor(z):
+            import torch
+
+            if z.is_complex() or z.dtype == torch.bool or z.layout != torch.strided or z.is_quantized:
+                raise InputError(f"embeddings: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
+            roundoff = torch.finfo(z.dtype).eps / 2 if z.is_floating_point() else 0.0
+            z = z.detach().to(device=self.device or "cpu", dtype=torch.float64)
+            return roundoff, z.numpy() if self.device is None else z
+        z = np.asarray(z)
+        if z.dtype.kind not in "fiu":
+            raise InputError(f"embeddings: dtype {z.dtype} is not real numbers; give a float array (n, d)")
+        roundoff, z = (np.finfo(z.dtype).eps / 2 if z.dtype.kind == "f" else 0.0), z.astype(np.float64)
+        if self.device is None:
+            return float(roundoff), z
+        import torch
+
+        return float(roundoff), torch.from_numpy(z).to(self.device)
+
+    def _refuse_nonfinite(self, rows: Any) -> None:
+        bad = ~np.isfinite(np.asarray(rows.cpu() if _is_tensor(rows) else rows))
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise InputError(
+                f"embeddings: row {self.n + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
+                "in this block); remove them, or look at the network that wrote them"
+            )
+
+    def merge(self, other: "Covariance") -> "Covariance":
+        """Join another shard's statistics, as if its rows had been seen here. Returns self."""
+        for name in ("dim", "method", "normalize", "device"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise InputError(f"merge: {name} is {mine} here and {theirs} there; they must be equal")
+        self._sum.join(other._sum)  # type: ignore[arg-type]
+        self.zero_rows += other.zero_rows
+        self.roundoff = max(self.roundoff, other.roundoff)
+        return self
+
+    def spectrum(self, threshold: float = 1e-6, **about: Any) -> "Spectrum":
+        """The singular values of C and what the rank measures need. about: further fields of `Spectrum`.
+
+        Raises InputError if fewer than two rows were seen.
+        """
+        if self.n < 2:
+            raise InputError(f"embeddings: {self.n} rows; a covariance needs at least 2")
+        scatter, moment, column = self._sum.eigenvalues()
+        notes = list(about.pop("warnings", []))
+        if self.zero_rows:
+            notes.append(f"{self.zero_rows} of {self.n} rows are zero and were left zero by the normalisation")
+        if self.n <= self.dim:
+            notes.append(f"{self.n} rows in {self.dim} dimensions: at most {self.n - 1} singular values are not zero")
+        elif self.n < 10 * self.dim:
+            notes.append(
+                f"{self.n} rows for {self.dim} dimensions: small singular values are biased down; 10 d advised"
+            )
+        return Spectrum(
+            singular_values=np.sort(scatter)[::-1] / (self.n - 1),
+            moments=np.sort(moment)[::-1] / self.n,
+            n=self.n,
+            floor=max(self._stored(column), self._sum.rounding(scatter, moment) / (self.n - 1)),
+            method=self.method,
+            l2_normalized=self.normalize,
+            threshold=threshold,
+            warnings=notes,
+            **about,
+        )
+
+    def _stored(self, column: float) -> float:
+        """Largest singular value that rounding to the input's dtype alone makes.
+
+        A rounding error is uniform within +-u |z|, variance u^2 z^2 / 3, and errors of different entries are
+        independent: their covariance is white with at most u^2 column / 3, widened by the Marchenko-Pastur edge.
+        """
+        edge = (1 + math.sqrt(self.dim / (self.n - 1))) ** 2
+        return self.roundoff**2 * column / 3 * edge
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of the covariance of n embeddings, and where they came from.
+
+    Attributes:
+        singular_values: (d,) float64, descending, >= 0, natural scale; divisor n - 1.
+        moments: (d,) float64, descending: eigenvalues of Z^T Z / n, uncentred (RankMe and Vendi are defined on them).
+        n: rows.
+        floor: singular values below it are rounding, of the input's dtype or of the method, not data.
+        method: "covariance" or "qr".
+        l2_normalized: whether rows were divided by their norm.
+        threshold: a dimension counts as collapsed below threshold times the largest singular value.
+        source, images: provenance, as in the JSON schema collapse.spectrum/1.
+        warnings: what a reader should know before using the numbers.
+    """
+
+    singular_values: NDArray
+    moments: NDArray
+    n: int
+    floor: float
+    method: str
+    l2_normalized: bool
+    threshold: float = 1e-6
+    source: Mapping[str, Any] = field(default_factory=lambda: {"kind": "array"})
+    images: Mapping[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=command)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions("numpy", "torch", "torchvision"))
+
+    @property
+    def dim(self) -> int:
+        """d, the width of an embedding."""
+        return self.singular_values.size
+
+    def metrics(self) -> dict[str, float]:
+        """Every rank measure that follows from the spectrum, by name; NaN where it is undefined.
+
+        What lies at or below the floor counts as zero in all of them.
+        """
+        values = np.where(self.singular_values > self.floor, self.singular_values, 0.0)
+        squared = self.dim * EPS * self.moments[0] if self.method == "covariance" else 0.0
+        moments = np.where(self.moments > max(self.floor, squared), self.moments, 0.0)
+        unit = moments if self.l2_normalized else np.zeros(1)
+        fit = metrics.power_law(values)
+        return {
+            "collapsed_dimensions": metrics.collapsed_dimensions(values, self.threshold),
+            **{
+                f"collapsed_dimensions_{threshold:.0e}": metrics.collapsed_dimensions(values, threshold)
+                for threshold in (1e-3, 1e-4, 1e-8)
+            },
+            "numerical_rank": metrics.numerical_rank(values, self.floor),
+            "effective_rank": metrics.effective_rank(values),
+            "rankme": metrics.rankme(np.sqrt(moments)),
+            "rankme_centered": metrics.rankme(np.sqrt(values)),
+            "stable_rank": metrics.stable_rank(values),
+            "participation_ratio": metrics.participation_ratio(values),
+            "alpha": fit.alpha,
+            "alpha_r2": fit.r2,
+            "condition": metrics.condition(values),
+            "auc": metrics.auc(values, min(self.n, self.dim)),
+            "isoscore": metrics.isoscore(values),
+            "vendi": metrics.vendi(unit),
+            "self_clustering": metrics.self_clustering(unit, self.n) if self.l2_normalized else math.nan,
+        }
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw ln of the singular values by index, with the floor as a band; returns the axes."""
+        from collapse import plots
+
+        if ax is None:
+            _, ax = plots.figure()
+        plots.plot_spectra(ax, {self.source.get("layer") or "spectrum": self.singular_values}, self.floor)
+        return ax
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of schema collapse.spectrum/1, with values that may still be NaN."""
+        measures = self.metrics()
+        undefined = [name for name, value in measures.items() if math.isnan(value)]
+        notes = self.warnings + ([f"undefined for this input: {', '.join(undefined)}"] if undefined else [])
+        empty = dict.fromkeys(("path", "sha256", "architecture", "branch", "layer", "keys", "preprocessing"))
+        return {
+            "schema": "collapse.spectrum/1",
+            "source": {"kind": "array", **empty, "foreign": [], **self.source, "warnings": notes},
+            "images": self.images,
+            "n": self.n,
+            "dim": self.dim,
+            "l2_normalized": self.l2_normalized,
+            "method": self.method,
+            "singular_values": self.singular_values,
+            "moments": self.moments,
+            "floor": self.floor,
+            "threshold": self.threshold,
+            "metrics": measures,
+            "command": self.command,
+            "versions": self.versions,
+        }
+
+    def to_json(self) -> str:
+        """Strict JSON text of schema collapse.spectrum/1."""
+        return to_json(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spectrum":
+        """Read what `to_json` wrote. Raises InputError for any other text."""
+        try:
+            document = json.loads(text)
+            if document["schema"] != "collapse.spectrum/1":
+                raise InputError(f"spectrum: schema {document['schema']!r}, expected collapse.spectrum/1")
+            names = {f.name for f in fields(cls)}
+            kept = {key: value for key, value in document.items() if key in names}
+            kept["warnings"] = [w for w in document["source"].pop("warnings") if not w.startswith("undefined for")]
+            return cls(**{**kept, **{key: np.array(kept[key]) for key in ("singular_values", "moments")}})
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"spectrum: not a collapse.spectrum/1 document ({error!r})") from error
+
+
+def blocks(z: Any) -> Iterator[Any]:
+    """Row blocks of about 32 MiB in float64 of an array, memmap or tensor (n, d)."""
+    if z.ndim != 2:
+        raise InputError(f"embeddings: got shape {tuple(z.shape)}, expected (n, d); pool or flatten the rest first")
+    rows = max(1, BLOCK // max(1, z.shape[1]))
+    for start in range(0, len(z), rows):
+        yield z[start : start + rows]
+
+
+def _batches(z: Any) -> tuple[Mapping[str, Any], Iterable[Any]]:
+    """(source, batches) of anything that `spectrum` takes."""
+    if isinstance(z, (str, PathLike)):
+        from collapse.arrays import open_array
+
+        source, array = open_array(Path(z))
+        return source, blocks(array)
+    if hasattr(z, "ndim"):
+        return {"kind": "array"}, blocks(z)
+    if isinstance(z, (list, tuple)) and z and not hasattr(z[0], "ndim"):
+        return {"kind": "array"}, blocks(np.asarray(z))
+    return {"kind": "array"}, z
+
+
+def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
+    """(method, notes): "auto" takes qr for float64 rows, which hold digits that covariances lose, else covariance."""
+    if method not in METHODS:
+        raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
+    if method != "auto":
+        return method, []
+    if str(getattr(batch, "dtype", "float64")).endswith("float64"):
+        return "qr", ["method qr: float64 rows may hold singular values below what a covariance resolves"]
+    return "covariance", []
+
+
+def spectrum(
+    z: ArrayLike | Iterable[Any] | str | PathLike,
+    normalize: bool = True,
+    method: str = "auto",
+    *,
+    threshold: float = 1e-6,
+    device: str | None = None,
+    **about: Any,
+) -> Spectrum:
+    """Singular values of the covariance of embeddings (arXiv 2110.09348, section 3), in one pass.
+
+    Args:
+        z: (n, d) array, tensor or memmap of any real dtype; a path of an array file; or an iterable of (b, d) batches.
+        normalize: divide each row by its norm first, as the paper does.
+        method: "covariance", "qr" or "auto"; see `Covariance` and `choose_method`.
+        threshold: what counts as collapsed, as a share of the largest singular value.
+        device: None for numpy, or a torch device to accumulate on.
+        about: provenance for the result (source, images, warnings).
+
+    Raises:
+        InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named).
+    """
+    source, batches = _batches(z)
+    total, notes = None, list(about.pop("warnings", []))
+    for batch in batches:
+        if total is None:
+            chosen, reason = choose_method(method, batch)
+            notes += reason
+            if getattr(batch, "ndim", 0) != 2:
+                shape = tuple(getattr(batch, "shape", ()))
+                raise InputError(f"embeddings: a batch of shape {shape}, expected (b, d)")
+            total = Covariance(batch.shape[1], chosen, normalize, device)
+        total.update(batch)
+    if total is None:
+        raise InputError("embeddings: no rows; a covariance needs at least 2")
+    return total.spectrum(threshold, **{"source": source, "warnings": notes, **about})
