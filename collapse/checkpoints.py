@@ -121,6 +121,7 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
     overrides = Overrides(**known)
     contents = containers.read(Path(path))
     tensors = clean(flatten(contents.tree), str(path))
+    facts = own_facts(contents.metadata, str(path))
     roots = [key.removesuffix(STEM) for key in tensors if _is_root(key, tensors)]
     if not roots:
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
@@ -130,7 +131,7 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
     mine = {rename(key.removeprefix(root)): key for key in tensors if key.startswith(root)}
     weights = {name: tensors[key] for name, key in mine.items()}
     shape = infer_shape(weights, str(path))
-    if len(shape.blocks) != 4 and shape.planes != CIFAR_PLANES and "architecture" not in contents.metadata:
+    if len(shape.blocks) != 4 and shape.planes != CIFAR_PLANES and "architecture" not in facts:
         raise InputError(
             f"{path}: {len(shape.blocks)} residual stages of {shape.planes}; 4 expected: is the file whole?"
         )
@@ -143,7 +144,7 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
             f"{path}: {len(unknown)} tensors belong to nothing known, first {unknown[0]!r}; "
             "if the encoder is right without them, give --allow-unknown"
         )
-    preprocess, notes = preprocessing(shape, contents.metadata, overrides)
+    preprocess, notes = preprocessing(shape, facts, overrides)
     report = {
         "path": str(path),
         "sha256": contents.sha256,
@@ -300,7 +301,7 @@ def build(
 
 
 def find_projector(tensors: Mapping[str, Tensor], root: str, width: int) -> tuple[nn.Sequential | None, set[str]]:
-    """The projector beside (or below) the encoder, and its keys: Linear, BatchNorm, and ReLU where an index is skipped."""
+    """The projector beside or below the encoder, and its keys: Linear, BatchNorm, ReLU where an index is skipped."""
     parent = root[: -len(root.split(".")[-2]) - 1] if root else ""
     for prefix in (f"{parent}projector.", f"{root}fc."):
         parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
@@ -368,15 +369,23 @@ def explain(keys: list[str], root: str, others: list[str]) -> tuple[dict[str, li
     return dropped, unknown
 
 
-def preprocessing(shape: ResNetShape, metadata: Mapping[str, str], known: Overrides) -> tuple[Preprocessing, list[str]]:
-    """(preprocessing, warnings): from the file if it says so, else the usual one of the stem; the caller's word first."""
+def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    """What the trainer of this package wrote into a file's header; empty for the files of others."""
+    try:
+        facts = json.loads(metadata.get("collapse", "{}"))
+        if "preprocessing" in facts:
+            values = facts["preprocessing"].items()
+            facts["preprocessing"] = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+        return facts
+    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: the header's entry 'collapse' cannot be read: {error}") from error
+
+
+def preprocessing(shape: ResNetShape, facts: Mapping[str, Any], known: Overrides) -> tuple[Preprocessing, list[str]]:
+    """(preprocessing, warnings): the caller's word first, then the file's, then the usual one of the stem."""
     notes = []
-    if "preprocessing" in metadata:
-        try:
-            base = Preprocessing(**json.loads(metadata["preprocessing"]))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"preprocessing in the file's header cannot be read: {error}") from error
-    else:
+    base = facts.get("preprocessing")
+    if base is None:
         base = Preprocessing() if shape.stem == 7 else Preprocessing(resize=32, crop=32)
         notes.append(
             f"preprocessing is not in the file: {base.resize} px, crop {base.crop}, ImageNet's mean and std assumed"

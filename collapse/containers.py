@@ -79,17 +79,17 @@ def require_file(path: Path) -> None:
 def read(path: Path) -> Contents:
     """Read a torch file (zip or legacy pickle) or a safetensors file; tensors on the CPU.
 
-    Raises InputError: no such file, another kind of file (said which), damaged, or a pickle that asks for more than data.
+    Raises InputError: no such file, another kind of file (said which), damaged, or more than a pickle of data.
     """
     require_file(path)
     with open(path, "rb") as file:
         head = file.read(32)
     if head.startswith(b"PK\x03\x04"):
         return _read_torch(path, "torch zip")
+    if head[8:9] == b"{":  # before the pickle: the length of a header may begin with any byte
+        return _read_safetensors(path, *struct.unpack("<Q", head[:8]))
     if head[:1] == b"\x80":
         return _read_torch(path, "torch legacy pickle")
-    if len(head) > 8 and head[8:9] == b"{":
-        return _read_safetensors(path, *struct.unpack("<Q", head[:8]))
     seen = next((name for magic, name in MAGIC.items() if head.startswith(magic)), f"bytes {head[:8]!r}")
     raise InputError(f"{path}: is not a checkpoint (begins as {seen}); expected a torch or safetensors file")
 

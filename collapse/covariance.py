@@ -42,7 +42,8 @@ class _Gram:
     def add(self, z: Any) -> None:
         mean = z.mean(0)
         z = z - mean
-        self._join(len(z), mean, z.T @ z)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen and refused below
+            self._join(len(z), mean, z.T @ z)
 
     def join(self, other: "_Gram") -> None:
         if other.n:

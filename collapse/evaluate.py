@@ -14,7 +14,7 @@ from collapse.images import Preprocessing
 def embed(
     net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str = "cpu"
 ) -> Iterator[Tensor]:
-    """Outputs of `net`, in eval mode, for batches of pixels (b, 3, h, w) uint8: (b, d) float32 on `device`, in order."""
+    """Outputs of `net` in eval mode, (b, d) float32 on `device`, for batches of pixels (b, 3, h, w) uint8, in order."""
     net = net.to(device).eval()
     for pixels in batches:
         yield net(preprocess.normalize(pixels.to(device))).float()

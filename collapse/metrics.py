@@ -28,14 +28,15 @@ def _descending(values: ArrayLike) -> NDArray:
 
 
 def _share(values: ArrayLike) -> NDArray:
-    """The non-zero values over their sum: a probability vector (empty if all are zero)."""
+    """The non-zero values over their sum, descending: a probability vector (empty if all are zero)."""
     values = _descending(values)
-    values = values[values > 0]
-    return values / values[:1] / (values / values[:1]).sum()
+    shares = values / max(values[0], np.finfo(float).tiny)
+    shares = shares[shares > np.finfo(float).tiny]  # what is smaller adds nothing to a sum, and has a poor logarithm
+    return shares / shares.sum()
 
 
 def entropy_rank(values: ArrayLike) -> float:
-    """exp H(p), p = values / sum(values): the number of equal values that have the same entropy. NaN if all are zero."""
+    """exp H(p), p = values / sum(values): how many equal values have the same entropy. NaN if all are zero."""
     p = _share(values)
     return math.exp(-(p * np.log(p)).sum()) if p.size else math.nan
 
@@ -63,7 +64,7 @@ def participation_ratio(values: ArrayLike) -> float:
 
 
 def stable_rank(values: ArrayLike) -> float:
-    """sum lambda / lambda_1 = |Zc|_F^2 / |Zc|_2^2, in 1..d; the same number as NESum (He and Ozay, ICML 2022, def. 4.1)."""
+    """sum lambda / lambda_1 = |Zc|_F^2 / |Zc|_2^2, in 1..d; the same number as NESum (He and Ozay, ICML 2022)."""
     p = _share(values)
     return float(1 / p[0]) if p.size else math.nan
 
@@ -123,7 +124,7 @@ def condition(values: ArrayLike) -> float:
 
 
 def auc(values: ArrayLike, count: int | None = None) -> float:
-    """Mean over k = 1..count of the explained share cumsum(c)_k / sum c, c_k = sqrt(lambda_k) (arXiv 2209.15007, eq. 2).
+    """Mean over k = 1..count of the share cumsum(c)_k / sum c, c_k = sqrt(lambda_k) (arXiv 2209.15007, eq. 2).
 
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
     """
@@ -138,7 +139,7 @@ def isoscore(values: ArrayLike) -> float:
 
 
 def vendi(moments: ArrayLike) -> float:
-    """Vendi score of order 1 with the linear kernel (arXiv 2210.02410): exp H of the eigenvalues of Z^T Z / N, unit rows."""
+    """Vendi score of order 1, linear kernel (arXiv 2210.02410): exp H of the eigenvalues of Z^T Z / N, unit rows."""
     return entropy_rank(moments)
 
 

@@ -91,3 +91,16 @@ def plot_spectra(ax: Any, spectra: Mapping[str, Sequence[float]], floor: float =
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of the covariance")
     if len(spectra) > 1 or floor > 0:
         ax.legend()
+
+
+def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
+    """ln of singular values by index, one line a name through the mean of the logs; a band from least to largest.
+
+    spectra: name -> (repeats, d), descending along d, > 0.
+    """
+    for style, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
+        index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
+        (line,) = ax.plot(index, logs.mean(0), style, label=name)
+        ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of the covariance")
+    ax.legend()

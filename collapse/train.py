@@ -83,7 +83,9 @@ class Network(nn.Module):
         if config.head != "none":
             raise InputError(f"directclr has no projector: --head none, not {config.head}")
         if not 1 <= config.dim <= self.backbone.width:
-            raise InputError(f"directclr: d0 = {config.dim}, expected 1..{self.backbone.width}, the representation's width")
+            raise InputError(
+                f"directclr: d0 = {config.dim}, expected 1..{self.backbone.width}, the representation's width"
+            )
         return Subvector(config.dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -131,7 +133,9 @@ class Training:
             z, z_prime = (self.network(view) for view in self._views(images, batch, preprocess))
             loss = infonce(z, z_prime, config.temperature)
             if not math.isfinite(loss.item()):
-                raise InputError(f"epoch {self.epoch}, step {step}: the loss is {loss.item()}; lower lr (now {rate:.3g})")
+                raise InputError(
+                    f"epoch {self.epoch}, step {step}: the loss is {loss.item()}; lower lr (now {rate:.3g})"
+                )
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -192,8 +196,9 @@ def _same_config(run: Path, config: Config) -> None:
 
 
 def _save_encoder(path: Path, network: Network, config: Config, preprocess: Preprocessing) -> None:
-    """The backbone under torchvision's names and the head under projector., with what a reader must know as metadata."""
+    """The backbone under torchvision's names, the head under projector., and in the header what a reader must know."""
     tensors = {key.removeprefix("backbone."): value.contiguous() for key, value in network.state_dict().items()}
     facts = {"architecture": asdict(config.shape), "preprocessing": preprocess.as_dict(), "training": asdict(config)}
     with whole(path) as partial:
-        save_file(tensors, os.fspath(partial), {key: to_json(value) for key, value in facts.items()})
+        # One entry: safetensors writes several in random order, and equal runs shall give equal bytes.
+        save_file(tensors, os.fspath(partial), {"collapse": to_json(facts)})

@@ -1,0 +1,61 @@
+# make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
+# make test      format, lint, types, tests with coverage
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Many small matrices: threads would only wait for one another.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+PACKAGE := $(wildcard collapse/*.py collapse/*.mplstyle)
+THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
+TOYS := figure3 figure6
+
+.PHONY: figures test clean FORCE
+.DELETE_ON_ERROR:
+
+figures: $(TOYS:%=build/%.done) build/digits.done build/digits_command.done
+	@echo
+	@echo "Look at (figures/README.md says what to see):"
+	@for name in $(TOYS) digits digits_command; do echo "  figures/$$name.png"; done
+	@echo "Numbers: experiments/results/*.npz and digits_command.json; trained networks: runs/digits/*.safetensors"
+
+# A step is done again when its sources changed or one of its files is missing.
+missing = $(if $(filter-out $(wildcard $(1)),$(1)),FORCE)
+FORCE:
+
+$(TOYS:%=build/%.done): build/%.done: experiments/%.py $(THEORY) | .venv/installed
+$(foreach name,$(TOYS),$(eval build/$(name).done: $(call missing,figures/$(name).png figures/$(name).pdf experiments/results/$(name).npz)))
+$(TOYS:%=build/%.done):
+	$(BIN)/python $<
+	@mkdir -p build && touch $@
+
+build/digits.done: experiments/digits.py $(PACKAGE) $(call missing,figures/digits.png figures/digits.pdf experiments/results/digits.npz runs/digits/mlp.safetensors) | .venv/installed
+	$(BIN)/python experiments/digits.py
+	@mkdir -p build && touch $@
+
+build/digits_command.done: build/digits.done $(call missing,figures/digits_command.png experiments/results/digits_command.json)
+	$(BIN)/collapse spectrum runs/digits/mlp.safetensors runs/digits/images --workers 0 \
+	    --plot figures/digits_command.png --out experiments/results/digits_command.json --force
+	@touch $@
+
+test: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --cov --cov-report=term
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("collapse needs Python 3.10 or newer; give one as PYTHON=...") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable ".[test]"
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf build runs .venv

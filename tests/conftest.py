@@ -1,0 +1,53 @@
+"""What several test files need: images, checkpoints on disk, and the data that may lie beside the project."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real checkpoints and images beside the project; tests that want them are skipped where they are absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real third-party files is not beside the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 smooth random colour images of several sizes and modes in two class folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        image = coarse.resize((40 + 3 * index, 60 - index), Image.Resampling.BICUBIC)
+        image = image.convert(("RGB", "L", "P", "RGBA", "CMYK")[index % 5])
+        path = folder / f"class{index % 2}" / f"{index:02d}.{'tif' if image.mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A resnet18 state dict as torchvision itself makes it, with statistics that are not the initial ones."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    net = models.resnet18().train()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(4, 3, 64, 64))
+    path = tmp_path_factory.mktemp("checkpoints") / "resnet18.pth"
+    torch.save(net.state_dict(), path)
+    return path

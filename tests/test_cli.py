@@ -1,0 +1,279 @@
+"""The command, end to end: answers, files, and one clear line for whatever is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models, transforms
+
+from collapse import Spectrum, cli
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr) of the command, in this process."""
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def command(*arguments, **options):
+    """The command in a process of its own."""
+    options = {"capture_output": True, "text": True, "timeout": 120, **options}
+    return subprocess.run([sys.executable, "-m", "collapse", *map(str, arguments)], **options)
+
+
+@pytest.fixture
+def z(tmp_path):
+    path = tmp_path / "z.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((500, 12)).astype(np.float32) / np.arange(1, 13))
+    return path
+
+
+def covariance_values(z):
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.linalg.svd(np.cov(z.T), compute_uv=False)
+
+
+def features(net, folder):
+    """Embeddings of all images under a folder by torchvision's own transforms, one by one, names in byte order."""
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*"))
+    net.fc = nn.Identity()
+    with torch.no_grad():
+        rows = [net.eval()(transform(Image.open(folder / n).convert("RGB"))[None]) for n in names]
+    return torch.cat(rows).double().numpy()
+
+
+def test_a_torchvision_checkpoint_gives_numpys_spectrum_of_torchvisions_features(capsys, resnet18, photos, tmp_path):
+    out, plot = tmp_path / "s.json", tmp_path / "s.png"
+    code, text, _ = run(
+        capsys, "spectrum", resnet18, photos, "--json", "--out", out, "--plot", plot, "--workers", 2, "--batch-size", 5
+    )
+    assert code == 0
+    document = json.loads(text)
+    assert text == out.read_text()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    net = models.resnet18()
+    net.load_state_dict(torch.load(resnet18))
+    expected = covariance_values(features(net, photos))
+    measured, floor = np.array(document["singular_values"]), document["floor"]
+    above = measured > floor
+    assert above.sum() == 23
+    np.testing.assert_allclose(measured[above], expected[above], rtol=1e-4)
+    assert document["schema"] == "collapse.spectrum/1"
+    assert document["source"]["kind"] == "checkpoint"
+    assert document["source"]["architecture"] == "resnet18"
+    assert document["source"]["layer"] == "representation"
+    assert document["images"] == {"path": str(photos), "count": 24, "skipped": []}
+    assert (document["n"], document["dim"], document["l2_normalized"]) == (24, 512, True)
+    assert Spectrum.from_json(text).dim == 512
+
+
+def test_a_real_cifar_checkpoint_on_real_images(capsys, shared, tmp_path):
+    with zipfile.ZipFile(shared / "data/tiny-imagenet-10.zip") as archive:
+        names = sorted(n for n in archive.namelist() if "/train/" in n and not n.endswith("/"))
+        for name in names:
+            archive.extract(name, tmp_path)
+    checkpoint = shared / "checkpoints/resnet20-12fca82f.th"
+    code, text, _ = run(capsys, "spectrum", checkpoint, tmp_path / "tiny-imagenet-10/train", "--json")
+    assert code == 0
+    document = json.loads(text)
+    assert (document["n"], document["dim"]) == (200, 64)
+    assert document["source"]["preprocessing"]["resize"] == 32
+    inside = f"{shared}/data/tiny-imagenet-10.zip/tiny-imagenet-10/train"
+    again = json.loads(run(capsys, "spectrum", checkpoint, inside, "--json", "--workers", 0)[1])
+    assert again["singular_values"] == document["singular_values"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_every_array_file_gives_the_spectrum_of_its_rows(capsys, tmp_path, z, suffix):
+    rows, path = np.load(z), (tmp_path / "rows").with_suffix(suffix)
+    if suffix == ".npy":
+        np.save(path, np.asfortranarray(rows.astype(">f4")))
+    elif suffix == ".npz":
+        np.savez(path, embeddings=rows, labels=np.zeros(3))
+    elif suffix == ".pt":
+        torch.save({"features": torch.tensor(rows), "epoch": 3}, path)
+    else:
+        save_file({"a": torch.tensor(rows), "b": torch.zeros(2, 2)}, path)
+    source = f"{path}:a" if suffix == ".safetensors" else path
+    code, text, err = run(capsys, "spectrum", source, "--json")
+    assert code == 0, err
+    document = json.loads(text)
+    assert document["source"]["kind"] == "array"
+    assert document["source"]["path"] == str(source)
+    np.testing.assert_allclose(document["singular_values"], covariance_values(rows.astype(float)), rtol=1e-6)
+
+
+def test_flags_change_what_they_say(capsys, z):
+    read = lambda *flags: json.loads(run(capsys, "spectrum", z, "--json", *flags)[1])
+    raw = read("--raw")
+    np.testing.assert_allclose(raw["singular_values"], np.linalg.eigvalsh(np.cov(np.load(z).T))[::-1], rtol=1e-6)
+    assert not raw["l2_normalized"]
+    assert read("--limit", "40")["n"] == 40
+    assert read("--method", "qr")["method"] == "qr"
+    assert read("--threshold", "0.5")["metrics"]["collapsed_dimensions"] > 0
+
+
+def test_the_text_report_says_what_was_measured(capsys, z):
+    code, text, _ = run(capsys, "spectrum", z)
+    assert code == 0
+    for part in ("500 embeddings of 12 dimensions, L2-normalised", "effective_rank", "rankme", "is rounding"):
+        assert part in text
+
+
+def bad_calls(folder, z, resnet18, photos):
+    """(what the line says, the arguments) of everything that a user may get wrong."""
+    rows = np.load(z)
+    rows[7, 3] = np.nan
+    np.save(folder / "nan.npy", rows)
+    np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(folder / "cube.npy", np.zeros((3, 4, 5)))
+    np.save(folder / "one.npy", np.zeros((1, 4)))
+    np.save(folder / "text.npy", np.array([["a", "b"]]))
+    np.savez(folder / "two.npz", a=np.eye(3), b=np.eye(3))
+    (folder / "cut.npy").write_bytes(z.read_bytes()[:2000])
+    (folder / "cut.npz").write_bytes((folder / "two.npz").read_bytes()[:200])
+    (folder / "text.pth").write_text("this is not a checkpoint at all")
+    torch.save({"encoder": {"weight": torch.zeros(3, 3)}}, folder / "unknown.pth")
+    tensors = torch.load(resnet18)
+    torch.save({k: v for k, v in tensors.items() if k != "layer4.0.conv1.weight"}, folder / "partial.pth")
+    (folder / "empty").mkdir()
+    (folder / "corrupt").mkdir()
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (40, 40)).save(folder / "corrupt" / name)
+    (folder / "corrupt/b.png").write_bytes((folder / "corrupt/a.png").read_bytes()[:60])
+    yield "absent.pth: no such file", ["absent.pth", photos]
+    yield "absent.npy: no such file", ["absent.npy"]
+    yield "not a checkpoint", [folder / "text.pth", photos]
+    yield "no known layout", [folder / "unknown.pth", photos]
+    yield "1 of 120 tensors of resnet18 are missing", [folder / "partial.pth", photos]
+    yield "holds resnet18, not resnet50", [resnet18, photos, "--arch", "resnet50"]
+    yield "holds no image", [resnet18, folder / "empty"]
+    yield "no such folder or zip", [resnet18, folder / "absent"]
+    yield "b.png: not a readable image", [resnet18, folder / "corrupt", "--workers", 2]
+    yield "row 7, column 3 is NaN", [folder / "nan.npy"]
+    yield "Python objects", [folder / "objects.npy"]
+    yield "shape (3, 4, 5), expected (n, d)", [folder / "cube.npy"]
+    yield "1 rows; a covariance needs at least 2", [folder / "one.npy"]
+    yield "not real numbers", [folder / "text.npy"]
+    yield "truncated or damaged", [folder / "cut.npy"]
+    yield "truncated or damaged", [folder / "cut.npz"]
+    yield "holds 2 arrays (a, b); name one", [folder / "two.npz"]
+    yield "no array 'c'", [f"{folder / 'two.npz'}:c"]
+    yield "looks like a checkpoint; give the images", [resnet18]
+    yield "no 'layer9'", [resnet18, photos, "--layer", "layer9"]
+    yield "has no projector", [resnet18, photos, "--layer", "projector"]
+    yield "CUDA devices here", [resnet18, photos, "--device", "cuda:99"]
+    yield "expected auto, cpu or cuda", [resnet18, photos, "--device", "tpu"]
+    yield "'-3' is not a number", [z, "--limit=-3"]
+    yield "'2' is not a number in 0..1", [z, "--threshold", "2"]
+    yield "'x' is not a number", [resnet18, photos, "--workers", "x"]
+    yield "invalid choice", [z, "--method", "svd"]
+    yield "a plot is .png or .pdf", [z, "--plot", folder / "s.jpg"]
+    yield "is the input", [z, "--out", z, "--force"]
+    yield "is a folder", [z, "--out", folder, "--force"]
+    yield "required: SOURCE", []
+    yield "--layer wants a checkpoint", [z, "--layer", "projector"]
+
+
+def test_bad_input_is_one_line_exit_2_and_nothing_written(capsys, tmp_path, z, resnet18, photos):
+    calls = list(bad_calls(tmp_path, z, resnet18, photos))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    for message, arguments in calls:
+        out = [] if "--out" in map(str, arguments) else ["--out", tmp_path / "out.json"]
+        code, text, err = run(capsys, "spectrum", *arguments, *out)
+        lines = [line for line in err.splitlines() if "images/s" not in line and "rows/s" not in line]
+        assert code == 2, (message, err)
+        assert text == ""
+        assert len(lines) == 1, err
+        assert lines[0].startswith("collapse: ")
+        assert message in lines[0]
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, message
+
+
+def test_existing_files_are_kept_without_force(capsys, tmp_path, z):
+    out = tmp_path / "old.json"
+    out.write_text("mine")
+    code, _, err = run(capsys, "spectrum", z, "--out", out)
+    assert code == 2
+    assert "--force" in err
+    assert out.read_text() == "mine"
+    assert run(capsys, "spectrum", z, "--out", out, "--force")[0] == 0
+    assert json.loads(out.read_text())["n"] == 500
+
+
+def test_the_command_runs_as_a_module_and_prints_json_alone(z):
+    result = command("spectrum", z, "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["command"][1:] == ["spectrum", str(z), "--json"]
+    assert command("--version").stdout.startswith("collapse 0.")
+    assert "example: collapse spectrum" in command("spectrum", "--help").stdout
+    wrong = command("spectra")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_output_into_a_closed_pipe_is_no_error(z):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "collapse", "spectrum", str(z), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) != 1
+
+
+def test_an_interrupt_ends_with_130_and_leaves_no_file(tmp_path, resnet18):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(400):
+        Image.new("RGB", (32, 32), (index % 256, 0, 0)).save(images / f"{index}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "collapse", "spectrum", str(resnet18), str(images), "--out", str(tmp_path / "s.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    read = ""
+    while "images/s" not in read:  # the bar: the work has begun
+        read += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+
+
+def test_the_result_does_not_depend_on_batches_and_workers(capsys, resnet18, photos):
+    read = lambda *flags: json.loads(run(capsys, "spectrum", resnet18, photos, "--json", *flags)[1])
+    one, other = read("--batch-size", "24", "--workers", "0"), read("--batch-size", "5", "--workers", "2")
+    above = np.array(one["singular_values"]) > one["floor"]
+    np.testing.assert_allclose(
+        np.array(one["singular_values"])[above], np.array(other["singular_values"])[above], rtol=1e-4
+    )
+
+
+def test_arrays_need_no_torch(z):
+    program = (
+        "import sys, collapse.cli; collapse.cli.main(['spectrum', sys.argv[1]]); sys.exit('torch' in sys.modules and 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, z], stdout=subprocess.DEVNULL, timeout=60).returncode == 0

@@ -1,0 +1,219 @@
+"""The accumulators against an SVD of all rows, which never forms a covariance."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ortho_group
+
+from collapse import Covariance, InputError, Spectrum, spectrum
+
+EPS = np.finfo(np.float64).eps
+
+
+def reference(z):
+    """Singular values of the covariance from those of the centred rows."""
+    values = np.zeros(z.shape[1])
+    found = np.linalg.svd(z - z.mean(0), compute_uv=False) ** 2 / (len(z) - 1)
+    values[: len(found)] = found
+    return values
+
+
+def bound(z, shift):
+    """Absolute error of an eigenvalue of a float64 covariance: of its sums, and of centring rows that lie far off."""
+    n, d = z.shape
+    largest = reference(z)[0]
+    return 8 * n * d * EPS * (largest + abs(shift) * math.sqrt(largest) + EPS * shift**2) + 1e-300
+
+
+def rows(seed, n, d, shift):
+    return np.random.default_rng(seed).standard_normal((n, d)) / np.arange(1, d + 1) + shift
+
+
+shards = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) >= 2)
+
+
+@given(shards, st.integers(1, 12), st.sampled_from([0.0, 1.0, 1e6]), st.integers(0, 2**32 - 1), st.booleans())
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+@settings(max_examples=60, deadline=None)
+def test_any_shards_in_any_order_merge_to_the_spectrum_of_the_whole(method, sizes, d, shift, seed, as_tree):
+    z = rows(seed, sum(sizes), d, shift)
+    parts = [Covariance(d, method).update(part) for part in np.split(z, np.cumsum(sizes)[:-1])]
+    order = np.random.default_rng(seed).permutation(len(parts))
+    total = Covariance(d, method)
+    if as_tree and len(parts) > 1:
+        parts[order[0]].merge(parts[order[1]])
+        order = np.delete(order, 1)
+    for index in order:
+        total.merge(parts[index])
+    result = total.spectrum()
+    assert result.n == len(z)
+    np.testing.assert_allclose(result.singular_values, reference(z), rtol=0, atol=bound(z, shift))
+    moments = np.zeros(d)
+    found = np.linalg.svd(z, compute_uv=False) ** 2 / len(z)
+    moments[: len(found)] = found
+    np.testing.assert_allclose(result.moments, moments, rtol=0, atol=8 * len(z) * d * EPS * moments[0])
+
+
+def test_qr_keeps_what_a_covariance_loses():
+    d, n = 24, 2000
+    s = np.logspace(0, -11, d)
+    z = np.linalg.qr(np.random.default_rng(0).standard_normal((n, d)))[0]
+    z = (z - z.mean(0)) @ np.linalg.inv(np.linalg.qr(z - z.mean(0))[1]) * s @ ortho_group.rvs(d, random_state=1)
+    truth = s**2 / (n - 1)
+    qr = spectrum(z, normalize=False, method="qr")
+    covariance = spectrum(z, normalize=False, method="covariance")
+    # Householder QR is backward stable: an absolute error of a few d eps |Z| in each singular value of Z.
+    error = np.abs(np.sqrt(qr.singular_values) - np.sqrt(truth))
+    assert (error < 4 * d * EPS * math.sqrt(truth[0])).all()
+    assert abs(covariance.singular_values[-1] / truth[-1] - 1) > 0.9
+    assert qr.floor < truth[-1] < covariance.floor
+
+
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+def test_the_floor_separates_data_from_rounding(method):
+    truth = np.random.default_rng(1).standard_normal((500, 8)) @ np.random.default_rng(2).standard_normal((8, 32))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        s = spectrum(torch.tensor(truth).to(dtype), normalize=False, method=method)
+        assert (s.singular_values[8:] < s.floor).all(), dtype
+        assert s.singular_values[7] > 1e3 * s.floor, dtype
+        assert s.metrics()["numerical_rank"] == 8
+
+
+def test_the_dtype_floor_is_the_rounding_it_makes_to_a_small_factor():
+    z = np.random.default_rng(0).standard_normal((4000, 16))
+    for dtype, name in ((np.float16, "float16"), (np.float32, "float32")):
+        noise = reference(z.astype(dtype) - z)[0]
+        floor = spectrum(z.astype(dtype), normalize=False, method="qr").floor
+        assert noise < floor < 4 * noise, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32])
+def test_tensors_and_arrays_of_the_same_numbers_give_the_same(dtype):
+    z = (8 * torch.randn(300, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
+    from_tensor = spectrum(z, method="covariance")
+    from_array = spectrum(z.double().numpy(), method="covariance")
+    on_device = spectrum(z, method="covariance", device="cpu")
+    np.testing.assert_array_equal(from_tensor.singular_values, from_array.singular_values)
+    np.testing.assert_allclose(on_device.singular_values, from_array.singular_values, rtol=1e-12)
+
+
+def test_a_device_accumulates_by_qr_as_numpy_does():
+    z = rows(0, 200, 9, 3.0)
+    on_device = Covariance(9, "qr", device="cpu").update(z[:50]).merge(Covariance(9, "qr", device="cpu").update(z[50:]))
+    np.testing.assert_allclose(on_device.spectrum().singular_values, reference(z), rtol=1e-10)
+
+
+def test_rows_are_normalised_unless_asked_not_to():
+    z = rows(1, 100, 6, 0.0)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    np.testing.assert_allclose(spectrum(z).singular_values, reference(unit), rtol=1e-12)
+    np.testing.assert_allclose(spectrum(z, normalize=False).singular_values, reference(z), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_normalisation_survives_extreme_scales(scale):
+    z = rows(2, 100, 6, 0.0)
+    np.testing.assert_allclose(spectrum(z * scale).singular_values, spectrum(z).singular_values, rtol=1e-10)
+
+
+def test_zero_rows_stay_zero_and_are_counted():
+    z = rows(3, 50, 4, 0.0)
+    z[[3, 7]] = 0
+    result = spectrum(z)
+    assert any("2 of 50 rows are zero" in note for note in result.warnings)
+
+
+def test_auto_takes_qr_for_float64_only():
+    z = rows(4, 30, 3, 0.0)
+    assert spectrum(z).method == "qr"
+    assert spectrum(z.astype(np.float32)).method == "covariance"
+    assert spectrum(torch.tensor(z)).method == "qr"
+    assert any("qr" in note for note in spectrum(z).warnings)
+
+
+def test_an_iterable_of_batches_is_the_whole():
+    z = rows(5, 90, 5, 1.0)
+    parts = (torch.tensor(part) for part in np.split(z, 9))
+    np.testing.assert_allclose(spectrum(parts).singular_values, spectrum(z).singular_values, rtol=1e-9)
+    np.testing.assert_allclose(spectrum(z.tolist()).singular_values, spectrum(z).singular_values, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+def test_a_bad_batch_is_refused_and_changes_nothing(method):
+    z = rows(6, 40, 5, 0.0)
+    total = Covariance(5, method, normalize=True).update(z)
+    before = total.spectrum().singular_values
+    nan = z.copy()
+    nan[3, 2] = math.nan
+    bad = [nan, z[:, :4], z[0], z + 1j, z > 0, np.array(["a"]), torch.tensor(z).to_sparse(), np.where(z > 1, np.inf, z)]
+    for batch in bad:
+        with pytest.raises(InputError, match="embeddings"):
+            total.update(batch)
+    with pytest.raises(InputError, match="row 43, column 2"):
+        total.update(nan)
+    total.update(z[:0])
+    assert total.n == 40
+    np.testing.assert_array_equal(total.spectrum().singular_values, before)
+
+
+def test_an_overflow_is_said_and_changes_nothing():
+    total = Covariance(2).update([[1.0, 2.0], [3.0, 5.0]])
+    with pytest.raises(InputError, match="overflow"):
+        total.update([[1e200, 0.0], [-1e200, 0.0]])
+    assert total.n == 2
+
+
+@pytest.mark.parametrize("z", [np.zeros((0, 3)), np.zeros((1, 3)), iter([]), np.zeros(3), np.zeros((2, 3, 4))])
+def test_too_few_rows_or_another_shape_is_refused(z):
+    with pytest.raises(InputError):
+        spectrum(z)
+
+
+def test_fewer_rows_than_dimensions_is_answered_with_a_warning():
+    result = spectrum(rows(7, 10, 30, 0.0))
+    assert result.singular_values.shape == (30,)
+    assert (result.singular_values[9:] <= result.floor).all()
+    assert result.metrics()["numerical_rank"] == 9
+    assert any("at most 9" in note for note in result.warnings)
+
+
+def test_accumulators_of_different_kinds_do_not_merge():
+    for other in (Covariance(4), Covariance(3, "qr"), Covariance(3, normalize=True)):
+        with pytest.raises(InputError, match="merge"):
+            Covariance(3).merge(other)
+    for arguments in ((0,), (3, "svd")):
+        with pytest.raises(InputError):
+            Covariance(*arguments)
+    with pytest.raises(InputError, match="method"):
+        spectrum(np.eye(3), method="svd")
+
+
+def test_json_is_strict_and_comes_back_the_same():
+    for z in (rows(8, 60, 5, 0.0), np.ones((10, 4))):
+        result = spectrum(z)
+        text = result.to_json()
+        document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+        assert document["schema"] == "collapse.spectrum/1"
+        assert document["dim"] == z.shape[1] == len(document["singular_values"])
+        again = Spectrum.from_json(text)
+        assert again.to_json() == text
+    assert document["metrics"]["effective_rank"] is None
+    assert any("undefined" in note for note in document["source"]["warnings"])
+    for text in ("{}", "not json", '{"schema": "other/1"}', "[1]"):
+        with pytest.raises(InputError):
+            Spectrum.from_json(text)
+
+
+def test_a_plot_draws_the_natural_logarithm_and_the_floor():
+    result = spectrum(rows(9, 40, 60, 0.0), method="covariance")
+    ax = result.plot()
+    drawn = ax.lines[0].get_ydata()
+    positive = result.singular_values[result.singular_values > 0]
+    np.testing.assert_allclose(drawn, np.log(positive))
+    assert "rounding" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert result.plot(ax) is ax

@@ -1,0 +1,156 @@
+"""Rank measures: closed forms, published implementations' values, and orderings that must always hold."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits, load_iris
+
+from collapse import InputError, metrics, spectrum
+
+
+def reference_inputs():
+    power = np.random.default_rng(0).standard_normal((1000, 64)) / np.arange(1, 65)
+    r = np.random.default_rng(1)
+    low = r.standard_normal((500, 8)) @ r.standard_normal((8, 32))
+    return {
+        "power": power,
+        "shift": power + 5.0,
+        "lowrank": low,
+        "wide": np.random.default_rng(2).standard_normal((40, 128)),
+        "iso": np.random.default_rng(3).standard_normal((4096, 32)),
+        "digits": load_digits().data.astype(float),
+        "iris": load_iris().data.astype(float),
+        "hada": scipy.linalg.hadamard(16).astype(float),
+    }
+
+
+# Values printed by effdim 0.1.1 (shannon_entropy, participation_ratio), google-research graph_embedding/metrics
+# (rankme with epsilon 1e-12, stable rank of the centred rows, self-clustering), sirbastiano/RankMe EffectiveRank,
+# MouseLand get_powerlaw, noncontrastive-ssl auc, p_eickhoff_isoscore, vendi-score 0.0.3, numpy matrix_rank of C.
+NAMES = ["effective_rank", "participation_ratio", "stable_rank", "rankme", "rankme_centered", "auc", "numerical_rank"]
+RAW = {
+    "power": [4.74145592456, 2.48867032643, 1.64175434367, 28.9623740545, 28.9537740078, 0.807426307657, 64],
+    "shift": [4.74145592456, 2.48867032643, 1.64175434367, 1.98382791627, 28.9537740078, 0.807426307657, 64],
+    "lowrank": [7.2413242671, 6.71768758399, 4.74216895199, 7.78038650892, 7.78000130882, 0.907261251556, 8],
+    "wide": [33.6568393917, 30.0385053171, 16.9062507149, 38.3736857776, 37.4472006312, 0.604559472288, 39],
+    "iso": [31.8670048854, 31.7348601633, 27.4001550791, 31.9667298952, 31.9667076575, 0.528766637221, 32],
+    "digits": [20.5532513628, 13.1685111701, 6.71564900589, 29.6290859208, 39.7074004473, 0.769648204847, 61],
+    "iris": [1.38439301473, 1.16542577814, 1.08152687687, 1.87044355065, 2.53208834368, 0.873019686852, 4],
+    "hada": [15, 15, 15, 16.0000000004, 15.0000000004, 0.5625, 15],
+}
+UNIT_NAMES = [*NAMES[:5], "vendi", "isoscore", "self_clustering"]
+UNIT = {
+    "power": [8.01741000422, 4.13865891932, 2.28158418141, 34.4278493383, 34.4219857192, 8.01955252457, 0.0498199828464,
+              0.228784318356],
+    "shift": [4.74087784755, 2.48853301117, 1.64177965576, 1.98384361644, 28.9746734392, 1.0094051662, 0.0236275081138,
+              0.997991793345],
+    "iso": [31.8768266742, 31.7544514604, 27.378720173, 31.9691675265, 31.9691591464, 31.876865593, 0.992079079368,
+            5.21346544411e-06],
+    "digits": [20.0865318473, 12.7739193045, 6.59506660628, 29.7900686976, 39.4979627097, 4.67761260519, 0.186887608008,
+               0.475998963022],
+    "hada": [15, 15, 15, 16.0000000004, 15.0000000004, 16, 0.933333333333, -0.0666666666667],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+@pytest.mark.parametrize("name", RAW)
+def test_raw_rows_give_the_values_of_the_published_implementations(name, method):
+    measured = spectrum(reference_inputs()[name], normalize=False, method=method).metrics()
+    np.testing.assert_allclose([measured[m] for m in NAMES], RAW[name], rtol=2e-9)
+
+
+@pytest.mark.parametrize("name", UNIT)
+def test_unit_rows_give_the_values_of_the_published_implementations(name):
+    measured = spectrum(reference_inputs()[name]).metrics()
+    # The reference for the stable rank adds 1e-12 to each singular value, 6e-8 of the sum for the smallest input.
+    np.testing.assert_allclose([measured[m] for m in UNIT_NAMES], UNIT[name], rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "normalize", "expected"),
+    [
+        ("power", False, 2.06903727231),
+        ("wide", False, 1.11158273724),
+        ("iso", True, 0.175015053161),
+        ("digits", True, 3.69689751309),
+        ("iris", True, math.nan),
+    ],
+)
+def test_alpha_is_the_weighted_fit_of_stringer_et_al(name, normalize, expected):
+    measured = spectrum(reference_inputs()[name], normalize=normalize).metrics()["alpha"]
+    np.testing.assert_allclose(measured, expected, rtol=1e-8)
+
+
+def test_a_power_law_gives_its_exponent_back():
+    for a in (0.5, 1.0, 2.5):
+        fit = metrics.power_law(np.arange(1, 200.0) ** -a)
+        assert fit.alpha == pytest.approx(a, abs=1e-12)
+        assert fit.r2 == pytest.approx(1, abs=1e-12)
+        assert (fit.first, fit.last) == (11, 100)
+
+
+def test_geometric_spectra_have_their_closed_forms():
+    q, k = 0.8, np.arange(400)
+    values = q**k
+    entropy = -(q * math.log(q) + (1 - q) * math.log(1 - q))
+    assert metrics.participation_ratio(values) == pytest.approx((1 + q) / (1 - q))
+    assert metrics.stable_rank(values) == pytest.approx(1 / (1 - q))
+    assert metrics.effective_rank(values) == pytest.approx(math.exp(entropy / (1 - q)))
+    assert metrics.condition(values[:3]) == pytest.approx(q**2)
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.floats(1e-300, 1e300))
+def test_m_equal_values_among_d_are_rank_m_in_every_measure(m, zeros, value):
+    values = [value] * m + [0.0] * zeros
+    for measure in (metrics.effective_rank, metrics.participation_ratio, metrics.stable_rank, metrics.numerical_rank):
+        assert measure(values) == pytest.approx(m)
+    assert metrics.collapsed_dimensions(values) == zeros
+    if m + zeros > 1:
+        assert metrics.isoscore(values) == pytest.approx((m - 1) / (m + zeros - 1))
+    assert metrics.auc(values, m) == pytest.approx(0.5 + 0.5 / m)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50).filter(lambda v: max(v) > 0))
+def test_renyi_entropies_are_ordered(values):
+    stable, ratio = metrics.stable_rank(values), metrics.participation_ratio(values)
+    effective, flattened = metrics.effective_rank(values), metrics.rankme(np.sqrt(values))
+    slack = 1 + 1e-12
+    assert stable * slack >= 1
+    assert stable <= ratio * slack
+    assert ratio <= effective * slack
+    assert effective <= flattened * slack
+    assert flattened <= np.count_nonzero(values) * slack
+
+
+def test_complete_collapse_is_undefined_and_never_a_good_score():
+    zeros = np.zeros(16)
+    assert metrics.collapsed_dimensions(zeros) == 16
+    assert metrics.numerical_rank(zeros) == 0
+    for measure in (
+        metrics.effective_rank,
+        metrics.participation_ratio,
+        metrics.stable_rank,
+        metrics.alpha,
+        metrics.auc,
+        metrics.isoscore,
+        metrics.condition,
+    ):
+        assert math.isnan(measure(zeros))
+    constant = spectrum(np.ones((100, 16), np.float32), method="covariance")
+    assert constant.metrics()["rankme"] == pytest.approx(1)
+    assert constant.metrics()["collapsed_dimensions"] == 16
+
+
+def test_the_threshold_counts_strictly_below_it():
+    assert metrics.collapsed_dimensions([1, 1e-2, 1e-4, 1e-7], 1e-4) == 1
+    assert metrics.collapsed_dimensions([1, 1e-2, 1e-4, 1e-7], 1e-3) == 2
+
+
+@pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, -1.0], [1.0, math.nan]])
+def test_what_is_no_spectrum_is_refused(bad):
+    with pytest.raises(InputError, match="singular values"):
+        metrics.effective_rank(bad)

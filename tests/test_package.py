@@ -1,0 +1,122 @@
+"""The shape of the package: imports go one way, importing is quick, result files are whole or absent."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collapse
+from collapse import InputError
+from collapse.results import load_result, r_squared, refuse_existing, save_result, save_text, strict, to_json, whole
+
+PACKAGE = Path(collapse.__file__).parent
+
+# A module may import those of the layers before its own, and others of its own only within theory.
+LAYERS = (
+    {"collapse"},
+    {"collapse.metrics", "collapse.results"},
+    {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots",
+     "collapse.views"},
+    {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.train", "collapse.theory"},
+    {"collapse.cli"},
+    {"collapse.__main__"},
+)  # fmt: skip
+
+
+def imports(path):
+    """The modules of this package that a file imports as it is loaded (not inside functions, not for type checkers)."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "collapse":
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if (PACKAGE / f"{name.partition('.')[2].replace('.', '/')}.py").exists() else node.module
+                        for name in names)  # fmt: skip
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "collapse")
+
+
+def layer(module):
+    top = ".".join(module.split(".")[:2])
+    found = [index for index, names in enumerate(LAYERS) if top in names]
+    assert found, f"{module} has no layer yet"
+    return found[0]
+
+
+def test_imports_go_one_way():
+    edges = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(["collapse", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        edges[module] = {name for name in imports(path) if name != module}
+        for name in edges[module]:
+            inside = module.startswith("collapse.theory") and name.startswith("collapse.theory")
+            assert inside or layer(name) < layer(module), f"{module} imports {name}"
+    theory = {m: {n for n in names if n in edges} for m, names in edges.items() if m.startswith("collapse.theory.")}
+    while theory:  # no circle: there is always a module that imports none of the rest
+        free = [module for module, names in theory.items() if not names & theory.keys()]
+        assert free, f"circle among {sorted(theory)}"
+        for module in free:
+            del theory[module]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    program = "import sys, collapse; heavy = {'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules); print(heavy)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in collapse.__all__:
+        assert getattr(collapse, name) is not None
+        assert name in dir(collapse)
+    with pytest.raises(AttributeError, match="no attribute 'spectra'"):
+        _ = collapse.spectra
+    assert issubclass(InputError, ValueError)
+
+
+def test_a_result_holds_how_it_was_made(tmp_path):
+    path = tmp_path / "deep/result.npz"
+    save_result(path, {"config": {"seed": 3}}, a=np.arange(3.0))
+    meta, arrays = load_result(path)
+    assert meta["config"] == {"seed": 3}
+    assert {"schema", "command", "versions", "date"} <= meta.keys()
+    assert "numpy" in meta["versions"]
+    np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
+    with pytest.raises(InputError, match="no such result"):
+        load_result(tmp_path / "absent.npz")
+
+
+def _write_half(path, error):
+    with whole(path) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    save_text(path, "old")
+    for error, expected in ((RuntimeError(), RuntimeError), (OSError(28, "No space left on device"), InputError)):
+        with pytest.raises(expected):
+            _write_half(path, error)
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(InputError, match="folder"):
+        save_text(path / "below/b.txt", "")
+    with pytest.raises(InputError, match="--force"):
+        refuse_existing(path, False)
+    refuse_existing(path, True)
+
+
+def test_json_is_strict():
+    value = {"a": np.array([1.0, np.nan]), "b": (np.int64(3), float("inf")), 5: Path("x/y")}
+    assert json.loads(to_json(value)) == {"a": [1.0, None], "b": [3, None], "5": "x/y"}
+    assert strict(np.float32(2)) == 2.0
+
+
+def test_r_squared_is_one_for_the_truth_and_zero_for_the_mean():
+    x = np.exp(np.array([1.0, 2.0, 4.0]))
+    assert r_squared(x, x) == 1
+    assert r_squared(x, np.full(3, np.exp(7 / 3))) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(InputError, match="positive"):
+        r_squared(x, np.zeros(3))
