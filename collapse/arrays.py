@@ -34,14 +34,13 @@ def open_array(source: Path) -> tuple[dict[str, Any], Any]:
     containers.require_file(path)
     with open(path, "rb") as file:
         head = file.read(6)
+    about = {"kind": "array", "path": str(source), "sha256": containers.sha256(path)}
     if head == b"\x93NUMPY":
-        array, foreign = _open_npy(path), []
-    elif head.startswith(b"PK\x03\x04") and _is_npz(path):
-        array, foreign = _open_npz(path, key), []
-    else:
-        contents = containers.read(path)
-        array, foreign = _pick(path, contents.tree, key), contents.foreign
-    return {"kind": "array", "path": str(source), "sha256": containers.sha256(path), "foreign": foreign}, array
+        return about, _open_npy(path)
+    if head.startswith(b"PK\x03\x04") and _is_npz(path):
+        return about, _open_npz(path, key)
+    contents = containers.read(path)
+    return {**about, "foreign": contents.foreign}, _pick(path, contents.tree, key)
 
 
 def _is_npz(path: Path) -> bool:

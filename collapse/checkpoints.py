@@ -314,10 +314,10 @@ def find_projector(tensors: Mapping[str, Tensor], root: str, width: int) -> tupl
 def _sequential(parts: Mapping[str, Tensor], width: int, prefix: str) -> nn.Sequential:
     modules: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts.items():
-        index, _, leaf = name.rpartition(".")
-        if index and not index.isdigit():
+        position, _, leaf = name.rpartition(".")
+        if position and not position.isdigit():
             raise InputError(f"projector: {prefix}{name} is no plain sequence of layers")
-        modules.setdefault(int(index or 0), {})[leaf] = tensor
+        modules.setdefault(int(position or 0), {})[leaf] = tensor
     layers: dict[str, nn.Module] = {}
     for index in range(max(modules) + 1):
         own = modules.get(index)
@@ -374,8 +374,10 @@ def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     try:
         facts = json.loads(metadata.get("collapse", "{}"))
         if "preprocessing" in facts:
-            values = facts["preprocessing"].items()
-            facts["preprocessing"] = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocessing"].items()
+            }
+            facts["preprocessing"] = Preprocessing(**values)
         return facts
     except (TypeError, AttributeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: the header's entry 'collapse' cannot be read: {error}") from error

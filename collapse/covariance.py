@@ -71,15 +71,11 @@ class _Triangle:
     """R (d + 1, d + 1) of the QR decomposition of [1 Z]; rows wait until a block is worth a decomposition."""
 
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
-        self.n, self.waiting, self.dim = 0, [zeros((0, dim + 1))], dim
+        self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
 
     def add(self, z: Any) -> None:
-        if _is_tensor(z):
-            import torch
-
-            rows = torch.cat([torch.ones_like(z[:, :1]), z], 1)
-        else:
-            rows = np.hstack([np.ones((len(z), 1)), z])
+        rows = self.zeros((len(z), self.dim + 1))
+        rows[:, 0], rows[:, 1:] = 1, z
         self.n += len(z)
         self.waiting.append(rows)
         if sum(map(len, self.waiting[1:])) >= 2 * self.dim:
@@ -323,7 +319,7 @@ class Spectrum:
 
         if ax is None:
             _, ax = plots.figure()
-        plots.plot_spectra(ax, {self.source.get("layer") or "spectrum": self.singular_values}, self.floor)
+        plots.plot_spectra(ax, {str(self.source.get("layer") or "spectrum"): self.singular_values}, self.floor)
         return ax
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,11 +28,11 @@ def knn_top1(
     Cosine similarity; each neighbour votes with exp(similarity / temperature) (Wu et al., arXiv 1805.01978).
     Rows (n, d); labels (n,) integers from 0.
     """
-    train, test = (torch.nn.functional.normalize(torch.as_tensor(z, dtype=torch.float32)) for z in (train, test))
+    keys, queries = (torch.nn.functional.normalize(torch.as_tensor(z, dtype=torch.float32)) for z in (train, test))
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     labels, right = torch.as_tensor(train_labels), 0
-    for start in range(0, len(test), 1024):
-        similarity, nearest = (test[start : start + 1024] @ train.T).topk(min(k, len(train)))
+    for start in range(0, len(queries), 1024):
+        similarity, nearest = (queries[start : start + 1024] @ keys.T).topk(min(k, len(keys)))
         votes = torch.zeros(len(nearest), classes)
         votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
         right += int((votes.argmax(1) == torch.as_tensor(test_labels[start : start + 1024])).sum())

@@ -150,7 +150,7 @@ def _stack(items: list[Tensor | str]) -> Tensor | str:
     errors = [item for item in items if isinstance(item, str)]
     if errors:
         return errors[0]
-    if len({item.shape for item in items}) > 1:
+    if len({item.shape for item in items}) > 1:  # type: ignore[union-attr]
         return "images differ in size; give --resize and --crop"
     return torch.stack(items)  # type: ignore[arg-type]
 

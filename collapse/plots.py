@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from collapse.results import whole
 
@@ -71,19 +71,19 @@ def theory_legend(ax: Any, **options: Any) -> None:
     ax.legend(handles=handles, **options)
 
 
-def plot_spectra(ax: Any, spectra: Mapping[str, Sequence[float]], floor: float = 0.0) -> None:
+def plot_spectra(ax: Any, spectra: Mapping[str, ArrayLike], floor: float = 0.0) -> None:
     """ln of descending singular values against their index, one curve a name; a grey band up to ln(floor).
 
     Values at or below zero have no logarithm and are left out.
     """
-    lowest = np.inf
-    for style, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
-        values = np.asarray(values, dtype=float)
+    lowest = float(np.inf)
+    for style, (name, given) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
+        values = np.asarray(given, dtype=float)
         values = values[values > 0]
         if len(values) == 0:
             continue
         ax.plot(np.arange(1, len(values) + 1), np.log(values), style, label=name)
-        lowest = min(lowest, np.log(values[-1]))
+        lowest = min(lowest, float(np.log(values[-1])))
     if floor > 0 and np.isfinite(lowest) and lowest < np.log(floor) + 2:
         bottom = min(lowest, np.log(floor)) - 1
         ax.axhspan(bottom, np.log(floor), color="0.85", zorder=0, label="rounding")
