@@ -317,9 +317,10 @@ class Spectrum:
         """Draw ln of the singular values by index, with the floor as a band; returns the axes."""
         from collapse import plots
 
-        if ax is None:
-            _, ax = plots.figure()
-        plots.plot_spectra(ax, {str(self.source.get("layer") or "spectrum"): self.singular_values}, self.floor)
+        with plots.style():
+            if ax is None:
+                _, ax = plots.figure()
+            plots.plot_spectra(ax, {str(self.source.get("layer") or "spectrum"): self.singular_values}, self.floor)
         return ax
 
     def to_dict(self) -> dict[str, Any]:

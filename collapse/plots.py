@@ -10,7 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,11 +20,16 @@ COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column pape
 STYLE = Path(__file__).with_name("style.mplstyle")
 
 
+def style() -> Any:
+    """Context in which a figure is drawn: one look everywhere, and matplotlib's own settings stay as they are."""
+    return matplotlib.style.context(STYLE)
+
+
 def figure(width: float = COLUMN, height: float = 2.3, columns: int = 1, rows: int = 1, **options: Any) -> tuple:
-    """(figure, axes) in the style of all figures; sizes in inches. Does not change matplotlib's own settings."""
+    """(figure, axes) in the style of all figures; sizes in inches."""
     from matplotlib import pyplot as plt
 
-    with matplotlib.style.context(STYLE):
+    with style():
         return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
@@ -39,7 +44,7 @@ def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")
     """Write `fig` to stem.png and stem.pdf, each whole or not at all, and close it."""
     from matplotlib import pyplot as plt
 
-    with matplotlib.style.context(STYLE):
+    with style():
         for suffix in suffixes:
             with whole(stem.with_suffix(suffix)) as partial:
                 # No date in the file: the same data gives the same bytes.
@@ -77,18 +82,18 @@ def plot_spectra(ax: Any, spectra: Mapping[str, ArrayLike], floor: float = 0.0) 
     Values at or below zero have no logarithm and are left out.
     """
     lowest = float(np.inf)
-    for style, (name, given) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
+    for dashes, (name, given) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         values = np.asarray(given, dtype=float)
         values = values[values > 0]
         if len(values) == 0:
             continue
-        ax.plot(np.arange(1, len(values) + 1), np.log(values), style, label=name)
+        ax.plot(np.arange(1, len(values) + 1), np.log(values), dashes, label=name)
         lowest = min(lowest, float(np.log(values[-1])))
     if floor > 0 and np.isfinite(lowest) and lowest < np.log(floor) + 2:
         bottom = min(lowest, np.log(floor)) - 1
         ax.axhspan(bottom, np.log(floor), color="0.85", zorder=0, label="rounding")
         ax.set_ylim(bottom=bottom)
-    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of the covariance")
+    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     if len(spectra) > 1 or floor > 0:
         ax.legend()
 
@@ -98,9 +103,9 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
 
     spectra: name -> (repeats, d), descending along d, > 0.
     """
-    for style, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
+    for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
-        (line,) = ax.plot(index, logs.mean(0), style, label=name)
+        (line,) = ax.plot(index, logs.mean(0), dashes, label=name)
         ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of the covariance")
+    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()

@@ -14,9 +14,7 @@ temperatures, seeds); singular_values, with a last axis d), figures/digits.png a
 runs/digits/HEAD.safetensors (first seed, last temperature) and runs/digits/images/CLASS/*.png.
 """
 
-import argparse
 import hashlib
-import json
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -36,15 +34,14 @@ from collapse import models, plots, views
 from collapse import train as training
 from collapse.covariance import Spectrum, spectrum
 from collapse.evaluate import embed, knn_top1, probe_top1
+from collapse.experiment import Arrays, Meta, main
 from collapse.images import Preprocessing
 from collapse.models import ResNetShape
-from collapse.results import load_result, save_result, to_json, whole
+from collapse.results import to_json, whole
 from collapse.train import Config
 from collapse.views import Augmentation
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "experiments/results/digits.npz"
-RUNS = ROOT / "runs/digits"
+RUNS = Path("runs/digits")  # below the folder in which the script is started
 
 HEADS = {
     "none": {"head": "none"},
@@ -134,23 +131,24 @@ def evaluate(run: Path) -> tuple[Spectrum, float, float]:
     return spectrum(r), knn_top1(*split), probe_top1(*split)
 
 
-def simulate(seeds: list[int], epochs: int, runs: Path) -> dict[str, NDArray]:
-    """Train and evaluate all heads and seeds; arrays as in the result file."""
+def simulate(seed: int = 0, seeds: int = 3, epochs: int = BASE.epochs, runs: Path = RUNS) -> tuple[Meta, Arrays]:
+    """Train and evaluate every head at every temperature, `seeds` times from `seed` on; networks are kept in `runs`."""
+    write_images(runs / "images")
     base = replace(BASE, epochs=epochs)
     grid = {
-        (head, temperature, seed): replace(base, temperature=temperature, seed=seed, **options)  # type: ignore[arg-type]
+        (head, temperature, one): replace(base, temperature=temperature, seed=one, **options)  # type: ignore[arg-type]
         for head, options in HEADS.items()
         for temperature in TEMPERATURES
-        for seed in seeds
+        for one in range(seed, seed + seeds)
     }
     folders = {key: run_folder(runs, key[0], config) for key, config in grid.items()}
     train_all({folders[key]: config for key, config in grid.items()})
     measured = [evaluate(folders[key]) for key in tqdm(grid, desc="evaluating", unit=" networks")]
     for head in HEADS:
-        shutil.copyfile(folders[head, TEMPERATURES[-1], seeds[0]] / "encoder.safetensors", runs / f"{head}.safetensors")
-    shape = (len(HEADS), len(TEMPERATURES), len(seeds))
+        shutil.copyfile(folders[head, TEMPERATURES[-1], seed] / "encoder.safetensors", runs / f"{head}.safetensors")
+    shape = (len(HEADS), len(TEMPERATURES), seeds)
     ranks = [s.metrics() for s, _, _ in measured]
-    return {
+    return {"base": asdict(base), "heads": HEADS}, {
         "heads": np.array(list(HEADS)),
         "temperatures": np.array(TEMPERATURES),
         "singular_values": np.array([s.singular_values for s, _, _ in measured]).reshape(*shape, -1),
@@ -175,7 +173,7 @@ def write_images(folder: Path) -> None:
 COLUMNS = {"knn": "kNN %", "probe": "probe %", "effective_rank": "effective rank", "collapsed": "below 1e-3"}
 
 
-def table(arrays: dict[str, NDArray]) -> str:
+def report(meta: Meta, arrays: Arrays) -> str:
     """Mean and standard deviation over the seeds, one line a temperature and head."""
     lines = [f"{'temperature':<12}{'head':<18}" + "".join(f"{title:>16}" for title in COLUMNS.values())]
     for t, temperature in enumerate(arrays["temperatures"]):
@@ -187,7 +185,7 @@ def table(arrays: dict[str, NDArray]) -> str:
     return "\n".join(lines)
 
 
-def draw(arrays: dict[str, NDArray]) -> None:
+def draw(meta: Meta, arrays: Arrays) -> Any:
     """One panel a temperature."""
     temperatures = arrays["temperatures"]
     fig, axes = plots.figure(plots.TEXT, 2.6, columns=len(temperatures), sharey=True)
@@ -197,29 +195,8 @@ def draw(arrays: dict[str, NDArray]) -> None:
         ax.set_title(rf"temperature $\tau = {temperatures[t]:g}$")
     axes[1].set_ylabel("")
     axes[1].get_legend().remove()
-    plots.save_figure(fig, ROOT / "figures/digits")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count up")
-    parser.add_argument("--seeds", type=int, default=3, help="runs a head")
-    parser.add_argument("--epochs", type=int, default=BASE.epochs)
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where trained networks are kept")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--plot-only", action="store_true")
-    options = parser.parse_args()
-    if not options.plot_only:
-        write_images(options.runs / "images")
-        seeds = [options.seed + index for index in range(options.seeds)]
-        config = json.loads(
-            to_json({"base": asdict(replace(BASE, epochs=options.epochs)), "heads": HEADS, "seeds": seeds})
-        )
-        save_result(options.out, {"config": config}, **simulate(seeds, options.epochs, options.runs))
-    _, arrays = load_result(options.out)
-    print(table(arrays))
-    draw(arrays)
+    return fig
 
 
 if __name__ == "__main__":
-    main()
+    main(__file__, simulate, report, draw)

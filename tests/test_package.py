@@ -21,7 +21,8 @@ LAYERS = (
     {"collapse.metrics", "collapse.results"},
     {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots",
      "collapse.views"},
-    {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.train", "collapse.theory"},
+    {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
+     "collapse.theory"},
     {"collapse.cli"},
     {"collapse.__main__"},
 )  # fmt: skip

@@ -1,0 +1,65 @@
+"""What every script of experiments/ shares: flags, the result file, and the figure drawn from that file alone."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from collapse import InputError, plots
+from collapse.results import load_result, save_result
+
+Arrays = dict[str, NDArray]
+Meta = dict[str, Any]
+
+
+def main(
+    script: str,
+    simulate: Callable[..., tuple[Meta, Arrays]],
+    report: Callable[[Meta, Arrays], str],
+    draw: Callable[[Meta, Arrays], Any],
+) -> None:
+    """Simulate, save, print the report, draw: the whole of a script named experiments/NAME.py.
+
+    Flags are simulate's keyword arguments (name, type and default), --out and --plot-only.  The result goes to
+    experiments/results/NAME.npz and the figure to figures/NAME.png and .pdf; with --out FILE.npz both go there.
+
+    Args:
+        script: the script's __file__.
+        simulate: keywords -> (what to say about the result, arrays).
+        report: (meta, arrays) -> the lines to print.
+        draw: (meta, arrays) -> a matplotlib figure.
+    """
+    path, module = Path(script).resolve(), sys.modules[simulate.__module__]
+    root = path.parents[1]
+    options = vars(_parser(module.__doc__ or path.stem, simulate).parse_args())
+    out, plot_only = options.pop("out"), options.pop("plot_only")
+    result = out or root / f"experiments/results/{path.stem}.npz"
+    try:
+        if not plot_only:
+            meta, arrays = simulate(**options)
+            save_result(result, {"config": options, **meta}, **arrays)
+        meta, arrays = load_result(result)
+        print(report(meta, arrays))
+        with plots.style():
+            figure = draw(meta, arrays)
+        plots.save_figure(figure, out.with_suffix("") if out else root / "figures" / path.stem)
+    except InputError as error:
+        sys.exit(f"{path.name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser(doc: str, simulate: Callable[..., Any]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, parameter in signature(simulate).parameters.items():
+        default = parameter.default
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default}"
+        )
+    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write the result there and the figure beside it")
+    parser.add_argument("--plot-only", action="store_true", help="draw again from the saved result")
+    return parser

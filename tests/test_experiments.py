@@ -1,0 +1,99 @@
+"""The experiment scripts, run small: result file, report and figure; interrupted and stale work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from collapse import experiment
+from collapse.results import load_result
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name, *arguments):
+    call = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, timeout=300)
+
+
+def simulate(seed: int = 0, scale: float = 2.0):
+    """A module's docstring stands in the help."""
+    return {"r2": 1.0}, {"x": scale * np.arange(3.0) + seed}
+
+
+def draw(meta, arrays):
+    from collapse.plots import figure
+
+    fig, ax = figure()
+    ax.plot(arrays["x"])
+    return fig
+
+
+def main(monkeypatch, tmp_path, *arguments):
+    monkeypatch.setattr(sys, "argv", ["toy.py", *map(str, arguments)])
+    (tmp_path / "experiments").mkdir(exist_ok=True)
+    experiment.main(str(tmp_path / "experiments/toy.py"), simulate, lambda meta, arrays: f"r2 {meta['r2']}", draw)
+
+
+def test_an_experiment_saves_reports_and_draws(monkeypatch, tmp_path, capsys):
+    main(monkeypatch, tmp_path, "--seed", 5, "--scale", 3)
+    meta, arrays = load_result(tmp_path / "experiments/results/toy.npz")
+    assert meta["config"] == {"seed": 5, "scale": 3.0}
+    np.testing.assert_array_equal(arrays["x"], [5, 8, 11])
+    assert capsys.readouterr().out == "r2 1.0\n"
+    figures = [tmp_path / f"figures/toy{suffix}" for suffix in (".png", ".pdf")]
+    before = [path.read_bytes() for path in figures]
+    main(monkeypatch, tmp_path, "--plot-only")
+    assert [path.read_bytes() for path in figures] == before
+    assert load_result(tmp_path / "experiments/results/toy.npz")[0]["config"]["seed"] == 5
+
+
+def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_path):
+    main(monkeypatch, tmp_path, "--out", tmp_path / "other.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {"experiments", "other.npz", "other.png", "other.pdf"}
+    with pytest.raises(SystemExit, match=r"toy\.py: .*no such result"):
+        main(monkeypatch, tmp_path, "--plot-only")
+
+
+def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path):
+    small = ["--epochs", 1, "--seeds", 1, "--runs", tmp_path / "runs", "--out", tmp_path / "digits.npz"]
+    result = script("digits", *small)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("DirectCLR") == 2
+    _, arrays = load_result(tmp_path / "digits.npz")
+    assert arrays["singular_values"].shape == (4, 2, 1, 128)
+    assert arrays["probe"].min() > 0.2  # chance is 0.1; its standard deviation over 600 images is 0.012
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/encoder.safetensors")}
+    assert len(trained) == 8
+    victim = next(iter(trained))
+    victim.unlink()
+    again = script("digits", *small)
+    assert "training 1 networks" in again.stderr
+    assert again.stdout == result.stdout
+    changed = {path for path, time in trained.items() if path.stat().st_mtime_ns != time}
+    assert changed == {victim}
+    command = [
+        sys.executable,
+        "-m",
+        "collapse",
+        "spectrum",
+        tmp_path / "runs/mlp.safetensors",
+        tmp_path / "runs/images",
+    ]
+    measured = subprocess.run([*map(str, command), "--json", "--workers", "0"], capture_output=True, text=True)
+    document = json.loads(measured.stdout)
+    assert (document["n"], document["dim"]) == (1797, 128)
+    np.testing.assert_allclose(document["singular_values"], arrays["singular_values"][2, 1, 0], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.py")))
+def test_every_experiment_has_its_result_and_figure_in_the_repository(name):
+    meta, arrays = load_result(ROOT / f"experiments/results/{name}.npz")
+    assert arrays
+    assert meta["command"][0] == f"{name}.py"
+    assert (ROOT / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (ROOT / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert f"`experiments/{name}.py`" in (ROOT / "figures/README.md").read_text()
