@@ -1,0 +1,68 @@
+"""What comes in as numpy goes out as numpy, what comes in as torch goes out as torch; inside, all is float64 torch."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collapse import InputError
+
+Array = NDArray[np.float64] | Tensor
+P = ParamSpec("P")
+
+
+def same_kind(function: Callable[P, Any]) -> Callable[P, Any]:
+    """Call `function` with its arrays and lists as float64 tensors; give numpy back unless one of them was a tensor.
+
+    The tensors stay on the device of the first one, and gradients flow through.
+    Raises InputError, with the argument's name, for what is not a real array or holds NaN or infinity.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
+        named = signature(function).bind(*args, **kwargs)
+        given = [value for value in named.arguments.values() if isinstance(value, Tensor)]
+        device = given[0].device if given else torch.device("cpu")
+        for name, value in named.arguments.items():
+            if isinstance(value, (Tensor, np.ndarray, list, tuple)):
+                named.arguments[name] = _float64(name, value, device)
+        result = function(*named.args, **named.kwargs)
+        return result if given else _to_numpy(result)
+
+    return wrapped
+
+
+def _float64(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: is not an array of real numbers ({error})") from error
+    if tensor.is_complex():
+        raise InputError(f"{name}: holds complex numbers; give real ones")
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        raise InputError(f"{name}: entry {bad[0].tolist()} of shape {tuple(tensor.shape)} is NaN or infinite")
+    return tensor.to(device, torch.float64)
+
+
+def _to_numpy(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(_to_numpy(part) for part in result)
+    return result.numpy() if result.ndim else np.float64(result.item())
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise InputError unless 0 < value < infinity."""
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name}: got {value}, expected a positive finite number")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless value is one of choices."""
+    if value not in choices:
+        raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")

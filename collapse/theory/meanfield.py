@@ -1,0 +1,190 @@
+"""What a finite batch does to the dot-product loss: its exact mean over Gaussian data, by quadrature.
+
+Notation:  N the batch, tau the temperature;  a view is x ~ N(0, C), C = C0 + Ce, the other view x' with E[x x'^T] = C0;
+z = W x, z' = W x', S = W C W^T.  Given the anchor z its N - 1 negative logits are independent N(0, q),
+q = z^T S z / tau^2, and its positive logit is p = z . z' / tau, so that E[loss] = E[f_N(p, q) - p] with
+    f_N(p, q) = E log(e^p + sum_{j < N} e^{sqrt(q) g_j}),   g_j ~ N(0, 1).
+pi = df/dp is the mean weight of the positive and D = 2 df/dq = E sum_j alpha_j (1 - alpha_j) over the negatives.
+Beyond the paper; exact for fresh Gaussian batches, small steps and no bias. Time is learning rate x steps.
+"""
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import irfft, rfft, rfftfreq
+from scipy.integrate import solve_ivp
+from scipy.ndimage import map_coordinates, spline_filter
+from scipy.special import ndtr, ndtri
+from scipy.stats import chi, qmc
+
+from collapse import InputError
+
+Floats = NDArray[np.float64]
+
+# The tables: 1 - pi and D on p = -40 .. 160 by sqrt(q) = 0 .. 40; beyond, the value at the edge.
+P_LOW, P_HIGH, P_STEP = -40.0, 160.0, 0.25
+S_HIGH, S_STEP = 40.0, 0.125
+# h below has a Fourier transform of order exp(-pi |k| / 2): at this spacing its tail is 1e-17.
+Y_STEP, Y_COUNT = 0.125, 8192
+
+
+def negative_weights(p: Floats, q: Floats, batch: int) -> tuple[Floats, Floats]:
+    """(1 - pi, D): the mean softmax weight of all negatives, and E sum_j alpha_j (1 - alpha_j).
+
+    Args:
+        p: (...) positive logits.
+        q: (...) variances of the negative logits, >= 0.
+        batch: N >= 2.
+
+    Returns:
+        Two arrays like p. Accurate to 1e-6; p is clipped to [-40, 160] and sqrt(q) to [0, 40].
+
+    Raises:
+        InputError: batch is below 2.
+    """
+    rows = (np.clip(p, P_LOW, P_HIGH) - P_LOW) / P_STEP
+    columns = np.clip(np.sqrt(q), 0, S_HIGH) / S_STEP
+    where = np.stack([rows, columns])
+    one_minus_pi, D = (map_coordinates(t, where, order=3, mode="mirror", prefilter=False) for t in _splines(batch))
+    return one_minus_pi, D
+
+
+@lru_cache(maxsize=16)
+def _splines(batch: int) -> tuple[Floats, Floats]:
+    """Cubic spline coefficients of 1 - pi and D. Both are even in sqrt(q), hence the mirror at its left edge.
+
+    By the Gumbel-max identity f_N + 0.577.. is the mean of the largest of p + Gumbel, with distribution function
+    F(y) = exp(-e^{p - y}), and N - 1 times sqrt(q) g + Gumbel, with Phi(y) = E_g exp(-e^{sqrt(q) g - y}).
+    1 - pi is the chance that a negative is the largest, int F d(Phi^{N-1}); differentiating it once more,
+    D = (N - 1) int Phi_y d(F Phi^{N-2}) by the heat equation dPhi/dq = Phi_yy / 2. All terms are positive.
+    """
+    if batch < 2:
+        raise InputError(f"batch: got {batch}, expected at least 2: without a negative there is no loss")
+    y, Phi, slope = _gumbel_mixture(np.arange(0, S_HIGH + S_STEP / 2, S_STEP))
+    p = np.arange(P_LOW, P_HIGH + P_STEP / 2, P_STEP)[:, None]
+    ratio = np.exp(np.minimum(p - y[:, 0], 700))
+    F = np.exp(-ratio)
+    others = slope * Phi ** (batch - 2)
+    pairs = (batch - 2) * slope**2 * Phi ** (batch - 3)
+    scale = (batch - 1) * Y_STEP
+    negatives, D = scale * (F @ others), scale * ((ratio * F) @ others + F @ pairs)
+    return spline_filter(negatives, order=3, mode="mirror"), spline_filter(D, order=3, mode="mirror")
+
+
+def _gumbel_mixture(s: Floats) -> tuple[Floats, Floats, Floats]:
+    """y (Y, 1), and Phi(y) and dPhi/dy (Y, S) for negative logits of standard deviation s, (S,).
+
+    Smoothing with a Gaussian is a product in Fourier space once a step of the same height, whose smoothing is
+    known, is taken off: what is left, h(y) = exp(-e^{-y}) - ndtr(y), decays on both sides.
+    """
+    y = Y_STEP * (np.arange(Y_COUNT) - Y_COUNT // 2)[:, None]
+    step, ratio = np.sqrt(1 + s**2), np.exp(np.minimum(-y, 700))
+    damping = np.exp(-((2 * np.pi * rfftfreq(Y_COUNT, Y_STEP)[:, None] * s) ** 2) / 2)
+    gumbel = np.exp(-ratio)
+    Phi = ndtr(y / step) + irfft(rfft(gumbel - ndtr(y), axis=0) * damping, Y_COUNT, axis=0)
+    bell = np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi)
+    rest = irfft(rfft(ratio * gumbel - bell, axis=0) * damping, Y_COUNT, axis=0)
+    slope = np.exp(-((y / step) ** 2) / 2) / (np.sqrt(2 * np.pi) * step) + rest
+    # Below the lowest p by more than 5, F is zero; rounding may leave a sign where Phi and its slope are.
+    use = y[:, 0] > P_LOW - 5
+    return y[use], np.clip(Phi[use], 1e-300, 1), np.maximum(slope[use], 0)
+
+
+@lru_cache(maxsize=16)
+def gaussian_pool(dim: int, points: int, seed: int) -> tuple[Floats, Floats]:
+    """Two (points, dim) blocks of standard normals, scrambled Sobol, with exactly unit, uncorrelated second moments.
+
+    The first block's radii are the quantiles of chi: near an isotropic embedding f_N is a function of |x| alone, and
+    the error of its stationary point falls from 0.7 % (plain normals, 2048 points, seed to seed) to below 0.01 %.
+    """
+    uniform = qmc.Sobol(2 * dim, rng=np.random.default_rng(seed)).random(points)
+    normal = ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
+    radius = np.linalg.norm(normal[:, :dim], axis=1)
+    quantile = (radius.argsort().argsort() + 0.5) / points
+    normal[:, :dim] *= (chi.ppf(quantile, dim) / radius)[:, None]
+    # Every expectation taken here is even, so the mean is left alone; it is zero once each point has its opposite.
+    white = np.linalg.solve(np.linalg.cholesky(normal.T @ normal / points), normal.T).T
+    return white[:, :dim], white[:, dim:]
+
+
+class MeanField:
+    """The gradient of the mean loss of a finite batch, as an average over a fixed pool of pairs of views.
+
+    Attributes:
+        C: (d, d) covariance of a view.
+        x, x_prime: (points, d) pool of pairs of views, their second moments exactly C and C0.
+        batch, temperature: N and tau.
+    """
+
+    def __init__(
+        self, C0: Floats, Ce: Floats, batch: int = 128, temperature: float = 0.1, points: int = 2048, seed: int = 0
+    ) -> None:
+        """Draw the pool for clean covariance C0 and augmentation covariance Ce, both (d, d)."""
+        self.C, self.batch, self.temperature = C0 + Ce, batch, temperature
+        first, second = gaussian_pool(len(self.C), points, seed)
+        # Two blocks of normals, not three: x' given x is Gaussian about C0 C^-1 x.
+        regression = np.linalg.pinv(self.C, hermitian=True) @ C0
+        self.x = first @ _root(self.C)
+        self.x_prime = self.x @ regression + second @ _root(self.C - C0 @ regression)
+
+    def gradient(self, W: Floats) -> Floats:
+        """dL/dW, (m, d), at any product of layers W, (m, d)."""
+        tau, points, WC = self.temperature, len(self.x), W @ self.C
+        z, z_prime, S = self.x @ W.T, self.x_prime @ W.T, WC @ W.T
+        p = np.einsum("ij,ij->i", z, z_prime) / tau
+        q = np.einsum("ij,ij->i", z @ S, z) / tau**2
+        pull, spread = negative_weights(p, q, self.batch)
+        pulled, spreaded = pull[:, None] * z, spread[:, None] * z
+        attraction = pulled.T @ self.x_prime + z_prime.T @ (pull[:, None] * self.x)
+        repulsion = S @ (spreaded.T @ self.x) + (spreaded.T @ z) @ WC
+        return (repulsion / tau - attraction) / (tau * points)
+
+    def mode_gradient(self, m: Floats) -> Floats:
+        """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode."""
+        tau, points, c = self.temperature, len(self.x), np.diagonal(self.C)
+        products, squares = self._products
+        pull, spread = negative_weights(products @ m / tau, squares @ (c * m**2) / tau**2, self.batch)
+        return ((spread @ squares) * c * m / tau - pull @ products) / (tau * points)
+
+    def isotropic_gradient(self, W: Floats) -> Floats:
+        """dL/dW, (m, d), for covariances c0 I and ce I, evaluated along the singular vectors of W.
+
+        The same as `gradient` but for the pool's error, which here commutes with W^T W, as the exact gradient does,
+        and so leaves the small singular values alone.
+        """
+        U, sigma, Vh = np.linalg.svd(W, full_matrices=False)
+        m = np.zeros(len(self.C))
+        m[: len(sigma)] = sigma**2
+        return (U * (2 * sigma * self.mode_gradient(m)[: len(sigma)])) @ Vh
+
+    @cached_property
+    def _products(self) -> tuple[Floats, Floats]:
+        return self.x * self.x_prime, self.x**2
+
+    def modes(self, t: Floats, sigma: Floats) -> Floats:
+        """Singular values of L aligned layers over time, for diagonal covariances.
+
+        d ln sigma_l / dt = -2 (w / sigma_l)^2 dL/dm, w = sigma_1 .. sigma_L, m = w^2. Modes are coupled by pi and D.
+
+        Args:
+            t: (T,) times, ascending, the first of them the start.
+            sigma: (L, d) initial singular values of each layer, mode k along coordinate k of the data, > 0.
+
+        Returns:
+            (T, L, d) float64.
+        """
+
+        def rate(_: float, log_sigma: Floats) -> Floats:
+            log_sigma = log_sigma.reshape(sigma.shape)
+            log_w = log_sigma.sum(0)
+            return (-2 * np.exp(2 * (log_w - log_sigma)) * self.mode_gradient(np.exp(2 * log_w))).ravel()
+
+        flow = solve_ivp(rate, (t[0], t[-1]), np.log(sigma).ravel(), "LSODA", t_eval=t, rtol=1e-5, atol=1e-6)
+        return np.exp(flow.y.T).reshape(-1, *sigma.shape)
+
+
+def _root(covariance: Floats) -> Floats:
+    """Symmetric square root; rounding may leave eigenvalues below zero."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
