@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def main() -> None:
     result = {
         "schema": 1,
         **provenance(),
+        "date": str(date.today()),
         "load": os.getloadavg(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "cases": cases,

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,16 +84,12 @@ def save_text(path: Path, text: str) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """What every result of an experiment holds: command, versions, date (UTC)."""
-    return {
-        "command": command(),
-        "versions": versions("numpy", "scipy", "torch", "torchvision", "scikit-learn"),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    """What every result holds: command and versions. No date: the same command gives the same bytes."""
+    return {"command": command(), "versions": versions("numpy", "scipy", "torch", "torchvision", "scikit-learn")}
 
 
 def save_result(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
-    """Write named arrays and `meta` (plus command, versions and date) to an npz file, whole or not at all."""
+    """Write named arrays and `meta` (plus command and versions) to an npz file, whole or not at all."""
     with whole(path) as partial:
         np.savez_compressed(partial, meta=np.array(to_json({"schema": 1, **provenance(), **meta})), **arrays)  # type: ignore[arg-type]
 

@@ -97,3 +97,25 @@ def test_every_experiment_has_its_result_and_figure_in_the_repository(name):
     assert (ROOT / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (ROOT / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert f"`experiments/{name}.py`" in (ROOT / "figures/README.md").read_text()
+
+
+def test_the_readme_quotes_what_the_result_files_hold():
+    readme = (ROOT / "README.md").read_text()
+    quoted = []
+    r2 = load_result(ROOT / "experiments/results/figure3.npz")[0]["r2"]
+    final = {name: values["final"] for name, values in r2.items()}
+    quoted.append(
+        f"R² {final['random_predicted']:.4f} from random weights, {final['aligned_predicted']:.4f} aligned "
+        f"(infinite-batch theory: {final['random_population']:.3f}, {final['aligned_population']:.3f})"
+    )
+    meta, _ = load_result(ROOT / "experiments/results/figure6.npz")
+    quoted.append(
+        f"R² {meta['r2']['product']:.3f}; between runs {min(meta['ceiling']):.3f} to {max(meta['ceiling']):.3f}"
+    )
+    _, digits = load_result(ROOT / "experiments/results/digits.npz")
+    mean = lambda values: ", ".join(f"{row.mean():.1f} ± {row.std(ddof=1):.1f}" for row in values)
+    quoted += [mean(digits["effective_rank"][:, t]) for t in (0, 1)] + [mean(100 * digits["probe"][:, 1])]
+    benchmark = json.loads((ROOT / "benchmarks/results/spectrum.json").read_text())
+    quoted.append(f"| {benchmark['cases'][-1]['ratios']['ours / product']:.2f} |")
+    for text in quoted:
+        assert text in readme, text

@@ -81,7 +81,7 @@ def test_a_result_holds_how_it_was_made(tmp_path):
     save_result(path, {"config": {"seed": 3}}, a=np.arange(3.0))
     meta, arrays = load_result(path)
     assert meta["config"] == {"seed": 3}
-    assert {"schema", "command", "versions", "date"} <= meta.keys()
+    assert {"schema", "command", "versions"} <= meta.keys()
     assert "numpy" in meta["versions"]
     np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
     with pytest.raises(InputError, match="no such result"):
