@@ -12,7 +12,8 @@ from torch import Tensor
 
 from collapse import InputError
 
-Array = NDArray[np.float64] | Tensor
+Array = Any  # a numpy array, torch tensor or list for the caller; a float64 tensor inside
+Floats = NDArray[np.floating]
 P = ParamSpec("P")
 
 
@@ -66,3 +67,28 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise InputError unless value is one of choices."""
     if value not in choices:
         raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_shapes(**arrays: tuple[Tensor, tuple[str, ...]]) -> None:
+    """Each array has its number of axes, and axes of one name have one length."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (array, axes) in arrays.items():
+        if array.ndim != len(axes):
+            raise InputError(f"{name}: got shape {tuple(array.shape)}, expected ({', '.join(axes)})")
+        for axis, size in zip(axes, array.shape, strict=True):
+            expected, owner = sizes.setdefault(axis, (size, name))
+            if size != expected:
+                raise InputError(f"{name}: got shape {tuple(array.shape)}, but {axis} = {expected} in {owner}")
+
+
+def check_not_negative(**arrays: Tensor) -> None:
+    """Raise InputError, with the name and the entry, if an entry is below zero."""
+    for name, array in arrays.items():
+        if (array < 0).any():
+            raise InputError(f"{name}: entry {int((array < 0).nonzero()[0, 0])} is {float(array.min()):g}, below zero")
+
+
+def check_depth(depth: int) -> None:
+    """Raise InputError unless depth is a whole number of layers."""
+    if depth < 1 or depth != int(depth):
+        raise InputError(f"depth: got {depth}, expected a whole number of layers, at least 1")

@@ -41,11 +41,8 @@ def infonce(z: Array, z_prime: Array, similarity: str = "euclidean", temperature
     check_choice("similarity", similarity, SIMILARITIES)
     check_positive("temperature", temperature)
     logits = (_euclidean(z, z_prime) if similarity == "euclidean" else _cross(z, z_prime, similarity)) / temperature
-    if not torch.isfinite(logits).all():
-        raise InputError(
-            f"z: entries up to {float(abs(z).max()):.1e} overflow float64 when multiplied; scale them down"
-        )
     margin = logits - logits.diagonal()[:, None]
+    _check_overflow(margin, z)
     # The positive is kept out of the sum, so that a loss far below the rounding of 1 keeps its digits.
     margin = margin.masked_fill(_diagonal(margin), torch.finfo(torch.float64).min)
     negatives = torch.logsumexp(margin, dim=1)
@@ -110,6 +107,13 @@ def _check_views(name: str, first: Array, other: str, second: Array) -> None:
         raise InputError(f"{name}, {other}: got shapes {shapes}, expected the same (rows, columns), neither of them 0")
 
 
+def _check_overflow(logits: Tensor, z: Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise InputError(
+            f"z: entries up to {float(z.abs().max()):.1e} overflow float64 when multiplied; scale them down"
+        )
+
+
 def _centred(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Both minus one common shift, which no difference sees: digits are not spent on the distance from the origin."""
     shift = first.mean(0)
@@ -142,7 +146,9 @@ def _unit(name: str, z: Tensor) -> Tensor:
 
 def _negative_weights(z: Tensor, z_prime: Tensor) -> Tensor:
     """alpha with its diagonal, the weight of the positive, set to zero: (n, n)."""
-    alpha = torch.softmax(_euclidean(z, z_prime), dim=1)
+    logits = _euclidean(z, z_prime)
+    _check_overflow(logits, z)
+    alpha = torch.softmax(logits, dim=1)
     return alpha.masked_fill(_diagonal(alpha), 0.0)
 
 

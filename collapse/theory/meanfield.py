@@ -11,7 +11,6 @@ Beyond the paper; exact for fresh Gaussian batches, small steps and no bias. Tim
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.fft import irfft, rfft, rfftfreq
 from scipy.integrate import solve_ivp
 from scipy.ndimage import map_coordinates, spline_filter
@@ -19,8 +18,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import chi, qmc
 
 from collapse import InputError
-
-Floats = NDArray[np.float64]
+from collapse.theory.arrays import Floats, check_choice
 
 # The tables: 1 - pi and D on p = -40 .. 160 by sqrt(q) = 0 .. 40; beyond, the value at the edge.
 P_LOW, P_HIGH, P_STEP = -40.0, 160.0, 0.25
@@ -158,11 +156,30 @@ class MeanField:
         m[: len(sigma)] = sigma**2
         return (U * (2 * sigma * self.mode_gradient(m)[: len(sigma)])) @ Vh
 
+    def cosine_mode_gradient(self, m: Floats) -> Floats:
+        """dL/dm_k, (d,), of the cosine loss, for diagonal covariances and W^T W = diag(m).
+
+        The views are normalised exactly; given the anchor, the negative logits are still taken as Gaussian, of the
+        variance of normalised views along it.  On the unit sphere they are bounded: that matters where 1 / tau is not
+        small against the square root of the number of live modes.
+        """
+        tau, root = self.temperature, np.sqrt(m)
+        # e without the factor sqrt(m) of u = sqrt(m) e, so that modes of vanishing m keep a finite gradient.
+        e, e_prime = (x / np.linalg.norm(x * root, axis=1, keepdims=True) for x in (self.x, self.x_prime))
+        u2, p = m * e**2, (m * e * e_prime).sum(1) / tau
+        S = u2.mean(0)
+        pull, spread = negative_weights(p, u2 @ S / tau**2, self.batch)
+        # q depends on the anchor, and through S on the spread of all views.
+        repulsion = (spread[:, None] * S + spread @ u2 / len(u2)) / tau**2
+        along = (repulsion * u2).sum(1) - pull * p
+        first = (repulsion - along[:, None]) * e**2 - 2 * pull[:, None] * e * e_prime / tau
+        return (first + (pull * p)[:, None] * e_prime**2).mean(0) / 2
+
     @cached_property
     def _products(self) -> tuple[Floats, Floats]:
         return self.x * self.x_prime, self.x**2
 
-    def modes(self, t: Floats, sigma: Floats) -> Floats:
+    def modes(self, t: Floats, sigma: Floats, similarity: str = "dot") -> Floats:
         """Singular values of L aligned layers over time, for diagonal covariances.
 
         d ln sigma_l / dt = -2 (w / sigma_l)^2 dL/dm, w = sigma_1 .. sigma_L, m = w^2. Modes are coupled by pi and D.
@@ -170,15 +187,18 @@ class MeanField:
         Args:
             t: (T,) times, ascending, the first of them the start.
             sigma: (L, d) initial singular values of each layer, mode k along coordinate k of the data, > 0.
+            similarity: "dot" or "cosine".
 
         Returns:
             (T, L, d) float64.
         """
+        check_choice("similarity", similarity, ("dot", "cosine"))
+        gradient = self.mode_gradient if similarity == "dot" else self.cosine_mode_gradient
 
         def rate(_: float, log_sigma: Floats) -> Floats:
             log_sigma = log_sigma.reshape(sigma.shape)
             log_w = log_sigma.sum(0)
-            return (-2 * np.exp(2 * (log_w - log_sigma)) * self.mode_gradient(np.exp(2 * log_w))).ravel()
+            return (-2 * np.exp(2 * (log_w - log_sigma)) * gradient(np.exp(2 * log_w))).ravel()
 
         flow = solve_ivp(rate, (t[0], t[-1]), np.log(sigma).ravel(), "LSODA", t_eval=t, rtol=1e-5, atol=1e-6)
         return np.exp(flow.y.T).reshape(-1, *sigma.shape)

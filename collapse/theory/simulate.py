@@ -1,13 +1,19 @@
-"""Stochastic gradient descent of linear networks on the toy contrastive task, many runs as one batch of tensors.
+"""Stochastic gradient descent of small networks on the toy contrastive task, many runs as one batch of tensors.
 
-Notation:  R runs, L layers;  x0 ~ N(0, C0) clean data, the two views x0 + e and x0 + e', e, e' ~ N(0, Ce);
-z = W_L .. W_1 x, without bias;  the loss is that of the official toy scripts: cross-entropy of z . z' / tau, one
-direction, averaged over the batch, which is drawn afresh at each step.  Time is learning rate x steps.
+Notation:  R runs, L layers;  x, x_prime the two views of a batch, drawn afresh at each step;  z = W_L .. W_1 x without
+bias, linear or with a ReLU after each layer but the last;  the loss is averaged over the batch.
+Similarities: "dot", cross-entropy of z . z' / tau in one direction, that of the official toy scripts; "cosine", the
+same of normalised embeddings; "euclidean", the paper's section 4 (identities.py).  Time is learning rate x steps.
 Draws and weights are float32; each run has its own generator, so a run does not depend on those beside it.
+
+A projector is a further layer.  `masks` says which entries train: zeros fix an orthogonal or low-rank layer, an
+identity leaves a diagonal one; a residual block r = h + W h is the layer 1 + W, which has the same gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from collapse import InputError
+from collapse.theory.arrays import Floats, check_choice
 
 CHUNK = 8  # steps drawn at a time: few calls, and the draws stay in the cache
 
@@ -28,30 +35,78 @@ class Descent:
     steps: int = 10_000
     batch: int = 128
     temperature: float = 0.1
+    similarity: str = "dot"
+    activation: str = "linear"
+
+
+class Views(Protocol):
+    """Where batches come from."""
+
+    def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
+        """(R, steps, 2, batch, d) float32: both views of `steps` batches for each of R generators."""
+
+
+def _normals(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    normal = torch.empty(len(generators), *shape)
+    for run, generator in zip(normal, generators, strict=True):
+        run.normal_(generator=generator)
+    return normal
 
 
 @dataclass(frozen=True)
 class GaussianViews:
-    """Two views x0 + e and x0 + e' with independent coordinates.
+    """Two views x0 + e and x0 + e' of clean Gaussian data with additive Gaussian noise.
 
-    clean, noise: (d,) or (R, d) standard deviations of each coordinate of x0 and of e.
+    clean, noise: standard deviations of the coordinates of x0 and of e, (d,) or (R, d), where these are independent;
+    or square roots A of any covariances A A^T, (d, d) or (R, d, d), given together as matrices.
     """
 
     clean: NDArray[np.float64]
     noise: NDArray[np.float64]
+    matrices: bool = False
 
     def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
-        """(R, steps, 2, batch, d) float32: both views of `steps` batches for each run."""
-        deviation = torch.as_tensor(np.stack([self.clean, self.noise, self.noise], axis=-2), dtype=torch.float32)
-        normal = torch.empty(len(generators), steps, 3, batch, deviation.shape[-1])
-        for run, generator in zip(normal, generators, strict=True):
-            run.normal_(generator=generator)
-        normal *= deviation.view(-1, 1, 3, 1, deviation.shape[-1])
+        """(R, steps, 2, batch, d) float32."""
+        roots = torch.as_tensor(np.stack([self.clean, self.noise, self.noise], axis=-2 - self.matrices)).float()
+        d = roots.shape[-1]
+        normal = _normals(generators, steps, 3, batch, d)
+        if self.matrices:
+            normal = normal @ roots.mT.view(-1, 1, 3, d, d)
+        else:
+            normal *= roots.view(-1, 1, 3, 1, d)
         return normal[:, :, 1:].add_(normal[:, :, :1])
 
 
+@dataclass(frozen=True)
+class MaskedViews:
+    """Two views of Gaussian data, each coordinate set to zero with a probability, independently in each view.
+
+    clean: standard deviations of the coordinates, (d,) or (R, d).
+    missing: probabilities, (d,) or (R, d).  About its mean (1 - missing) x0 a view is noise of covariance
+    missing (1 - missing) clean^2: to second moments, masking is additive noise on shrunken data.
+    """
+
+    clean: NDArray[np.float64]
+    missing: NDArray[np.float64]
+
+    def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
+        """(R, steps, 2, batch, d) float32."""
+        clean, missing = (torch.as_tensor(a, dtype=torch.float32) for a in (self.clean, self.missing))
+        d = clean.shape[-1]
+        x = _normals(generators, steps, 1, batch, d) * clean.view(-1, 1, 1, 1, d)
+        uniform = torch.empty(len(generators), steps, 2, batch, d)
+        for run, generator in zip(uniform, generators, strict=True):
+            run.uniform_(generator=generator)
+        return x * (uniform >= missing.view(-1, 1, 1, 1, d))
+
+
 def sgd(
-    weights: Sequence[NDArray], views: GaussianViews, seeds: Sequence[int], descent: Descent, at: Sequence[int]
+    weights: Sequence[NDArray],
+    views: Views,
+    seeds: Sequence[int],
+    descent: Descent,
+    at: Sequence[int],
+    masks: Sequence[NDArray | None] | None = None,
 ) -> list[NDArray[np.float64]]:
     """Train R runs at once and keep their weights at chosen steps.
 
@@ -59,16 +114,19 @@ def sgd(
         weights: L arrays (R, rows, columns), the initial layers; the first acts on the data.
         views: where the batches come from.
         seeds: R seeds, one a run.
-        descent: learning rate, steps, batch and temperature.
+        descent: learning rate, steps, batch, loss and activation.
         at: ascending steps to keep, each in [0, descent.steps].
+        masks: for each layer None (all trains) or an array that its gradient is multiplied with, as (rows, columns)
+            or (R, rows, columns) of 0 and 1.
 
     Returns:
         L arrays (len(at), R, rows, columns) float64.
 
     Raises:
-        InputError: the weights are not R stacked layers that fit, or `at` is out of range.
+        InputError: the weights are not R stacked layers that fit, `at` is out of range, or a name is unknown.
     """
     _check(weights, seeds, descent, at)
+    trainable = [None if mask is None else torch.as_tensor(mask).float() for mask in masks or [None] * len(weights)]
     layers = [torch.tensor(W, dtype=torch.float32) for W in weights]
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     kept = [[W.clone() for W in layers]] if at[0] == 0 else []
@@ -77,23 +135,27 @@ def sgd(
         for first in range(0, descent.steps, CHUNK):
             batches = views.draw(generators, min(CHUNK, descent.steps - first), descent.batch)
             for step, x in enumerate(batches.unbind(1), first + 1):
-                _descend(layers, x.flatten(1, 2), descent)
+                _descend(layers, trainable, x.flatten(1, 2), descent)
                 if step in wanted:
                     kept.append([W.clone() for W in layers])
             bar.update(batches.shape[1])
     return [torch.stack(layer).double().numpy() for layer in zip(*kept, strict=True)]
 
 
-def _descend(layers: list[Tensor], x: Tensor, descent: Descent) -> None:
+def _descend(layers: list[Tensor], masks: list[Tensor | None], x: Tensor, descent: Descent) -> None:
     """One step on the views x, (R, 2 batch, d), in place: backpropagation, for all runs at once."""
     inputs = [x]
-    for W in layers:
-        inputs.append(inputs[-1] @ W.mT)
-    back = _dot_gradient(inputs[-1], descent.temperature)
-    for W, h in zip(reversed(layers), reversed(inputs[:-1]), strict=True):
+    for depth, W in enumerate(layers, 1):
+        h = inputs[-1] @ W.mT
+        inputs.append(h.relu_() if descent.activation == "relu" and depth < len(layers) else h)
+    back = GRADIENTS[descent.similarity](inputs[-1], descent.temperature)
+    for depth in reversed(range(len(layers))):
+        W, h, mask = layers[depth], inputs[depth], masks[depth]
         gradient = back.mT @ h
         back = back @ W
-        W.sub_(gradient, alpha=descent.lr)
+        if descent.activation == "relu" and depth:
+            back *= h > 0
+        W.sub_(gradient if mask is None else gradient * mask, alpha=descent.lr)
 
 
 def _dot_gradient(z: Tensor, temperature: float) -> Tensor:
@@ -104,15 +166,66 @@ def _dot_gradient(z: Tensor, temperature: float) -> Tensor:
     return torch.cat([error @ second, error.mT @ first], dim=1) / (temperature * first.shape[1])
 
 
+def _cosine_gradient(z: Tensor, temperature: float) -> Tensor:
+    """The same of normalised rows: the part of the gradient along a row does nothing."""
+    norm = z.norm(dim=2, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+    unit = z / norm
+    gradient = _dot_gradient(unit, temperature)
+    return (gradient - (gradient * unit).sum(2, keepdim=True) * unit) / norm
+
+
+def _euclidean_gradient(z: Tensor, temperature: float) -> Tensor:
+    """Lemma 1, over tau, averaged over anchors; negatives come from the first view."""
+    first, second = z.chunk(2, dim=1)
+    # Differences of one shift keep the digits that |a|^2 + |b|^2 - 2 a.b would lose far from the origin.
+    shift = first.mean(1, keepdim=True)
+    first, second = first - shift, second - shift
+    squares = (first**2).sum(2)
+    logits = first @ first.mT - squares[:, None, :] / 2
+    positive = (first * second).sum(2) - (second**2).sum(2) / 2
+    logits.diagonal(dim1=1, dim2=2).copy_(positive)
+    alpha = torch.softmax(logits / temperature, dim=2)
+    alpha.diagonal(dim1=1, dim2=2).zero_()
+    rows, columns = alpha.sum(2)[..., None], alpha.sum(1)[..., None]
+    g_first = (alpha + alpha.mT) @ first - rows * second - columns * first
+    return torch.cat([g_first, rows * (second - first)], dim=1) / (temperature * first.shape[1])
+
+
+GRADIENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "dot": _dot_gradient,
+    "cosine": _cosine_gradient,
+    "euclidean": _euclidean_gradient,
+}
+
+
+def sample_gradient(
+    x: NDArray, x_prime: NDArray, similarity: str = "dot", temperature: float = 0.1
+) -> Callable[[NDArray], NDArray]:
+    """W -> dL/dW of the mean loss over one fixed sample, in float64: for `matrix_flow`, the exact flow of a sample.
+
+    x, x_prime: (n, d) the two views.  Costs O(n^2) an evaluation.
+    """
+    check_choice("similarity", similarity, tuple(GRADIENTS))
+    views = torch.as_tensor(np.concatenate([x, x_prime]), dtype=torch.float64)
+
+    def gradient(W: NDArray) -> NDArray:
+        z = views @ torch.as_tensor(W, dtype=torch.float64).T
+        return (GRADIENTS[similarity](z[None], temperature)[0].T @ views).numpy()
+
+    return gradient
+
+
 def _check(weights: Sequence[NDArray], seeds: Sequence[int], descent: Descent, at: Sequence[int]) -> None:
+    check_choice("similarity", descent.similarity, tuple(GRADIENTS))
+    check_choice("activation", descent.activation, ("linear", "relu"))
     shapes = [np.shape(W) for W in weights]
-    fits = all(below[-2] == above[-1] for below, above in zip(shapes[:-1], shapes[1:], strict=True))
+    fits = all(below[-2] == above[-1] for below, above in pairwise(shapes))
     if not shapes or any(len(shape) != 3 or shape[0] != len(seeds) for shape in shapes) or not fits:
         raise InputError(f"weights: got shapes {shapes}, expected layers ({len(seeds)}, rows, columns) that fit")
     if not len(at) or list(at) != sorted(set(at)) or at[0] < 0 or at[-1] > descent.steps:
         raise InputError(f"at: got {list(at)}, expected ascending steps from 0 to {descent.steps}")
 
 
-def singular_values(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def singular_values(weights: Floats) -> NDArray[np.float64]:
     """Singular values, descending, of all matrices of (..., m, d) at once: (..., min(m, d))."""
-    return np.linalg.svd(weights, compute_uv=False)
+    return np.linalg.svd(np.asarray(weights, np.float64), compute_uv=False)
