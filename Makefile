@@ -9,16 +9,21 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 PACKAGE := $(wildcard collapse/*.py collapse/*.mplstyle)
 THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
-TOYS := figure3 figure6
+TOYS := $(filter-out digits,$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures test clean FORCE
+.PHONY: figures toys test clean FORCE
 .DELETE_ON_ERROR:
 
-figures: $(TOYS:%=build/%.done) build/digits.done build/digits_command.done
+# The toys are many and use one core each; the digits use both.
+figures: .venv/installed
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target toys
+	@$(MAKE) --no-print-directory build/digits_command.done
 	@echo
 	@echo "Look at (figures/README.md says what to see):"
 	@for name in $(TOYS) digits digits_command; do echo "  figures/$$name.png"; done
 	@echo "Numbers: experiments/results/*.npz and digits_command.json; trained networks: runs/digits/*.safetensors"
+
+toys: $(TOYS:%=build/%.done)
 
 # A step is done again when its sources changed or one of its files is missing.
 missing = $(if $(filter-out $(wildcard $(1)),$(1)),FORCE)

@@ -8,6 +8,7 @@ Two accumulators. `_Gram` sums centred products in float64 with the pairwise upd
 sum z z^T - n mean mean^T would cancel where the mean dominates, as it does after a ReLU.  Squaring halves the digits,
 so values below about d 2^-52 lambda_1 are rounding.  `_Triangle` keeps the R of a QR decomposition of [1 Z] instead
 (TSQR): with the ones first, R[1:, 1:] is the triangle of the centred rows, and nothing is squared.
+Both merge: shards in one process, or processes of torch.distributed.
 """
 
 import json
@@ -25,6 +26,7 @@ from collapse import InputError, metrics
 from collapse.results import command, to_json, versions
 
 EPS = float(np.finfo(np.float64).eps)
+LARGEST = 1e150  # an entry whose square, summed, stays in float64's range
 BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 METHODS = ("auto", "covariance", "qr")
 
@@ -34,57 +36,141 @@ def _is_tensor(z: Any) -> bool:
 
 
 class _Gram:
-    """n, mean (d,) and scatter (d, d) of the rows seen: numpy arrays, or torch tensors on a device."""
+    """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen: numpy arrays, or tensors on a device."""
 
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
+        if isinstance(self.scatter, np.ndarray):
+            self.scatter = np.asfortranarray(self.scatter)
 
     def add(self, z: Any) -> None:
         mean = z.mean(0)
-        z = z - mean
-        with np.errstate(over="ignore", invalid="ignore"):  # seen and refused below
-            self._join(len(z), mean, z.T @ z)
+        z -= mean
+        if isinstance(z, np.ndarray):
+            from scipy.linalg.blas import dsyrk
+
+            # One triangle of z^T z, added in place: half of a product, and no second matrix.
+            self.scatter = dsyrk(1.0, z.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
+        else:
+            self.scatter.addmm_(z.T, z)
+        self._move(len(z), mean)
 
     def join(self, other: "_Gram") -> None:
         if other.n:
-            self._join(other.n, other.mean, other.scatter)
+            self.scatter = self.scatter + other.scatter
+            self._move(other.n, other.mean)
 
-    def _join(self, n: int, mean: Any, scatter: Any) -> None:
+    def _move(self, n: int, mean: Any) -> None:
+        """Count n rows whose scatter about their own mean has been added (Chan, Golub and LeVeque 1983)."""
         total, delta = self.n + n, mean - self.mean
-        scatter = self.scatter + scatter + delta[:, None] * delta * (self.n * n / total)
-        if not math.isfinite(float(scatter.sum())):
-            raise InputError("embeddings: their squares overflow float64; scale them down")
-        self.n, self.mean, self.scatter = total, self.mean + delta * (n / total), scatter
+        if self.n:
+            self.scatter += delta[:, None] * delta * (self.n * n / total)
+        self.n, self.mean = total, self.mean + delta * (n / total)
+
+    def all_reduce(self) -> None:
+        """Join with the other processes' statistics: each recentres on the common mean, then scatters add up."""
+        import torch
+        from torch import distributed
+
+        count = torch.cat([torch.tensor([float(self.n)]), torch.as_tensor(self.mean).cpu() * self.n]).to(self._tensor())
+        distributed.all_reduce(count)
+        n, mean = int(count[0]), count[1:] / max(1.0, float(count[0]))
+        delta = torch.as_tensor(self.mean).to(mean) - mean
+        scatter = self._tensor() + torch.outer(delta, delta) * self.n
+        distributed.all_reduce(scatter)
+        if isinstance(self.scatter, np.ndarray):
+            self.scatter, self.mean = np.asfortranarray(scatter.numpy()), mean.numpy()
+        else:
+            self.scatter, self.mean = scatter, mean
+        self.n = n
+
+    def _tensor(self) -> Any:
+        import torch
+
+        return torch.as_tensor(self.scatter)
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
-        """Unsorted eigenvalues of the scatter and of Z^T Z, and the largest mean square of a column."""
+        """Unsorted eigenvalues of the scatter and of Z^T Z, and the largest mean square of a column.
+
+        Z^T Z = scatter + n mean mean^T.  A reflection that takes the mean to the first axis leaves the scatter's
+        eigenvalues alone, and reducing it to tridiagonal form T leaves the first axis alone: both spectra then are
+        those of tridiagonal matrices, T and T + n |mean|^2 e1 e1^T, for the price of one reduction.
+        """
+        from scipy.linalg import eigvalsh_tridiagonal
+        from scipy.linalg.lapack import dsytrd, dsytrd_lwork
+
         mean, scatter = (np.asarray(a.cpu() if _is_tensor(a) else a) for a in (self.mean, self.scatter))
-        moment = scatter + self.n * np.outer(mean, mean)
-        eigenvalues = [np.linalg.eigvalsh(a).clip(min=0) for a in (scatter, moment)]
-        return eigenvalues[0], eigenvalues[1], float(moment.diagonal().max() / self.n)
+        scatter = np.tril(scatter) + np.tril(scatter, -1).T
+        column = float((scatter.diagonal() / self.n + mean**2).max())
+        length = float(np.linalg.norm(mean))
+        if length > 0:
+            v = mean / length
+            v[0] += math.copysign(1.0, v[0])
+            v /= np.linalg.norm(v)
+            w = scatter @ v
+            w -= v * (v @ w)
+            scatter -= 2 * (v[:, None] * w + w[:, None] * v)
+        work = int(dsytrd_lwork(self.dim, lower=1)[0])
+        _, diagonal, off, _, _ = dsytrd(np.asfortranarray(scatter), lower=1, lwork=work, overwrite_a=1)
+        shifted = diagonal.copy()
+        shifted[0] += self.n * length**2
+        both = (eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted))
+        return next(both), next(both), column
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
         return float(scatter.size * EPS * scatter.max())
 
 
 class _Triangle:
-    """R (d + 1, d + 1) of the QR decomposition of [1 Z]; rows wait until a block is worth a decomposition."""
+    """R (d + 1, d + 1) of the QR decomposition of [1 Z - shift]; rows wait until a block is worth a decomposition.
+
+    The shift is the mean of the first rows: rounding is relative to the size of what is decomposed.
+    """
 
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
+        self.shift: Any = None
 
     def add(self, z: Any) -> None:
+        if self.shift is None:
+            self.shift = z.mean(0)
         rows = self.zeros((len(z), self.dim + 1))
-        rows[:, 0], rows[:, 1:] = 1, z
+        rows[:, 0], rows[:, 1:] = 1, z - self.shift
         self.n += len(z)
         self.waiting.append(rows)
         if sum(map(len, self.waiting[1:])) >= 2 * self.dim:
             self._reduce()
 
     def join(self, other: "_Triangle") -> None:
-        self.n += other.n
-        self.waiting += other.waiting
-        self._reduce()
+        if other.n:
+            shift = other.shift if self.shift is None else self.shift
+            self.waiting += [self._moved(rows, other.shift - shift) for rows in other.waiting]
+            self.n, self.shift = self.n + other.n, shift
+            self._reduce()
+
+    @staticmethod
+    def _moved(rows: Any, by: Any) -> Any:
+        """The same rows for a shift that is `by` smaller: the column of ones says how much of it each holds."""
+        rows = rows + 0
+        rows[:, 1:] += rows[:, :1] * by
+        return rows
+
+    def all_reduce(self) -> None:
+        """Join with the other processes' triangles; these are few, and small beside the rows."""
+        from torch import distributed
+
+        everyone: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(everyone, (self.n, self.shift, self.waiting))
+        total = _Triangle(self.zeros, self.dim)
+        for n, shift, waiting in everyone:
+            part = _Triangle(self.zeros, self.dim)
+            part.n, part.shift, part.waiting = n, shift, waiting
+            total.join(part)
+        self.n, self.shift, self.waiting = total.n, total.shift, total.waiting
 
     def _reduce(self) -> None:
         if _is_tensor(self.waiting[0]):
@@ -95,13 +181,16 @@ class _Triangle:
             self.waiting = [np.linalg.qr(np.concatenate(self.waiting), mode="r")]
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
+        """As `_Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
         self._reduce()
-        triangle = np.asarray(self.waiting[0].cpu() if _is_tensor(self.waiting[0]) else self.waiting[0])
-        scatter, moment = np.zeros(self.dim), np.zeros(self.dim)
-        for out, part in ((scatter, triangle[1:, 1:]), (moment, triangle[:, 1:])):
-            values = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
-            out[: len(values)] = values[: self.dim] ** 2
-        return scatter, moment, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
+        rows = self._moved(self.waiting[0], self.shift)
+        triangle = np.asarray(rows.cpu() if _is_tensor(rows) else rows)
+        centred = np.asarray(self.waiting[0].cpu() if _is_tensor(rows) else self.waiting[0])[1:, 1:]
+        values = (np.zeros(self.dim), np.zeros(self.dim))
+        for out, part in zip(values, (centred, triangle[:, 1:]), strict=True):
+            found = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
+            out[: len(found)] = found[: self.dim] ** 2
+        return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
         return float((self.dim * EPS) ** 2 * moment.sum())
@@ -154,8 +243,8 @@ class Covariance:
             raise InputError(f"embeddings: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
         if len(rows) == 0:
             return self
-        if not math.isfinite(float(rows.sum())):
-            self._refuse_nonfinite(rows)
+        if not max(float(rows.max()), -float(rows.min())) < LARGEST:
+            self._refuse(rows)
         zero_rows = 0
         if self.normalize:
             # Powers of two first: squares of 1e-300 or 1e300 would leave float64's range.
@@ -177,19 +266,19 @@ class Covariance:
             if z.is_complex() or z.dtype == torch.bool or z.layout != torch.strided or z.is_quantized:
                 raise InputError(f"embeddings: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
             roundoff = torch.finfo(z.dtype).eps / 2 if z.is_floating_point() else 0.0
-            z = z.detach().to(device=self.device or "cpu", dtype=torch.float64)
+            z = z.detach().to(device=self.device or "cpu", dtype=torch.float64, copy=True)
             return roundoff, z.numpy() if self.device is None else z
         z = np.asarray(z)
         if z.dtype.kind not in "fiu":
             raise InputError(f"embeddings: dtype {z.dtype} is not real numbers; give a float array (n, d)")
-        roundoff, z = (np.finfo(z.dtype).eps / 2 if z.dtype.kind == "f" else 0.0), z.astype(np.float64)
+        roundoff, z = (np.finfo(z.dtype).eps / 2 if z.dtype.kind == "f" else 0.0), z.astype(np.float64, order="C")
         if self.device is None:
             return float(roundoff), z
         import torch
 
         return float(roundoff), torch.from_numpy(z).to(self.device)
 
-    def _refuse_nonfinite(self, rows: Any) -> None:
+    def _refuse(self, rows: Any) -> None:
         bad = ~np.isfinite(np.asarray(rows.cpu() if _is_tensor(rows) else rows))
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -197,6 +286,8 @@ class Covariance:
                 f"embeddings: row {self.n + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
                 "in this block); remove them, or look at the network that wrote them"
             )
+        if not self.normalize:
+            raise InputError(f"embeddings: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
 
     def merge(self, other: "Covariance") -> "Covariance":
         """Join another shard's statistics, as if its rows had been seen here. Returns self."""
@@ -207,6 +298,21 @@ class Covariance:
         self._sum.join(other._sum)  # type: ignore[arg-type]
         self.zero_rows += other.zero_rows
         self.roundoff = max(self.roundoff, other.roundoff)
+        return self
+
+    def all_reduce(self) -> "Covariance":
+        """Join with the other processes of `torch.distributed`, as if one had seen all rows. Returns self.
+
+        Every process calls it, those without rows too; each then holds the statistics of all.
+        """
+        import torch
+        from torch import distributed
+
+        self._sum.all_reduce()
+        about = torch.tensor([float(self.zero_rows), self.roundoff], dtype=torch.float64, device=self.device)
+        distributed.all_reduce(about[:1])
+        distributed.all_reduce(about[1:], distributed.ReduceOp.MAX)
+        self.zero_rows, self.roundoff = int(about[0]), float(about[1])
         return self
 
     def spectrum(self, threshold: float = 1e-6, **about: Any) -> "Spectrum":

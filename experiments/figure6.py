@@ -4,8 +4,8 @@
     python experiments/figure6.py --plot-only     # redraw from the saved result
 
 z = W2 W1 x, both 16 x 16, started with singular values exp(-0.35 k) and the singular vectors of uniform random
-matrices; clean data N(0, I), noise of standard deviation 0.001; loss, batch and temperature of the official toy script, the
-learning rate a quarter of its 0.01, four runs from one start with different batches.
+matrices; clean data N(0, I), noise of standard deviation 0.001; loss, batch and temperature of the official toy
+script, the learning rate a quarter of its 0.01, four runs from one start with different batches.
 The prediction is the gradient flow of the finite-batch mean field.  What it leaves unexplained is the noise of SGD: it
 spreads the time at which a mode escapes, and makes the smallest singular values, which the flow does not move,
 wander.  The ceiling is what the mean of the other three runs explains of one.

@@ -18,19 +18,21 @@ P = ParamSpec("P")
 
 
 def same_kind(function: Callable[P, Any]) -> Callable[P, Any]:
-    """Call `function` with its arrays and lists as float64 tensors; give numpy back unless one of them was a tensor.
+    """Call `function` with arrays, lists and all that it declares an Array as float64 tensors.
 
-    The tensors stay on the device of the first one, and gradients flow through.
+    It gives numpy back unless one of them was a tensor. Tensors stay on the device of the first one, and gradients flow
+    through.
     Raises InputError, with the argument's name, for what is not a real array or holds NaN or infinity.
     """
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
-        named = signature(function).bind(*args, **kwargs)
+        declared = signature(function)
+        named = declared.bind(*args, **kwargs)
         given = [value for value in named.arguments.values() if isinstance(value, Tensor)]
         device = given[0].device if given else torch.device("cpu")
         for name, value in named.arguments.items():
-            if isinstance(value, (Tensor, np.ndarray, list, tuple)):
+            if declared.parameters[name].annotation is Array or isinstance(value, (Tensor, np.ndarray, list, tuple)):
                 named.arguments[name] = _float64(name, value, device)
         result = function(*named.args, **named.kwargs)
         return result if given else _to_numpy(result)

@@ -36,16 +36,17 @@ def negative_weights(p: Floats, q: Floats, batch: int) -> tuple[Floats, Floats]:
         batch: N >= 2.
 
     Returns:
-        Two arrays like p. Accurate to 1e-6; p is clipped to [-40, 160] and sqrt(q) to [0, 40].
+        Two arrays like p. Accurate to 4e-6, and to 3e-4 within 2 of the edges of the table: p is clipped to
+        [-40, 160] and sqrt(q) to [0, 40].
 
     Raises:
         InputError: batch is below 2.
     """
     rows = (np.clip(p, P_LOW, P_HIGH) - P_LOW) / P_STEP
     columns = np.clip(np.sqrt(q), 0, S_HIGH) / S_STEP
-    where = np.stack([rows, columns])
+    where = np.stack([rows, columns])[..., None]  # a last axis, for p and q may be numbers
     one_minus_pi, D = (map_coordinates(t, where, order=3, mode="mirror", prefilter=False) for t in _splines(batch))
-    return one_minus_pi, D
+    return one_minus_pi[..., 0], D[..., 0]
 
 
 @lru_cache(maxsize=16)
@@ -94,7 +95,7 @@ def gaussian_pool(dim: int, points: int, seed: int) -> tuple[Floats, Floats]:
     """Two (points, dim) blocks of standard normals, scrambled Sobol, with exactly unit, uncorrelated second moments.
 
     The first block's radii are the quantiles of chi: near an isotropic embedding f_N is a function of |x| alone, and
-    the error of its stationary point falls from 0.7 % (plain normals, 2048 points, seed to seed) to below 0.01 %.
+    the error of its stationary point falls from 0.7 % (plain normals, 2048 points, seed to seed) to below 0.04 %.
     """
     uniform = qmc.Sobol(2 * dim, rng=np.random.default_rng(seed)).random(points)
     normal = ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))

@@ -67,14 +67,24 @@ class GaussianViews:
 
     def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
         """(R, steps, 2, batch, d) float32."""
-        roots = torch.as_tensor(np.stack([self.clean, self.noise, self.noise], axis=-2 - self.matrices)).float()
-        d = roots.shape[-1]
-        normal = _normals(generators, steps, 3, batch, d)
         if self.matrices:
-            normal = normal @ roots.mT.view(-1, 1, 3, d, d)
-        else:
-            normal *= roots.view(-1, 1, 3, 1, d)
-        return normal[:, :, 1:].add_(normal[:, :, :1])
+            return self._draw_correlated(generators, steps, batch)
+        # Two normals, not three: given x, x' is Gaussian about c0 / c x with variance ce (2 c0 + ce) / c.
+        c0, ce = np.square(self.clean), np.square(self.noise)
+        c = np.maximum(c0 + ce, np.finfo(float).tiny)
+        factors = np.stack([np.sqrt(c), c0 / c, np.sqrt(ce * (2 * c0 + ce) / c)], axis=-2)
+        root, slope, rest = torch.as_tensor(factors).float().view(-1, 1, 3, 1, factors.shape[-1]).unbind(2)
+        views = _normals(generators, steps, 2, batch, factors.shape[-1])
+        x, x_prime = views.unbind(2)
+        x *= root
+        torch.addcmul(x * slope, x_prime, rest, out=x_prime)
+        return views
+
+    def _draw_correlated(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
+        roots = torch.as_tensor(np.stack([self.clean, self.noise, self.noise], axis=-3)).float()
+        d = roots.shape[-1]
+        normal = _normals(generators, steps, 3, batch, d) @ roots.mT.view(-1, 1, 3, d, d)
+        return normal[:, :, 1:] + normal[:, :, :1]
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,11 @@ def _descend(layers: list[Tensor], masks: list[Tensor | None], x: Tensor, descen
 def _dot_gradient(z: Tensor, temperature: float) -> Tensor:
     """Gradient of the mean cross-entropy of z . z' / tau with respect to both views stacked, (R, 2 batch, m)."""
     first, second = z.chunk(2, dim=1)
-    error = torch.softmax(first @ second.mT / temperature, dim=2)
+    # The small factors are scaled, not the logits.
+    first, second = first / temperature, second / temperature
+    error = torch.softmax(first @ (second * temperature).mT, dim=2)
     error.diagonal(dim1=1, dim2=2).sub_(1)
-    return torch.cat([error @ second, error.mT @ first], dim=1) / (temperature * first.shape[1])
+    return torch.cat([error @ second, error.mT @ first], dim=1) / z.shape[1] * 2
 
 
 def _cosine_gradient(z: Tensor, temperature: float) -> Tensor:
