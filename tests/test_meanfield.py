@@ -292,6 +292,8 @@ def test_the_cosine_gradient_is_the_derivative_of_the_mean_loss_over_the_pool():
     np.testing.assert_allclose(found, expected, rtol=0, atol=20 * ACCURACY)
     assert np.abs(found).min() > 0.02
     assert abs(m @ found) < 1e-14  # the length of an embedding does not matter
+    dead, dying = (field.cosine_mode_gradient(np.array([0.3, 0.2, size])) for size in (0.0, 1e-12))
+    np.testing.assert_allclose(dead, dying, rtol=1e-9)
 
 
 def test_modes_of_the_cosine_loss_descend_its_gradient():
