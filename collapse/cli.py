@@ -144,10 +144,10 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 
 def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
-    """Pass batches on, with a bar on stderr that counts their rows."""
+    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=0.5) as bar:
+    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=0.5, disable=None) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))  # type: ignore[arg-type]
