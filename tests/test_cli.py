@@ -1,12 +1,15 @@
 """The command, end to end: answers, files, and one clear line for whatever is wrong."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import zipfile
 
 import numpy as np
@@ -251,6 +254,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_file(tmp_path, resnet18):
         Image.new("RGB", (32, 32), (index % 256, 0, 0)).save(images / f"{index}.png")
     call = [sys.executable, "-m", "collapse", "spectrum", resnet18, images, "--out", tmp_path / "s.json"]
     terminal, end = pty.openpty()  # a bar is drawn for a terminal only
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen([str(word) for word in call], stderr=end, stdout=subprocess.DEVNULL)
     os.close(end)
     seen = b""
