@@ -3,6 +3,7 @@
 import json
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -217,3 +218,55 @@ def test_a_plot_draws_the_natural_logarithm_and_the_floor():
     np.testing.assert_allclose(drawn, np.log(positive))
     assert "rounding" in [text.get_text() for text in ax.get_legend().get_texts()]
     assert result.plot(ax) is ax
+
+
+def _one_process(rank, processes, store, method, shares, out):
+    from torch import distributed
+
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
+    z = rows(11, sum(shares), 6, 3.0).astype(np.float32 if rank == 1 else np.float64)
+    z[0] = 0
+    mine = np.split(z, np.cumsum(shares)[:-1])[rank]
+    result = Covariance(6, method, normalize=True).update(mine).all_reduce().spectrum()
+    (out / f"{rank}.json").write_text(result.to_json())
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+@pytest.mark.parametrize("shares", [(30, 21), (40, 0, 7, 25)])
+def test_processes_join_to_the_spectrum_of_all_rows_even_one_without_rows(tmp_path, method, shares):
+    torch.multiprocessing.spawn(
+        _one_process, (len(shares), tmp_path / "store", method, shares, tmp_path), nprocs=len(shares)
+    )
+    z = rows(11, sum(shares), 6, 3.0)
+    z[0] = 0
+    alone = Covariance(6, method, normalize=True).update(z).spectrum()
+    for rank in range(len(shares)):
+        joined = Spectrum.from_json((tmp_path / f"{rank}.json").read_text())
+        assert joined.n == alone.n
+        # The second process holds its rows in float32, unless it has none: 2^-24 relative, and a floor that says so.
+        rtol = 1e-6 if shares[1] else 1e-12
+        np.testing.assert_allclose(joined.singular_values, alone.singular_values, rtol=rtol)
+        np.testing.assert_allclose(joined.moments, alone.moments, rtol=rtol)
+        assert joined.floor > 2 * alone.floor if shares[1] else joined.floor == pytest.approx(alone.floor)
+        assert any("1 of" in note for note in joined.warnings)
+
+
+def test_qr_is_right_to_1e_6_at_1e_11_of_the_largest_whatever_the_mean_and_the_blocks():
+    mpmath.mp.dps = 50
+    d, n = 8, 200
+    for seed, mean in ((0, 0.0), (1, 1.0)):
+        rng = np.random.default_rng(seed)
+        z = rng.standard_normal((n, d)) * np.logspace(0, -11, d) @ ortho_group.rvs(d, random_state=seed) + mean
+        exact = mpmath.matrix(z.tolist())
+        means = [mpmath.fsum(exact[i, j] for i in range(n)) / n for j in range(d)]
+        columns = [[exact[i, j] - means[j] for i in range(n)] for j in range(d)]
+        gram = mpmath.matrix(d, d)
+        for a in range(d):
+            for b in range(d):
+                gram[a, b] = mpmath.fdot(columns[a], columns[b])
+        truth = [float(mpmath.sqrt(value / (n - 1))) for value in mpmath.eigsy(gram, eigvals_only=True)][::-1]
+        total = Covariance(d, "qr")
+        for block in np.array_split(z, 7):
+            total.update(block)
+        np.testing.assert_allclose(np.sqrt(total.spectrum().singular_values), truth, rtol=1e-6)
