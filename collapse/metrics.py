@@ -1,4 +1,4 @@
-"""Rank measures of a spectrum: one plain function each, on anybody's singular values.
+"""Measures of collapse: one plain function each, on anybody's singular values, or on embeddings where these are needed.
 
 Notation: Z (N, d) embeddings, rows are samples;  C = Zc^T Zc / (N - 1) the covariance of the centred rows;
 `values` (d,) its singular values lambda_k;  s_k the singular values of Z itself, uncentred;
@@ -49,12 +49,16 @@ def effective_rank(values: ArrayLike) -> float:
     return entropy_rank(values)
 
 
-def rankme(s: ArrayLike) -> float:
-    """exp H(s / sum s) of the singular values s of Z, uncentred (RankMe, arXiv 2210.02885, with epsilon 0).
+def rankme(s: ArrayLike, epsilon: float = 0.0) -> float:
+    """exp H(p), p = s / sum s + epsilon, of the singular values s of Z, uncentred (RankMe, arXiv 2210.02885).
 
-    The paper adds 1e-7 to each share, stable-pretraining 1e-5; a large mean alone makes it small.
+    The paper adds 1e-7 to each share, stable-pretraining's callback 1e-5, without dividing by the new sum: the value
+    may then exceed d.  A large mean alone makes RankMe small.
     """
-    return entropy_rank(s)
+    if epsilon == 0 or not np.any(s):
+        return entropy_rank(s)
+    p = _descending(s) / np.sum(s) + epsilon
+    return math.exp(-(p * np.log(p)).sum())
 
 
 def participation_ratio(values: ArrayLike) -> float:
@@ -151,3 +155,136 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
     moments = _descending(moments)
     expected = n + n * (n - 1) / moments.size
     return float((n**2 * (moments**2).sum() - expected) / (n**2 - expected)) if n > 1 < moments.size else math.nan
+
+
+# Measures of embeddings themselves: rows are samples, (n, d) arrays.
+
+
+def _rows(z: ArrayLike, name: str = "embeddings") -> NDArray:
+    z = np.asarray(z, dtype=np.float64)
+    if z.ndim != 2 or 0 in z.shape:
+        raise InputError(f"{name}: got shape {z.shape}, expected (n, d), neither of them 0")
+    if not np.isfinite(z).all():
+        raise InputError(f"{name}: row {np.argwhere(~np.isfinite(z))[0][0]} holds NaN or infinity")
+    return z
+
+
+def _unit(z: ArrayLike) -> NDArray:
+    z = _rows(z)
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    return z / np.where(norm > 0, norm, 1)  # a zero row stays zero
+
+
+def _same_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
+    x, y = _rows(x, "first embeddings"), _rows(y, "second embeddings")
+    if len(x) != len(y):
+        raise InputError(f"embeddings: {len(x)} rows and {len(y)}; both must hold the same samples")
+    return x - x.mean(0), y - y.mean(0)
+
+
+def l2_std(z: ArrayLike) -> float:
+    """Mean over columns of the standard deviation (divisor n - 1) of unit rows (SimSiam, arXiv 2011.10566; lightly).
+
+    About 1 / sqrt(d) when healthy, 0 at complete collapse; blind to dimensional collapse, and not rotation-invariant.
+    """
+    return float(_unit(z).std(0, ddof=1).mean())
+
+
+def uniformity(z: ArrayLike, t: float = 2.0) -> float:
+    """ln mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit rows (arXiv 2005.10242). 0 is a single point.
+
+    O(n^2 d): give a few thousand rows.
+    """
+    from scipy.spatial.distance import pdist
+    from scipy.special import logsumexp
+
+    exponents = -t * pdist(_unit(z), "sqeuclidean")
+    return float(logsumexp(exponents) - math.log(len(exponents)))
+
+
+def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
+    """Mean |z_i - z'_i|^power of unit rows, two views of the same samples (arXiv 2005.10242). 0 is invariance."""
+    z, z_prime = _unit(z), _unit(z_prime)
+    if z.shape != z_prime.shape:
+        raise InputError(f"alignment: shapes {z.shape} and {z_prime.shape} differ")
+    return float((np.linalg.norm(z - z_prime, axis=1) ** power).mean())
+
+
+def coherence(z: ArrayLike) -> float:
+    """(n / r) max_i |U_i|^2, U (n, r) the left singular vectors of z, r = min(n, d) (arXiv 2305.16562): 1..n / r."""
+    z = _rows(z)
+    U = np.linalg.svd(z, full_matrices=False)[0]
+    return float(len(z) / U.shape[1] * (U**2).sum(1).max())
+
+
+def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
+    """Effective rank of Sw^-1/2 Sb Sw^-1/2 (LiDAR, arXiv 2312.04000, section 3), of several views of each sample.
+
+    Sb is the covariance of the samples' means (divisor samples - 1), Sw the mean scatter within samples (divisor
+    samples (views - 1)) plus delta, which is absolute: the value depends on the scale of z.
+
+    Args:
+        z: (n, d) embeddings.
+        samples: (n,) which sample each row is a view of; the same number of views, at least 2, of each.
+    """
+    z, names = _rows(z), np.asarray(samples)
+    _, index, views = np.unique(names, return_inverse=True, return_counts=True)
+    if names.shape != (len(z),) or len(views) < 2 or views.min() < 2 or views.min() != views.max():
+        raise InputError(
+            f"lidar: {names.shape} samples for {len(z)} rows; equal numbers of views, 2 or more, are needed"
+        )
+    means = np.zeros((len(views), z.shape[1]))
+    np.add.at(means, index, z / views[0])
+    within = z - means[index]
+    between = means - means.mean(0)
+    Sw = within.T @ within / (len(views) * (views[0] - 1)) + delta * np.eye(z.shape[1])
+    whitened = np.linalg.solve(np.linalg.cholesky(Sw), between.T)
+    return entropy_rank(np.linalg.svd(whitened, compute_uv=False) ** 2)
+
+
+def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
+    """n times the weighted squared distance of each column's characteristic function from that of N(0, 1): (d,).
+
+    integral over t in [-upper, upper] of |phi_n(t) - e^{-t^2/2}|^2 e^{-t^2/2} dt by the trapezoid rule with `knots`
+    points on [0, upper], doubled (arXiv 2511.08544). Standard normal columns give about 1.05, whatever n.
+    """
+    x = _rows(x)
+    t = np.linspace(0, upper, knots)
+    weight = np.full(knots, 2 * upper / (knots - 1))
+    weight[[0, -1]] /= 2
+    window = np.exp(-(t**2) / 2)
+    total = np.zeros(x.shape[1])
+    for point, w, target in zip(t, weight * window, window, strict=True):
+        total += w * ((np.cos(point * x).mean(0) - target) ** 2 + np.sin(point * x).mean(0) ** 2)
+    return len(x) * total
+
+
+def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
+    """Mean `epps_pulley` of z along random unit directions (SIGReg, arXiv 2511.08544): is z N(0, I)? 0 is best.
+
+    It is not invariant to scale or mean: standardise first to ask for the shape alone.
+    """
+    z = _rows(z)
+    directions = np.random.default_rng(seed).standard_normal((z.shape[1], slices))
+    return float(epps_pulley(z @ (directions / np.linalg.norm(directions, axis=0))).mean())
+
+
+def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float, float]:
+    """Least and largest covariance singular value of n rows of white noise in d dimensions, as n and d grow."""
+    ratio = math.sqrt(d / (n - 1))
+    return variance * max(0.0, 1 - ratio) ** 2, variance * (1 + ratio) ** 2
+
+
+def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
+    """|Yc^T Xc|_F^2 / (|Xc^T Xc|_F |Yc^T Yc|_F), biased, in 0..1 (arXiv 1905.00414): similarity of two embeddings."""
+    x, y = _same_rows(x, y)
+    return float(((y.T @ x) ** 2).sum() / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+
+
+def canonical_correlations(x: ArrayLike, y: ArrayLike) -> NDArray:
+    """Cosines of the principal angles between the column spaces of centred x and y, descending: (min(d1, d2),).
+
+    Needs n well above d1 + d2. Directions below rounding must be dropped first: in QR they read as 1.
+    """
+    x, y = _same_rows(x, y)
+    return np.linalg.svd(np.linalg.qr(x)[0].T @ np.linalg.qr(y)[0], compute_uv=False).clip(0, 1)

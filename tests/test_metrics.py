@@ -154,3 +154,84 @@ def test_the_threshold_counts_strictly_below_it():
 def test_what_is_no_spectrum_is_refused(bad):
     with pytest.raises(InputError, match="singular values"):
         metrics.effective_rank(bad)
+
+
+def views():
+    r = np.random.default_rng(4)
+    centres = r.standard_normal((100, 1, 32)) * (np.arange(1, 33) ** -0.5)
+    return (centres + 0.3 * r.standard_normal((100, 10, 32))).reshape(1000, 32)
+
+
+def test_embeddings_give_the_values_of_the_published_implementations():
+    inputs = {**reference_inputs(), "views": views()}
+    # lightly 1.6.0 std_of_l2_normalized, align_uniform uniform_loss, google-research coherence.
+    expected = {
+        "power": (0.0693598571613, -2.49387092041, 1.53140476125),
+        "iso": (0.176766785327, -3.75180246823, 2.2614521586),
+        "lowrank": (0.173265893658, -3.00492530424, 14.8157024418),
+        "views": (0.169968441162, -3.59285063343, 1.81071799606),
+        "hada": (0.242061459138, -4, 1),
+    }
+    for name, (std, uniform, coherent) in expected.items():
+        z = inputs[name]
+        assert metrics.l2_std(z) == pytest.approx(std, rel=1e-9)
+        assert metrics.uniformity(z) == pytest.approx(uniform, rel=1e-9)
+        assert metrics.coherence(z) == pytest.approx(coherent, rel=1e-9)
+    z = inputs["views"].reshape(100, 10, 32)
+    assert metrics.alignment(z[:, 0], z[:, 1]) == pytest.approx(0.9109637776573613, rel=1e-12)  # align_uniform
+    assert metrics.uniformity(z[:, 0]) == pytest.approx(-3.632190117842122, rel=1e-12)
+
+
+def test_lidar_is_that_of_stable_pretraining_whatever_the_order_of_rows():
+    z, samples = views(), np.repeat(np.arange(100), 10)
+    order = np.random.default_rng(0).permutation(1000)
+    # stable-pretraining 0.1.8, Lightning callback, adds 1e-8 to each share.
+    assert metrics.lidar(z, samples) == pytest.approx(16.870934011505543, rel=1e-7)
+    assert metrics.lidar(z[order], samples[order]) == pytest.approx(metrics.lidar(z, samples), rel=1e-9)
+    assert metrics.lidar(z, samples, delta=1e-6) == pytest.approx(16.869893913135563, rel=1e-7)
+    for bad in (samples[:-1], np.zeros(1000), np.arange(1000), np.minimum(samples, 98)):
+        with pytest.raises(InputError, match="lidar"):
+            metrics.lidar(z, bad)
+
+
+def test_epps_pulley_is_that_of_lejepa():
+    inputs = {**reference_inputs(), "views": views()}
+    # lejepa EppsPulley().double(), mean over columns.
+    expected = {"power": 383.461197318, "iso": 1.0661918485, "views": 199.95432403, "iris": 327.9762742}
+    for name, value in expected.items():
+        assert metrics.epps_pulley(inputs[name]).mean() == pytest.approx(value, rel=1e-7)  # its weights are float32
+    # Under the hypothesis its mean is the integral of (1 - exp(-t^2)) exp(-t^2 / 2), 1.0526; 1,024 dependent slices.
+    assert metrics.sigreg(inputs["iso"], seed=0) == pytest.approx(1.0526, abs=0.05)
+    assert metrics.sigreg(inputs["iso"], seed=0, slices=8) == metrics.sigreg(inputs["iso"], seed=0, slices=8)
+
+
+def test_two_embeddings_compare_as_in_the_published_implementations():
+    x = reference_inputs()["power"]
+    y = np.tanh(x[:, :32]) + 0.1 * np.random.default_rng(5).standard_normal((1000, 32))
+    assert metrics.linear_cka(x, y) == pytest.approx(0.87128679879941, rel=1e-12)  # ckatorch, repsim, netrep
+    rho = metrics.canonical_correlations(x, y)
+    np.testing.assert_allclose(rho[:3], [0.9674807889811797, 0.9573818935438083, 0.9549110735768476], rtol=1e-10)
+    assert rho.mean() == pytest.approx(0.5970952433506367, rel=1e-10)  # repsim "pillai"
+    assert metrics.linear_cka(x, 3 * x + 1) == pytest.approx(1)
+    with pytest.raises(InputError, match="same samples"):
+        metrics.linear_cka(x, y[:-1])
+
+
+def test_rankme_with_the_epsilons_of_others_gives_their_values():
+    s = np.linalg.svd(reference_inputs()["power"], compute_uv=False)
+    assert metrics.rankme(s, 1e-7) == pytest.approx(28.963, abs=1e-3)  # stable-pretraining's jax callback
+    assert metrics.rankme(s, 1e-5) == pytest.approx(29.0324219548, rel=1e-10)  # and its Lightning callback
+
+
+def test_noise_fills_the_marchenko_pastur_band():
+    low, high = metrics.marchenko_pastur_edges(4096, 32)
+    assert low == pytest.approx(0.8310161293792622)
+    assert high == pytest.approx(1.1846126862495532)
+    values = spectrum(reference_inputs()["iso"], normalize=False).singular_values
+    assert low < values[-1] < values[0] < high
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), [[math.inf]]])
+def test_what_are_no_embeddings_is_refused(bad):
+    with pytest.raises(InputError, match="embeddings"):
+        metrics.coherence(bad)
