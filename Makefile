@@ -1,5 +1,6 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
 # make test      format, lint, types, tests with coverage
+# make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ PACKAGE := $(wildcard collapse/*.py collapse/*.mplstyle)
 THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
 TOYS := $(filter-out digits,$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys test clean FORCE
+.PHONY: figures toys test mutants clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -49,6 +50,10 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --cov --cov-report=term
+
+mutants: .venv/installed-test
+	$(BIN)/pip install --quiet --editable ".[test,mutants]"
+	$(BIN)/python tests/mutants.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("collapse needs Python 3.10 or newer; give one as PYTHON=...") if sys.version_info < (3, 10) else None'
