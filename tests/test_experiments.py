@@ -117,5 +117,11 @@ def test_the_readme_quotes_what_the_result_files_hold():
     quoted += [mean(digits["effective_rank"][:, t]) for t in (0, 1)] + [mean(100 * digits["probe"][:, 1])]
     benchmark = json.loads((ROOT / "benchmarks/results/spectrum.json").read_text())
     quoted.append(f"| {benchmark['cases'][-1]['ratios']['ours / product']:.2f} |")
+    meta, _ = load_result(ROOT / "experiments/results/phase_diagram.npz")
+    quoted.append(f"{meta['exact']['mean_field']} of 15, {meta['r2']:.4f}")
+    toy = json.loads((ROOT / "benchmarks/results/toy.json").read_text())["ratios"]
+    quoted.append(f"{toy['autograd / batched']:.1f} and {toy['official / batched']:.1f} times faster")
+    meta, _ = load_result(ROOT / "experiments/results/linear_digits.npz")
+    quoted.append(f"R² {meta['r2']['real_spectrum']['predicted']['final']:.2f} only")
     for text in quoted:
         assert text in readme, text
