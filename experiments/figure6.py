@@ -50,7 +50,7 @@ def log_mean(values: NDArray) -> NDArray:
 def simulate(seed: int = 102, seeds: int = 4, lr: float = 0.0025, horizon: float = 100.0) -> tuple[Meta, Arrays]:
     """`seeds` runs from the start that `seed` draws, to time `horizon`; the mean field's flow from the same start."""
     layers, descent = start(seed), Descent(lr, round(horizon / lr))
-    at = np.concatenate([[0], np.unique(np.geomspace(descent.steps / 1000, descent.steps, 60).astype(int))])
+    at = np.unique([0, *np.geomspace(descent.steps / 1000, descent.steps, 60).astype(int)])
     runs = [np.tile(W, (seeds, 1, 1)) for W in layers]
     simulated = spectra(
         *sgd(runs, GaussianViews(np.ones(DIM), np.full(DIM, NOISE)), range(seeds), descent, at.tolist())
