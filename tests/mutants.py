@@ -2,24 +2,43 @@
 
     make mutants                                  # 80 mutants, about 15 minutes on 2 cores
 
-mutmut changes one operator, number, name or argument at a time in a copy of the package and runs the tests that reach
-it.  Changes of a message's wording are left out of the sample: no test should hang on them.  Prints the mutants that
-survive, and exits with 1 if fewer than 95 % are killed.
+mutmut changes one operator, number, name or argument at a time in a copy of the package, build/mutants, and runs the
+tests that reach it.  Changes of a message's wording are left out of the sample: no test should hang on them.  Prints
+the mutants that survive, writes benchmarks/results/mutants.json, and exits with 1 if fewer than 95 % are killed.
 """
 
 import argparse
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from mutmut.stats import status_by_exit_code
 
-MUTANTS = Path("mutants")
+from collapse.results import provenance, save_text, to_json
+
+ROOT = Path(__file__).parents[1]
+COPY = ROOT / "build/mutants"
+MUTANTS = COPY / "mutants"
 KILLED = {"killed", "timeout", "segfault", "suspicious"}  # a failing test, or a loop without end
 WORDING = re.compile(r"XX|InputError|warnings|notes|f\"|f'|desc=|description|\.upper\(|\.lower\(|title|disable|unit=")
+
+
+def copy_undecorated() -> None:
+    """A copy of the package in which top-level functions are decorated after they are made: mutmut skips `@`."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    COPY.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, COPY)
+    for name in ("collapse", "tests"):
+        shutil.copytree(ROOT / name, COPY / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in COPY.glob("collapse/**/*.py"):
+        source, decorator = path.read_text(), re.compile(r"^@(.+)\n(?=def (\w+)\()", re.MULTILINE)
+        later = [f"{name} = {wrapper}({name})\n" for wrapper, name in decorator.findall(source)]
+        path.write_text(decorator.sub("", source) + "".join(later))
 
 
 def names() -> list[str]:
@@ -29,7 +48,8 @@ def names() -> list[str]:
 
 
 def changed_lines(name: str) -> str:
-    shown = subprocess.run([sys.executable, "-m", "mutmut", "show", name], capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "mutmut", "show", name]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=COPY).stdout
     return "\n".join(line for line in shown.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
 
 
@@ -61,16 +81,19 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    copy_undecorated()
     run = [sys.executable, "-m", "mutmut", "run", "--max-children", "2"]
     # A name that matches one function makes all mutants and runs a few.
-    subprocess.run([*run, "collapse.metrics.x_rankme*"], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([*run, "collapse.metrics.x_rankme*"], stdout=subprocess.DEVNULL, check=True, cwd=COPY)
     chosen = sample(options.count, options.seed)
-    subprocess.run([*run, *chosen], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([*run, *chosen], stdout=subprocess.DEVNULL, check=True, cwd=COPY)
     found = results()
     survivors = [name for name in chosen if found[name] not in KILLED]
     for name in survivors:
         print(f"{found[name]}: {name}\n{chosen[name]}\n")
     killed = 1 - len(survivors) / len(chosen)
+    about = {"schema": 1, **provenance(), "seed": options.seed, "mutants": {name: found[name] for name in chosen}, "killed": killed}
+    save_text(ROOT / "benchmarks/results/mutants.json", to_json(about))
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed: {killed:.1%} (seed {options.seed})")
     return 0 if killed >= 0.95 else 1
 

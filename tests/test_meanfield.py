@@ -16,7 +16,7 @@ from collapse import InputError
 from collapse.theory import MeanField, matrix_flow, negative_weights
 from collapse.theory.meanfield import gaussian_pool
 
-ACCURACY, AT_EDGES = 4e-6, 3e-4  # what negative_weights promises
+ACCURACY, AT_EDGES = 1e-5, 3e-4  # what negative_weights promises
 
 
 def by_laplace(p, q, batch):

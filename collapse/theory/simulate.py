@@ -24,7 +24,7 @@ from tqdm import tqdm
 from collapse import InputError
 from collapse.theory.arrays import Floats, check_choice
 
-CHUNK = 8  # steps drawn at a time: few calls, and the draws stay in the cache
+DRAWN = 64  # batches drawn at a time, over all runs: few calls, and the draws stay in the cache
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def sgd(
     layers = [torch.tensor(W, dtype=torch.float32) for W in weights]
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     kept = [[W.clone() for W in layers]] if at[0] == 0 else []
-    wanted = set(at)
+    wanted, chunk = set(at), max(1, DRAWN // len(seeds))
     with tqdm(total=descent.steps, desc=f"SGD of {len(seeds)} runs", unit="step", disable=None) as bar:
-        for first in range(0, descent.steps, CHUNK):
-            batches = views.draw(generators, min(CHUNK, descent.steps - first), descent.batch)
+        for first in range(0, descent.steps, chunk):
+            batches = views.draw(generators, min(chunk, descent.steps - first), descent.batch)
             for step, x in enumerate(batches.unbind(1), first + 1):
                 _descend(layers, trainable, x.flatten(1, 2), descent)
                 if step in wanted:
@@ -153,19 +153,48 @@ def sgd(
 
 
 def _descend(layers: list[Tensor], masks: list[Tensor | None], x: Tensor, descent: Descent) -> None:
-    """One step on the views x, (R, 2 batch, d), in place: backpropagation, for all runs at once."""
-    inputs = [x]
-    for depth, W in enumerate(layers, 1):
-        h = inputs[-1] @ W.mT
-        inputs.append(h.relu_() if descent.activation == "relu" and depth < len(layers) else h)
-    back = GRADIENTS[descent.similarity](inputs[-1], descent.temperature)
-    for depth in reversed(range(len(layers))):
-        W, h, mask = layers[depth], inputs[depth], masks[depth]
-        gradient = back.mT @ h
-        back = back @ W
-        if descent.activation == "relu" and depth:
-            back *= h > 0
+    """One step on the views x, (R, 2 batch, d), in place, for all runs at once."""
+    gradients = (_linear_gradients if descent.activation == "linear" else _relu_gradients)(layers, x, descent)
+    for W, gradient, mask in zip(layers, gradients, masks, strict=True):
         W.sub_(gradient if mask is None else gradient * mask, alpha=descent.lr)
+
+
+def _relu_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list[Tensor]:
+    """Backpropagation."""
+    inputs = [x]
+    for W in layers[:-1]:
+        inputs.append((inputs[-1] @ W.mT).relu_())
+    back = GRADIENTS[descent.similarity](inputs[-1] @ layers[-1].mT, descent.temperature)
+    gradients = []
+    for W, h in zip(reversed(layers), reversed(inputs), strict=True):
+        gradients.insert(0, back.mT @ h)
+        back = (back @ W) * (h > 0)
+    return gradients
+
+
+def _linear_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list[Tensor]:
+    """The chain rule through the product of the layers: only small matrices but for its own gradient."""
+    below = [layers[0]]  # W_1, W_2 W_1, ...
+    for W in layers[1:]:
+        below.append(W @ below[-1])
+    if descent.similarity == "dot":
+        back = _dot_product_gradient(below[-1], x, descent.temperature)
+    else:
+        back = GRADIENTS[descent.similarity](x @ below[-1].mT, descent.temperature).mT @ x
+    gradients = [back] * len(layers)
+    for depth in range(len(layers) - 1, 0, -1):
+        gradients[depth], back = back @ below[depth - 1].mT, layers[depth].mT @ back
+    gradients[0] = back
+    return gradients
+
+
+def _dot_product_gradient(W: Tensor, x: Tensor, temperature: float) -> Tensor:
+    """dL/dW for z = W x: W (B + B^T), B = x^T (softmax - 1) x_prime: one large product where the rows' gradient has two."""
+    first, second = x.chunk(2, dim=1)
+    logits = (first @ (W.mT @ W / temperature)) @ second.mT
+    error = torch.softmax(logits, 2, out=logits)
+    B = first.mT @ (error @ second - second)
+    return W @ (B + B.mT) / (temperature * first.shape[1])
 
 
 def _dot_gradient(z: Tensor, temperature: float) -> Tensor:
