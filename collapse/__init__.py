@@ -17,12 +17,14 @@ class InputError(ValueError):
 if TYPE_CHECKING:
     from collapse import metrics, theory
     from collapse.checkpoints import load
-    from collapse.covariance import Covariance, Spectrum, spectrum
+    from collapse.covariance import Covariance
+    from collapse.measure import spectrum
+    from collapse.spectra import Spectrum
 
 _HOME = {
     "Covariance": "collapse.covariance",
-    "Spectrum": "collapse.covariance",
-    "spectrum": "collapse.covariance",
+    "Spectrum": "collapse.spectra",
+    "spectrum": "collapse.measure",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "theory": "collapse.theory",

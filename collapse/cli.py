@@ -11,7 +11,7 @@ from collapse import InputError, __version__
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
-    from collapse.covariance import Spectrum
+    from collapse.spectra import Spectrum
 
 
 T = TypeVar("T")
@@ -155,7 +155,8 @@ def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
 
 def _of_array(options: argparse.Namespace) -> "Spectrum":
     from collapse.arrays import open_array
-    from collapse.covariance import blocks, spectrum
+    from collapse.covariance import blocks
+    from collapse.measure import spectrum
 
     if options.layer != "representation":
         raise InputError(f"{options.source}: --layer wants a checkpoint and images")
@@ -166,9 +167,9 @@ def _of_array(options: argparse.Namespace) -> "Spectrum":
 
 def _of_model(options: argparse.Namespace) -> "Spectrum":
     from collapse.checkpoints import load
-    from collapse.covariance import spectrum
     from collapse.evaluate import embed
     from collapse.images import Images, pixel_batches
+    from collapse.measure import spectrum
 
     device = choose_device(options.device)
     known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")

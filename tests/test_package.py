@@ -19,10 +19,12 @@ PACKAGE = Path(collapse.__file__).parent
 LAYERS = (
     {"collapse"},
     {"collapse.metrics", "collapse.results"},
+    {"collapse.spectra"},
     {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots",
      "collapse.views"},
     {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
      "collapse.theory"},
+    {"collapse.measure"},
     {"collapse.cli"},
     {"collapse.__main__"},
 )  # fmt: skip
@@ -71,8 +73,8 @@ def test_every_public_name_is_there_and_no_other():
     for name in collapse.__all__:
         assert getattr(collapse, name) is not None
         assert name in dir(collapse)
-    with pytest.raises(AttributeError, match="no attribute 'spectra'"):
-        _ = collapse.spectra
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = collapse.nothing
     assert issubclass(InputError, ValueError)
 
 
