@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from collapse.checkpoints import load
     from collapse.covariance import Covariance
     from collapse.measure import spectrum
+    from collapse.monitor import Monitor
     from collapse.spectra import Spectrum
 
 _HOME = {
     "Covariance": "collapse.covariance",
+    "Monitor": "collapse.monitor",
     "Spectrum": "collapse.spectra",
     "spectrum": "collapse.measure",
     "load": "collapse.checkpoints",
@@ -30,7 +32,7 @@ _HOME = {
     "theory": "collapse.theory",
 }
 
-__all__ = ["Covariance", "InputError", "Spectrum", "load", "metrics", "spectrum", "theory"]
+__all__ = ["Covariance", "InputError", "Monitor", "Spectrum", "load", "metrics", "spectrum", "theory"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
-"""Files of embeddings: .npy (memory-mapped), .npz, .pt and .safetensors, recognised by their bytes.
+"""Files of embeddings, recognised by their bytes: .npy, .npz, .pt, .safetensors, HDF5, Parquet, and zarr folders.
 
-Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds several.
+Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds several.  .npy, HDF5, Parquet and zarr are
+read block by block; the last three want a library of their own (the extras hdf5, parquet, zarr).
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ def open_array(source: Path) -> tuple[dict[str, Any], Any]:
     Raises InputError: no such file, not an array, several arrays and no key, truncated, or a dtype of objects.
     """
     path, key = split_key(source)
+    if path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
+        return {"kind": "array", "path": str(source)}, _open_zarr(path, key)
     containers.require_file(path)
     with open(path, "rb") as file:
         head = file.read(6)
@@ -39,6 +43,10 @@ def open_array(source: Path) -> tuple[dict[str, Any], Any]:
         return about, _open_npy(path)
     if head.startswith(b"PK\x03\x04") and _is_npz(path):
         return about, _open_npz(path, key)
+    if head == b"\x89HDF\r\n":
+        return about, _open_hdf5(path, key)
+    if head[:4] == b"PAR1":
+        return about, _open_parquet(path, key)
     contents = containers.read(path)
     return {**about, "foreign": contents.foreign}, _pick(path, contents.tree, key)
 
@@ -72,6 +80,81 @@ def _open_npz(path: Path, key: str | None) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read as a numpy archive: {error}") from error
+
+
+def _library(path: Path, module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"{path}: wants {module}; pip install 'dimensional-collapse[{extra}]'") from error
+
+
+def _open_hdf5(path: Path, key: str | None) -> Any:
+    """A dataset of an HDF5 file, on disk. Links are not followed: they may lead to other files."""
+    h5py = _library(path, "h5py", "hdf5")
+    try:
+        file = h5py.File(path, "r")
+        found: dict[str, Any] = {}
+        file.visititems(lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+        data = found[_choose(path, [name for name, item in found.items() if item.ndim == 2 or name == key], key)]
+        if data.is_virtual or data.external:
+            raise InputError(f"{path}: dataset {data.name} keeps its data in other files; copy it into this one")
+        return data
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: truncated or damaged HDF5 ({str(error)[:100]})") from error
+
+
+def _open_zarr(path: Path, key: str | None) -> Any:
+    zarr = _library(path, "zarr", "zarr")
+    try:
+        node = zarr.open(path, mode="r")
+        if isinstance(node, zarr.Group):
+            node = node[_choose(path, [name for name, _ in node.arrays()], key)]
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: a damaged zarr folder ({str(error)[:100]})") from error
+    if node.dtype.kind not in "fiu":
+        raise InputError(f"{path}: dtype {node.dtype} is not real numbers")
+    return node
+
+
+def _open_parquet(path: Path, key: str | None) -> Iterator[np.ndarray]:
+    """Batches of rows of a column of lists or, where there is none, of all columns of numbers."""
+    pyarrow, parquet = (_library(path, name, "parquet") for name in ("pyarrow", "pyarrow.parquet"))
+    try:
+        file = parquet.ParquetFile(path)
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        lists = [name for name, kind in kinds.items() if pyarrow.types.is_list(kind)
+                 or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind)]  # fmt: skip
+        numbers = [
+            name for name, kind in kinds.items() if pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)
+        ]
+        columns = [_choose(path, lists, key)] if lists or key else numbers
+        if not columns:
+            raise InputError(f"{path}: holds no column of numbers or of lists of them")
+        return _parquet_rows(path, file.iter_batches(batch_size=4096, columns=columns), bool(lists))
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: truncated or damaged Parquet ({str(error)[:100]})") from error
+
+
+def _parquet_rows(path: Path, batches: Any, lists: bool) -> Iterator[np.ndarray]:
+    try:
+        for batch in batches:
+            if any(column.null_count for column in batch.columns):
+                raise InputError(f"{path}: holds missing values; drop these rows first")
+            if not lists:
+                yield np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
+                continue
+            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            width, rest = divmod(len(flat), len(batch))
+            if rest or set(batch.column(0).value_lengths().to_pylist()) != {width}:
+                raise InputError(f"{path}: lists of different lengths; embeddings have one width")
+            yield flat.reshape(len(batch), width)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: truncated or damaged Parquet ({str(error)[:100]})") from error
 
 
 def _choose(path: Path, keys: list[str], key: str | None) -> str:

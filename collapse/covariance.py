@@ -34,6 +34,8 @@ def _is_tensor(z: Any) -> bool:
 class _Gram:
     """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen: numpy arrays, or tensors on a device."""
 
+    STATE = ("n", "mean", "scatter")
+
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
         self.centred: Any = zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
@@ -148,6 +150,8 @@ class _Triangle:
 
     The shift is the mean of the first rows: rounding is relative to the size of what is decomposed.
     """
+
+    STATE = ("n", "waiting", "shift")
 
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
@@ -352,6 +356,35 @@ class Covariance:
         self.zero_rows, self.roundoff = int(about[0]), float(about[1])
         return self
 
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything as numbers and tensors, for a checkpoint."""
+        import torch
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, list):
+                return [copy(part) for part in value]
+            return torch.as_tensor(value).clone() if hasattr(value, "ndim") else value
+
+        kept = {name: copy(getattr(self._sum, name)) for name in self._sum.STATE}
+        names = ("dim", "method", "normalize", "device", "zero_rows", "roundoff")
+        return {**{name: getattr(self, name) for name in names}, "sum": kept}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Covariance":
+        """The accumulator that `state_dict` described."""
+        total = cls(state["dim"], state["method"], state["normalize"], state["device"])
+        total.zero_rows, total.roundoff = state["zero_rows"], state["roundoff"]
+
+        def here(value: Any) -> Any:
+            if isinstance(value, list):
+                return [here(part) for part in value]
+            if not _is_tensor(value):
+                return value
+            return value.to(total.device) if total.device else np.asfortranarray(value.cpu().numpy())
+
+        vars(total._sum).update({name: here(value) for name, value in state["sum"].items()})
+        return total
+
     def spectrum(self, threshold: float = 1e-6, vectors: bool = False, noise: float = 0.0, **about: Any) -> Spectrum:
         """The singular values of C and what the rank measures need.
 
@@ -416,10 +449,21 @@ def _unit_rows(z: Any) -> tuple[Any, int]:
     return z / ((square + zero) ** 0.5)[:, None], int(zero.sum())
 
 
-def blocks(z: Any) -> Iterator[Any]:
-    """Row blocks of about 32 MiB in float64 of an array, memmap or tensor (n, d)."""
+def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
+    """Row blocks of about 32 MiB in float64 of an array, memmap, tensor or stored dataset (n, d); `limit` rows at most.
+
+    An iterable of (b, d) batches gives these.
+    """
+    if not hasattr(z, "ndim"):
+        for batch in z:
+            batch = batch if limit is None else batch[:limit]
+            limit = limit if limit is None else limit - len(batch)
+            yield batch
+            if limit == 0:
+                return
+        return
     if z.ndim != 2:
         raise InputError(f"embeddings: got shape {tuple(z.shape)}, expected (n, d); pool or flatten the rest first")
-    rows = max(1, BLOCK // max(1, z.shape[1]))
-    for start in range(0, len(z), rows):
-        yield z[start : start + rows]
+    step, stop = max(1, BLOCK // max(1, z.shape[1])), z.shape[0] if limit is None else min(limit, z.shape[0])
+    for start in range(0, stop, step):
+        yield z[start : min(start + step, stop)]

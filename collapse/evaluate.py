@@ -1,6 +1,8 @@
 """Embeddings of a set of images, and what they are worth: nearest neighbours and a linear probe."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,49 @@ def embed(
     net = net.to(device).eval()
     for pixels in batches:
         yield net(preprocess.normalize(pixels.to(device))).float()
+
+
+class Taps:
+    """The outputs of a network's inner layers, in one pass: hooks on its modules, and rows from what they see.
+
+    rows: name -> (n, d) of the last forward pass, after it: feature maps (n, d, h, w), and tokens (n, t, d), become
+    their mean over positions, or `positions` of them drawn at random as rows of their own, which see what the mean
+    hides.
+    """
+
+    def __init__(self, net: nn.Module, names: Sequence[str], positions: int = 0, seed: int = 0) -> None:
+        self.rows: dict[str, Tensor] = {}
+        self.positions, self.generator = positions, torch.Generator().manual_seed(seed)
+        modules = dict(net.named_modules())
+        for name in names:
+            modules[name].register_forward_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.ndim == 2:
+            self.rows[name] = output
+            return
+        tokens = output.flatten(2).mT if output.ndim == 4 else output
+        if not self.positions:
+            self.rows[name] = tokens.mean(1)
+            return
+        draw = torch.rand(tokens.shape[:2], generator=self.generator).argsort(1)[:, : self.positions]
+        self.rows[name] = torch.take_along_dim(tokens, draw.to(tokens.device)[..., None], 1).flatten(0, 1)
+
+
+@torch.inference_mode()
+def rounding(net: nn.Module, pixels: Tensor, preprocess: Preprocessing, normalize: bool) -> float:
+    """Variance of the float32 rounding error in an entry of `net`'s output: largest mean square over the columns.
+
+    By running the batch in float64 too; a network adds up millions of roundings, of which its output's dtype does not
+    tell.  net: on the CPU, in eval mode.
+    """
+    x = preprocess.normalize(pixels)
+    single = net(x).double()
+    double = net.double()(x.double())
+    net.float()  # its weights were float32: exact both ways
+    if normalize:
+        single, double = (torch.nn.functional.normalize(z) for z in (single, double))
+    return float((single - double).square().mean(0).max())
 
 
 def knn_top1(

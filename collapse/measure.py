@@ -20,11 +20,9 @@ def _batches(z: Any) -> tuple[Mapping[str, Any], Iterable[Any]]:
 
         source, array = open_array(Path(z))
         return source, blocks(array)
-    if hasattr(z, "ndim"):
-        return {"kind": "array"}, blocks(z)
     if isinstance(z, (list, tuple)) and z and not hasattr(z[0], "ndim"):
-        return {"kind": "array"}, blocks(np.asarray(z))
-    return {"kind": "array"}, z
+        z = np.asarray(z)
+    return {"kind": "array"}, blocks(z)
 
 
 def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
@@ -36,6 +34,42 @@ def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
     if str(getattr(batch, "dtype", "float64")).endswith("float64"):
         return "qr", ["method qr: float64 rows may hold singular values below what a covariance resolves"]
     return "covariance", []
+
+
+class Measurement:
+    """Rows given batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
+
+    Arguments and errors as for `spectrum`.
+    """
+
+    def __init__(
+        self, normalize: bool = True, method: str = "auto", device: str | None = None, jackknife: int = 0
+    ) -> None:
+        self.normalize, self.method, self.device, self.jackknife = normalize, method, device, jackknife
+        self.groups: list[Covariance] = []
+        self.notes: list[str] = []
+
+    def update(self, z: Any) -> "Measurement":
+        """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches."""
+        if not self.groups:
+            if getattr(z, "ndim", 0) != 2:
+                raise InputError(f"embeddings: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
+            method, self.notes = choose_method(self.method, z)
+            count = max(1, self.jackknife)
+            self.groups = [Covariance(z.shape[1], method, self.normalize, self.device) for _ in range(count)]
+        seen, count = sum(group.n for group in self.groups), len(self.groups)
+        roundoff, rows = self.groups[0].checked(z, seen)
+        for first in range(min(count, len(rows))):
+            self.groups[(seen + first) % count].add(roundoff, rows[first::count])
+        return self
+
+    def spectrum(self, threshold: float = 1e-6, vectors: bool = False, noise: float = 0.0, **about: Any) -> Spectrum:
+        """The result; about: provenance (source, images, warnings)."""
+        if not self.groups:
+            raise InputError("embeddings: no rows; a covariance needs at least 2")
+        errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
+        about = {**about, "errors": errors, "warnings": self.notes + list(about.get("warnings", []))}
+        return _merged(self.groups).spectrum(threshold, vectors, noise, **about)
 
 
 def spectrum(
@@ -59,8 +93,8 @@ def spectrum(
         threshold: what counts as collapsed, as a share of the largest singular value.
         device: None for numpy, or a torch device to accumulate on.
         vectors: keep the singular vectors in the result.
-        jackknife: standard errors from this many groups of rows, 2 or more; 0 for none. Row i is in group i mod
-            groups; memory and the time at the end grow by that factor.
+        jackknife: standard errors from this many groups of rows, 2 or more; 0 for none. Memory and the time at the
+            end grow by that factor.
         noise: variance of an error that each entry is known to have, for the floor.
         about: provenance for the result (source, images, warnings).
 
@@ -68,30 +102,10 @@ def spectrum(
         InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named).
     """
     source, batches = _batches(z)
-    groups: list[Covariance] = []
-    notes = list(about.pop("warnings", []))
+    measurement = Measurement(normalize, method, device, jackknife)
     for batch in batches:
-        if not groups:
-            chosen, reason = choose_method(method, batch)
-            notes += reason
-            if getattr(batch, "ndim", 0) != 2:
-                shape = tuple(getattr(batch, "shape", ()))
-                raise InputError(f"embeddings: a batch of shape {shape}, expected (b, d)")
-            groups = [Covariance(batch.shape[1], chosen, normalize, device) for _ in range(max(1, jackknife))]
-        _deal(groups, batch)
-    if not groups:
-        raise InputError("embeddings: no rows; a covariance needs at least 2")
-    errors = jackknife_errors(groups, threshold) if jackknife else None
-    about = {"source": source, "warnings": notes, "errors": errors, **about}
-    return _merged(groups).spectrum(threshold, vectors, noise, **about)
-
-
-def _deal(groups: Sequence[Covariance], z: Any) -> None:
-    """Add a batch: row i of all rows to group i mod their number, however they are cut into batches."""
-    seen, count = sum(group.n for group in groups), len(groups)
-    roundoff, rows = groups[0].checked(z, seen)
-    for first in range(min(count, len(rows))):
-        groups[(seen + first) % count].add(roundoff, rows[first::count])
+        measurement.update(batch)
+    return measurement.spectrum(threshold, vectors, noise, **{"source": source, **about})
 
 
 def _merged(parts: Sequence[Covariance]) -> Covariance:

@@ -24,7 +24,8 @@ LAYERS = (
      "collapse.views"},
     {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
      "collapse.theory"},
-    {"collapse.measure"},
+    {"collapse.measure", "collapse.monitor"},
+    {"collapse.lightning"},
     {"collapse.cli"},
     {"collapse.__main__"},
 )  # fmt: skip
