@@ -27,6 +27,16 @@ def split_key(source: Path) -> tuple[Path, str | None]:
     return source, None
 
 
+def is_array(source: Path) -> bool:
+    """Whether it begins as a file of arrays, and not as a checkpoint may."""
+    path, key = split_key(source)
+    if key or path.is_dir() or not path.is_file():
+        return bool(key) or (path / "zarr.json").exists() or (path / ".zarray").exists()
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return head.startswith((b"\x93NUMPY", b"\x89HDF", b"PAR1")) or (head.startswith(b"PK\x03\x04") and _is_npz(path))
+
+
 def open_array(source: Path) -> tuple[dict[str, Any], Any]:
     """(provenance, array or tensor (n, d)) of FILE or FILE:KEY. The array of a .npy file stays on disk.
 

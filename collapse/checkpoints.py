@@ -66,6 +66,7 @@ class Encoder(nn.Module):
         backbone: the network.
         projector: its projector, (n, d) -> (n, m), or None.
         preprocess: PIL image -> (3, h, w) float32, as the network wants it.
+        blocks: names of the stem and of each residual block, in the order of the forward pass.
         report: what was loaded and what was not: path, sha256, container, architecture, feature_dim, branch,
             branches_left, projector, preprocessing, keys, foreign, warnings (schema collapse.checkpoint/1).
     """
@@ -75,6 +76,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.projector, self.preprocess, self.report = backbone, projector, preprocess, report
+        inner = [name for name, _ in backbone.named_modules() if re.fullmatch(r"layer\d+\.\d+", name)]
+        self.blocks = ["maxpool", *inner]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)

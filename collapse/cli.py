@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from collapse import InputError, __version__
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from collapse.checkpoints import Encoder
     from collapse.spectra import Spectrum
 
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"collapse {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_spectrum(commands)
+    _add_compare(commands)
     return root
 
 
@@ -64,12 +67,51 @@ def _add_spectrum(commands: Any) -> None:
         "source", metavar="SOURCE", help="a checkpoint, or an array: .npy .npz .pt .safetensors [:KEY]"
     )
     command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, or a zip")
-    command.add_argument("--layer", default="representation", help="representation (default), projector, or a module")
+    command.add_argument(
+        "--layer", default="representation", help="representation (default), projector, a module's name, or all"
+    )
+    _add_measure(command)
+    command.add_argument(
+        "--jackknife", type=_groups, default=0, metavar="G", help="standard errors from G groups of rows (as 20)"
+    )
+    command.add_argument(
+        "--vectors", action="store_true", help="with --out FILE.json: keep the directions too, in FILE.npz"
+    )
+    command.add_argument(
+        "--positions", type=_positive, default=0, metavar="K",
+        help="of inner layers: K positions of each feature map as rows, instead of its mean",
+    )  # fmt: skip
+    command.add_argument("--seed", type=_count, default=0, help="of --positions")
+    _add_output(command)
+    _add_model(command)
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="several results or sources in one table and one plot",
+        description="Rank measures of several spectra in one table, and which directions they share.",
+        epilog="example: collapse compare a.json b.json Z.npy --plot both.png",
+    )
+    command.set_defaults(run=_compare, layer="representation", vectors=True, jackknife=0, positions=0, seed=0)
+    command.add_argument(
+        "sources", metavar="SOURCE", nargs="+",
+        help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
+    )  # fmt: skip
+    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, or a zip")
+    _add_measure(command)
+    _add_output(command)
+    _add_model(command)
+
+
+def _add_measure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
     command.add_argument("--threshold", type=_share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
     command.add_argument("--limit", type=_positive, metavar="N", help="use the first N rows or images")
-    _add_output(command)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("reading the checkpoint and the images")
     model.add_argument("--arch", help="the architecture it must be, as resnet50")
     model.add_argument("--branch", help="which of several encoders in the file")
@@ -92,6 +134,12 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", help="print one JSON document")
     output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw the spectrum: .png or .pdf")
+    output.add_argument(
+        "--kind", default="spectrum", choices=("spectrum", "explained", "noise"),
+        help="what to draw: the spectrum, the cumulative share of variance, or against the Marchenko-Pastur law",
+    )  # fmt: skip
+    output.add_argument("--log10", action="store_true", help="draw log10 instead of ln")
+    output.add_argument("--log-index", action="store_true", help="draw the index on a logarithmic axis")
     output.add_argument("--force", action="store_true", help="replace existing files")
 
 
@@ -107,6 +155,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _groups(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 2")
+    return int(text)
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -117,30 +171,87 @@ def _share(text: str) -> float:
     return value
 
 
-def _check_output(options: argparse.Namespace) -> None:
+def _check_output(options: argparse.Namespace, *inputs: str) -> None:
     """Refuse, before any work, an output that cannot be written."""
     from collapse.results import refuse_existing
 
-    for path in filter(None, (options.out, options.plot)):
+    beside = options.out.with_suffix(".npz") if options.out and options.vectors and len(inputs) == 1 else None
+    for path in filter(None, (options.out, options.plot, beside)):
         refuse_existing(path, options.force)
-        if path.resolve() == Path(options.source).resolve():
+        if any(path.resolve() == Path(given).resolve() for given in inputs):
             raise InputError(f"{path}: is the input; give another name")
     if options.plot and options.plot.suffix not in (".png", ".pdf"):
         raise InputError(f"{options.plot}: a plot is .png or .pdf")
 
 
 def _spectrum(options: argparse.Namespace) -> None:
-    from collapse.results import save_text
+    from collapse.results import save_text, to_json
 
-    _check_output(options)
-    result = _of_model(options) if options.images else _of_array(options)
+    _check_output(options, options.source)
+    if options.vectors and not options.out:
+        raise InputError("--vectors wants --out FILE.json, beside which the directions are kept")
+    results = (
+        _of_model(options, options.source, options.images) if options.images else [_of_array(options, options.source)]
+    )
+    if options.layer == "all":
+        text = to_json({"schema": "collapse.spectra/1", "layers": [result.to_dict() for result in results]})
+    else:
+        text = results[0].to_json()
     if options.plot:
-        from collapse.plots import save_figure
-
-        save_figure(result.plot().figure, options.plot.with_suffix(""), [options.plot.suffix])
+        _draw(options, {result.name: result for result in results})
     if options.out:
-        save_text(options.out, result.to_json())
-    print(result.to_json() if options.json else report(result), end="")
+        if options.layer == "all":
+            save_text(options.out, text)
+        else:
+            results[0].save(options.out)
+    print(text if options.json else "\n".join(map(report, results)) if len(results) == 1 else by_depth(results), end="")
+
+
+def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
+    from collapse import plots
+
+    if options.layer == "all":
+        with plots.style():
+            _, ax = plots.figure(plots.TEXT, 3)
+            layers = [str(s.source["layer"]) for s in spectra.values()]
+            measures = [s.metrics() for s in spectra.values()]
+            ranks = {name: [m[name] for m in measures] for name in ("numerical_rank", "rankme", "effective_rank")}
+            plots.plot_rank_by_depth(ax, layers, ranks, [s.dim for s in spectra.values()])
+    else:
+        ax = plots.draw(spectra, options.kind, None, options.log10, options.log_index)
+    plots.save_figure(ax.figure, options.plot.with_suffix(""), [options.plot.suffix])
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from collapse.compare import comparison, table
+    from collapse.results import save_text, to_json
+
+    _check_output(options, *options.sources)
+    found: dict[str, Spectrum] = {}
+    for source in options.sources:
+        for result in _read(options, source):
+            name = result.name
+            found[name if name not in found else f"{name} ({source})"] = result
+    if len(found) < 2:
+        raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
+    document = comparison(found)
+    if options.plot:
+        _draw(options, found)
+    if options.out:
+        save_text(options.out, to_json(document))
+    print(to_json(document) if options.json else table(document), end="")
+
+
+def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
+    """The spectra of a result, an array, or a checkpoint on --images."""
+    from collapse.arrays import is_array
+    from collapse.spectra import load_results
+
+    if source.endswith(".json"):
+        return load_results(Path(source))
+    if options.images and not is_array(Path(source)):
+        return _of_model(options, source, options.images)
+    return [_of_array(options, source)]
 
 
 def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
@@ -153,42 +264,61 @@ def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
             bar.update(len(batch))  # type: ignore[arg-type]
 
 
-def _of_array(options: argparse.Namespace) -> "Spectrum":
+def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
     from collapse.arrays import open_array
     from collapse.covariance import blocks
     from collapse.measure import spectrum
 
     if options.layer != "representation":
-        raise InputError(f"{options.source}: --layer wants a checkpoint and images")
-    source, array = open_array(Path(options.source))
-    rows = progress(blocks(array[: options.limit]), "rows", None)
-    return spectrum(rows, not options.raw, options.method, threshold=options.threshold, source=source, device=None)
-
-
-def _of_model(options: argparse.Namespace) -> "Spectrum":
-    from collapse.checkpoints import load
-    from collapse.evaluate import embed
-    from collapse.images import Images, pixel_batches
-    from collapse.measure import spectrum
-
-    device = choose_device(options.device)
-    known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")
-    triples = {name: tuple(value) for name in ("mean", "std") if (value := getattr(options, name))}
-    net = load(options.source, **{name: getattr(options, name) for name in known}, **triples)
-    images = Images(options.images)
-    count = len(range(len(images))[: options.limit])
-    pixels = pixel_batches(images, net.preprocess, options.batch_size, options.workers, options.limit)
-    batches = embed(net.layer(options.layer), progress(pixels, "images", count), net.preprocess, device)
+        raise InputError(f"{path}: --layer wants a checkpoint and images")
+    source, array = open_array(Path(path))
     return spectrum(
-        batches,
+        progress(blocks(array, options.limit), "rows", None),
         not options.raw,
         options.method,
         threshold=options.threshold,
-        device=None if device == "cpu" else device,
-        source=_source(net, options.layer),
-        images={"path": str(images.source), "count": count, "skipped": []},
-        warnings=net.report["warnings"],
+        vectors=options.vectors,
+        jackknife=options.jackknife,
+        source=source,
     )
+
+
+def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list[Spectrum]":
+    """The spectrum of a layer, or those of all in the order of the forward pass."""
+    from collapse.evaluate import embed_layers, rounding
+    from collapse.images import Images, pixel_batches
+    from collapse.measure import Measurement
+
+    device = choose_device(options.device)
+    net = _load(options, path)
+    every = [*net.blocks, "representation", *(["projector"] if net.projector else [])]
+    names = every if options.layer == "all" else [options.layer]
+    if options.layer != "all":
+        net.layer(options.layer)  # refuses an unknown name with the list of those that are
+    images = Images(images_path)
+    count = len(range(len(images))[: options.limit])
+    pixels = pixel_batches(images, net.preprocess, options.batch_size, options.workers, options.limit)
+    on = None if device == "cpu" else device
+    measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
+    how = {"device": device, "positions": options.positions, "seed": options.seed}
+    errors: dict[str, NDArray] = {}
+    for batch in progress(pixels, "images", count):
+        errors = errors or rounding(net, names, batch[:16], not options.raw, **how)
+        for name, rows in next(embed_layers(net, names, [batch], **how)).items():
+            measured[name].update(rows)
+    about = {"images": {"path": str(images.source), "count": count, "skipped": []}, "warnings": net.report["warnings"]}
+    return [
+        measured[name].spectrum(options.threshold, options.vectors, errors[name], source=_source(net, name), **about)
+        for name in names
+    ]
+
+
+def _load(options: argparse.Namespace, path: str) -> "Encoder":
+    from collapse.checkpoints import load
+
+    known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")
+    triples = {name: tuple(value) for name in ("mean", "std") if (value := getattr(options, name))}
+    return load(path, **{name: getattr(options, name) for name in known}, **triples)
 
 
 def _source(net: "Encoder", layer: str) -> dict[str, Any]:
@@ -212,6 +342,19 @@ def choose_device(name: str) -> str:
     return name
 
 
+def by_depth(results: "Sequence[Spectrum]") -> str:
+    """A line a layer for a reader."""
+    lines = [f"{'layer':<20}{'rows':>9}{'width':>7}{'num. rank':>11}{'rankme':>9}{'eff. rank':>11}{'collapsed':>11}"]
+    for result in results:
+        m = result.metrics()
+        lines.append(
+            f"{result.source['layer']:<20}{result.n:>9}{result.dim:>7}{m['numerical_rank']:>11}{m['rankme']:>9.2f}"
+            f"{m['effective_rank']:>11.2f}{m['collapsed_dimensions']:>11}"
+        )
+    notes = dict.fromkeys(note for result in results for note in result.warnings)
+    return "\n".join([*lines, "", *(f"warning: {note}" for note in notes)]) + "\n"
+
+
 def report(result: "Spectrum") -> str:
     """A spectrum for a reader: what was measured, the metrics, the warnings."""
     document = result.to_dict()
@@ -226,8 +369,9 @@ def report(result: "Spectrum") -> str:
         f"below {result.floor:.2g} is rounding; collapsed is below {result.threshold:g} of the largest",
         "",
     ]
+    errors = result.errors["metrics"] if result.errors else {}
     for name, value in document["metrics"].items():
         shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
-        lines.append(f"  {name:<28}{shown:>12}")
+        lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
     lines += ["", *(f"warning: {note}" for note in source["warnings"])] if source["warnings"] else []
     return "\n".join(lines) + "\n"

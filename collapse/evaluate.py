@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse.images import Preprocessing
+
+if TYPE_CHECKING:
+    from collapse.checkpoints import Encoder
 
 
 @torch.inference_mode()
@@ -34,8 +37,12 @@ class Taps:
         self.rows: dict[str, Tensor] = {}
         self.positions, self.generator = positions, torch.Generator().manual_seed(seed)
         modules = dict(net.named_modules())
-        for name in names:
-            modules[name].register_forward_hook(partial(self._keep, name))
+        self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in names]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.ndim == 2:
@@ -50,19 +57,48 @@ class Taps:
 
 
 @torch.inference_mode()
-def rounding(net: nn.Module, pixels: Tensor, preprocess: Preprocessing, normalize: bool) -> float:
-    """Variance of the float32 rounding error in an entry of `net`'s output: largest mean square over the columns.
+def embed_layers(
+    net: "Encoder",
+    names: Sequence[str],
+    batches: Iterable[Tensor],
+    device: str = "cpu",
+    positions: int = 0,
+    seed: int = 0,
+) -> Iterator[dict[str, Tensor]]:
+    """Rows of several layers, {name: (n, d)} on `device`, for batches of pixels (b, 3, h, w) uint8; one pass for all.
 
-    By running the batch in float64 too; a network adds up millions of roundings, of which its output's dtype does not
-    tell.  net: on the CPU, in eval mode.
+    names: "representation", "projector" and modules of the backbone.
     """
-    x = preprocess.normalize(pixels)
-    single = net(x).double()
-    double = net.double()(x.double())
-    net.float()  # its weights were float32: exact both ways
-    if normalize:
-        single, double = (torch.nn.functional.normalize(z) for z in (single, double))
-    return float((single - double).square().mean(0).max())
+    net = net.to(device).eval()
+    taps = Taps(net.backbone, [n for n in names if n not in ("representation", "projector")], positions, seed)
+    for pixels in batches:
+        rows = {"representation": net(net.preprocess.normalize(pixels.to(device)).to(next(net.parameters()).dtype))}
+        if "projector" in names and net.projector is not None:
+            rows["projector"] = net.projector(rows["representation"])
+        rows |= taps.rows
+        yield {name: rows[name] for name in names}
+    taps.remove()
+
+
+def rounding(
+    net: "Encoder", names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any
+) -> dict[str, NDArray]:
+    """The float32 rounding errors of some rows of each layer, {name: (n, d)} float64.
+
+    A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
+    twice, in float32 and in float64.  options: as for `embed_layers`.
+    """
+    single = next(embed_layers(net, names, [pixels], **options))
+    net.double()
+    double = next(embed_layers(net, names, [pixels], **options))
+    net.float()  # the weights were float32: exact both ways
+    found = {}
+    for name in names:
+        pair = [z[name].double() for z in (single, double)]
+        if normalize:
+            pair = [torch.nn.functional.normalize(z) for z in pair]
+        found[name] = (pair[0] - pair[1]).cpu().numpy()
+    return found
 
 
 def knn_top1(

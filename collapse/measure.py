@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
 from collapse.covariance import METHODS, Covariance, blocks
@@ -37,7 +37,7 @@ def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
 
 
 class Measurement:
-    """Rows given batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
+    """Rows, batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
 
     Arguments and errors as for `spectrum`.
     """
@@ -63,13 +63,15 @@ class Measurement:
             self.groups[(seen + first) % count].add(roundoff, rows[first::count])
         return self
 
-    def spectrum(self, threshold: float = 1e-6, vectors: bool = False, noise: float = 0.0, **about: Any) -> Spectrum:
+    def spectrum(
+        self, threshold: float = 1e-6, vectors: bool = False, rounding: NDArray | None = None, **about: Any
+    ) -> Spectrum:
         """The result; about: provenance (source, images, warnings)."""
         if not self.groups:
             raise InputError("embeddings: no rows; a covariance needs at least 2")
         errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
         about = {**about, "errors": errors, "warnings": self.notes + list(about.get("warnings", []))}
-        return _merged(self.groups).spectrum(threshold, vectors, noise, **about)
+        return _merged(self.groups).spectrum(threshold, vectors, rounding, **about)
 
 
 def spectrum(
@@ -81,7 +83,7 @@ def spectrum(
     device: str | None = None,
     vectors: bool = False,
     jackknife: int = 0,
-    noise: float = 0.0,
+    rounding: NDArray | None = None,
     **about: Any,
 ) -> Spectrum:
     """Singular values of the covariance of embeddings (arXiv 2110.09348, section 3), in one pass.
@@ -95,7 +97,7 @@ def spectrum(
         vectors: keep the singular vectors in the result.
         jackknife: standard errors from this many groups of rows, 2 or more; 0 for none. Memory and the time at the
             end grow by that factor.
-        noise: variance of an error that each entry is known to have, for the floor.
+        rounding: (b, d) errors that some rows are known to have, for the floor (evaluate.rounding).
         about: provenance for the result (source, images, warnings).
 
     Raises:
@@ -105,7 +107,7 @@ def spectrum(
     measurement = Measurement(normalize, method, device, jackknife)
     for batch in batches:
         measurement.update(batch)
-    return measurement.spectrum(threshold, vectors, noise, **{"source": source, **about})
+    return measurement.spectrum(threshold, vectors, rounding, **{"source": source, **about})
 
 
 def _merged(parts: Sequence[Covariance]) -> Covariance:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import matplotlib.ticker
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -127,6 +128,8 @@ def plot_spectra(
         bottom = min(lowest, log(floor)) - 1
         ax.axhspan(bottom, log(floor), color="0.85", zorder=0, label="rounding")
         ax.set_ylim(bottom=bottom)
+    elif floor > 0 and np.isfinite(lowest):  # too far below to be drawn to scale
+        ax.fill_between([], [], color="0.85", label=f"rounding: below {log(floor):.0f}")
     if log_index:
         ax.set_xscale("log")
     kind = r"$\log_{10}$" if log10 else r"$\ln$"
@@ -177,10 +180,12 @@ def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, Array
     at = np.arange(len(layers))
     ax.plot(at, widths, color="0.7", drawstyle="steps-mid", label="width")
     for marker, (name, values) in zip(cycle("osv^"), ranks.items()):
-        ax.plot(at, values, marker=marker, label=name)
+        ax.plot(at, values, marker=marker, label=name.replace("_", " "))
     step = max(1, len(layers) // 16)
     ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
     ax.set(yscale="log", ylabel="dimensions")
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
     ax.legend()
 
 

@@ -148,7 +148,7 @@ class Spectrum:
         """Read what `save` wrote. Raises InputError if it is no result of `collapse spectrum`."""
         try:
             result = cls.from_json(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read as a result ({error})") from error
         beside = path.with_suffix(".npz")
         if not beside.exists():
@@ -171,3 +171,16 @@ class Spectrum:
             return cls(**{**kept, **{key: np.array(kept[key]) for key in ("singular_values", "moments")}})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"spectrum: not a collapse.spectrum/1 document ({error!r})") from error
+
+
+def load_results(path: Path) -> list[Spectrum]:
+    """The spectra of a result file: one, or those of all layers. Raises InputError if it is neither."""
+    try:
+        document = json.loads(path.read_text())
+        if document.get("schema") != "collapse.spectra/1":
+            return [Spectrum.load(path)]
+        return [Spectrum.from_json(json.dumps(layer)) for layer in document["layers"]]
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read as a result of collapse spectrum ({error})") from error

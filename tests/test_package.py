@@ -24,7 +24,7 @@ LAYERS = (
      "collapse.views"},
     {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
      "collapse.theory"},
-    {"collapse.measure", "collapse.monitor"},
+    {"collapse.compare", "collapse.measure", "collapse.monitor"},
     {"collapse.lightning"},
     {"collapse.cli"},
     {"collapse.__main__"},
