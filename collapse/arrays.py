@@ -69,12 +69,35 @@ def _is_npz(path: Path) -> bool:
         raise InputError(f"{path}: truncated or damaged ({error}); fetch the file again") from error
 
 
-def _open_npy(path: Path) -> np.ndarray:
+class _Rows:
+    """Rows of a .npy file, read slice by slice: a file that shrinks under a memory map would kill the process."""
+
+    def __init__(self, path: Path, mapped: np.memmap) -> None:
+        self.path, self.shape, self.dtype, self.ndim = path, mapped.shape, mapped.dtype, mapped.ndim
+        self.offset, self.state = mapped.offset, self._state()
+
+    def _state(self) -> tuple[int, int]:
+        about = self.path.stat()
+        return about.st_size, about.st_mtime_ns
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        width = self.shape[1]
+        with open(self.path, "rb") as file:
+            file.seek(self.offset + start * width * self.dtype.itemsize)
+            flat = np.fromfile(file, self.dtype, (stop - start) * width)
+        if len(flat) != (stop - start) * width or self._state() != self.state:
+            raise InputError(f"{self.path}: changed while being read; wait until it is written")
+        return flat.reshape(-1, width)
+
+
+def _open_npy(path: Path) -> Any:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
         reason = "it holds Python objects" if "object" in str(error).lower() else "truncated or damaged"
         raise InputError(f"{path}: cannot be read as a numpy array: {reason}") from error
+    return _Rows(path, mapped) if mapped.flags.c_contiguous and mapped.ndim == 2 else mapped
 
 
 def _open_npz(path: Path, key: str | None) -> np.ndarray:

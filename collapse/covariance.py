@@ -164,7 +164,7 @@ class _Triangle:
         rows[:, 0], rows[:, 1:] = 1, z - self.shift
         self.n += len(z)
         self.waiting.append(rows)
-        if sum(map(len, self.waiting[1:])) >= 2 * self.dim:
+        if sum(map(len, self.waiting[1:])) >= max(2 * self.dim, 4096):  # fewer rows cost more calls and more rereading
             self._reduce()
 
     def join(self, other: "_Triangle") -> None:
@@ -200,7 +200,12 @@ class _Triangle:
 
             self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
         else:
-            self.waiting = [np.linalg.qr(np.concatenate(self.waiting), mode="r")]
+            from scipy.linalg.lapack import dgeqrf, dgeqrf_lwork
+
+            rows = np.concatenate(self.waiting).T.copy().T  # Fortran's order, decomposed in place
+            work = int(dgeqrf_lwork(*rows.shape)[0])
+            factors, *_ = dgeqrf(rows, lwork=work, overwrite_a=1)
+            self.waiting = [np.triu(factors[: self.dim + 1])]
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
         """As `_Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""

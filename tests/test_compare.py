@@ -1,6 +1,7 @@
 """Several layers in one pass, several spectra side by side, and the files that the commands read and write."""
 
 import json
+import os
 
 import h5py
 import numpy as np
@@ -12,6 +13,8 @@ import zarr
 from torch import nn
 
 from collapse import InputError, Spectrum, cli, load, metrics, spectrum
+from collapse.arrays import open_array
+from collapse.covariance import blocks
 from collapse.evaluate import embed, embed_layers, rounding
 from collapse.images import Images, pixel_batches
 from collapse.measure import Measurement
@@ -90,6 +93,24 @@ def test_damaged_and_foreign_arrays_are_refused(stored, tmp_path):
     pq.write_table(pa.table({"name": ["a", "b"]}), tmp_path / "words.parquet")
     with pytest.raises(InputError, match="no column of numbers"):
         spectrum(tmp_path / "words.parquet")
+
+
+@pytest.mark.parametrize("change", ["shrinks", "is rewritten"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
+    path = tmp_path / "z.npy"
+    np.save(path, np.random.default_rng(0).standard_normal((3000, 2000), dtype=np.float32))
+    _, rows = open_array(path)
+
+    def batches():
+        for index, block in enumerate(blocks(rows)):
+            yield block
+            if index == 0 and change == "shrinks":
+                os.truncate(path, 10_000_000)
+            elif index == 0:
+                os.utime(path, ns=(1, 1))
+
+    with pytest.raises(InputError, match="changed while being read"):
+        spectrum(batches())
 
 
 def test_a_missing_library_is_named(stored, monkeypatch):
