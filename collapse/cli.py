@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from collapse.checkpoints import Encoder
+    from collapse.images import Images, Skipped
     from collapse.spectra import Spectrum
 
 
@@ -52,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_spectrum(commands)
     _add_compare(commands)
+    _add_inspect(commands)
+    _add_embed(commands)
     return root
 
 
@@ -104,6 +107,37 @@ def _add_compare(commands: Any) -> None:
     _add_model(command)
 
 
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="what a checkpoint is, without images",
+        description="What a checkpoint is: architecture, branch, projector, preprocessing, where every tensor went.",
+        epilog="example: collapse inspect checkpoint.pth --json",
+    )
+    command.set_defaults(run=_inspect, plot=None, vectors=False)
+    command.add_argument("source", metavar="CHECKPOINT")
+    _add_result(command)
+    _add_model(command)
+
+
+def _add_embed(commands: Any) -> None:
+    command = commands.add_parser(
+        "embed",
+        help="the embeddings themselves, written in a stream",
+        description="Embeddings (n, d) float32 as Z.npy, their provenance as Z.json, the images in order as Z.txt.",
+        epilog="example: collapse embed resnet50.pth imagenet/val --out val.npy",
+    )
+    command.set_defaults(run=_embed)
+    command.add_argument("source", metavar="CHECKPOINT")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("--out", type=Path, metavar="Z.npy", required=True)
+    command.add_argument("--layer", default="representation", help="representation (default), projector, or a module")
+    command.add_argument("--limit", type=_positive, metavar="N", help="use the first N images")
+    command.add_argument("--json", action="store_true", help="print the provenance")
+    command.add_argument("--force", action="store_true", help="replace existing files")
+    _add_model(command)
+
+
 def _add_measure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
@@ -122,6 +156,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"))
     model.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
+    model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
     model.add_argument("--batch-size", type=_positive, default=64)
     model.add_argument(
         "--workers", type=_count, default=min(4, os.cpu_count() or 1), help="processes that decode images"
@@ -130,9 +165,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    output = command.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON document")
-    output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
+    output = _add_result(command)
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw the spectrum: .png or .pdf")
     output.add_argument(
         "--kind", default="spectrum", choices=("spectrum", "explained", "noise"),
@@ -140,7 +173,14 @@ def _add_output(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output.add_argument("--log10", action="store_true", help="draw log10 instead of ln")
     output.add_argument("--log-index", action="store_true", help="draw the index on a logarithmic axis")
+
+
+def _add_result(command: argparse.ArgumentParser) -> Any:
+    output = command.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON document")
+    output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
     output.add_argument("--force", action="store_true", help="replace existing files")
+    return output
 
 
 def _positive(text: str) -> int:
@@ -205,6 +245,72 @@ def _spectrum(options: argparse.Namespace) -> None:
         else:
             results[0].save(options.out)
     print(text if options.json else "\n".join(map(report, results)) if len(results) == 1 else by_depth(results), end="")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from collapse.results import save_text, to_json
+
+    _check_output(options, options.source)
+    document = {"schema": "collapse.checkpoint/1", **_load(options, options.source).report}
+    if options.out:
+        save_text(options.out, to_json(document))
+    print(to_json(document) if options.json else describe(document), end="")
+
+
+def describe(document: dict[str, Any]) -> str:
+    """A checkpoint's report for a reader."""
+    lines = [f"{document['path']}: {document['architecture']}, {document['feature_dim']} features"]
+    keys, projector = document["keys"], document["projector"]
+    left = document["branches_left"]
+    lines.append(f"  read as        {document['container']}, sha256 {str(document['sha256'])[:16]}")
+    lines.append(f"  branch         {document['branch']}" + (f"; left: {', '.join(left)}" if left else ""))
+    if projector:
+        lines.append(f"  projector      {' -> '.join(map(str, projector['dims']))}, at {projector['prefix']}")
+    lines.append(
+        "  preprocessing  " + ", ".join(f"{name} {value}" for name, value in document["preprocessing"].items())
+    )
+    lines.append(f"  tensors        {keys['loaded']} loaded, {keys['projector']} of the projector, "
+                 f"{keys['dropped']} dropped, {keys['unknown']} unknown")  # fmt: skip
+    lines += [f"    dropped      {count} as {rule}" for rule, count in keys.get("dropped_by", {}).items()]
+    if document["foreign"]:
+        lines.append(f"  not loaded     {', '.join(document['foreign'])}")
+    return "\n".join([*lines, *(f"warning: {note}" for note in document["warnings"])]) + "\n"
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from collapse.arrays import NpyWriter
+    from collapse.evaluate import embed
+    from collapse.images import Images
+    from collapse.results import command, refuse_existing, save_text, to_json, versions
+
+    if options.out.suffix != ".npy":
+        raise InputError(f"{options.out}: embeddings are written as .npy")
+    beside = [options.out.with_suffix(suffix) for suffix in (".json", ".txt")]
+    for path in (options.out, *beside):
+        refuse_existing(path, options.force)
+    device = choose_device(options.device)
+    net = _load(options, options.source)
+    layer, images = net.layer(options.layer), Images(options.images)
+    skipped: list[dict[str, str]] = []
+    with NpyWriter(options.out) as writer:
+        for rows in embed(layer, _pixels(options, images, net, skipped), net.preprocess, device):
+            writer.write(rows.cpu().numpy())
+    lost = {entry["path"] for entry in skipped}
+    names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]
+    document = {
+        "schema": "collapse.embeddings/1",
+        "source": _source(net, options.layer),
+        "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
+        "shape": list(writer.shape),
+        "command": command(),
+        "versions": versions("numpy", "torch", "torchvision"),
+    }
+    save_text(beside[0], to_json(document))
+    save_text(beside[1], "".join(f"{name}\n" for name in names))
+    note = f"; {len(skipped)} images were skipped" if skipped else ""
+    print(
+        to_json(document) if options.json else f"{options.out}: {writer.shape[0]} x {writer.shape[1]}{note}\n", end=""
+    )
 
 
 def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
@@ -286,7 +392,7 @@ def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
 def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list[Spectrum]":
     """The spectrum of a layer, or those of all in the order of the forward pass."""
     from collapse.evaluate import embed_layers, rounding
-    from collapse.images import Images, pixel_batches
+    from collapse.images import Images
     from collapse.measure import Measurement
 
     device = choose_device(options.device)
@@ -297,20 +403,36 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
         net.layer(options.layer)  # refuses an unknown name with the list of those that are
     images = Images(images_path)
     count = len(range(len(images))[: options.limit])
-    pixels = pixel_batches(images, net.preprocess, options.batch_size, options.workers, options.limit)
+    skipped: list[dict[str, str]] = []
+    pixels = _pixels(options, images, net, skipped)
     on = None if device == "cpu" else device
     measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
     how = {"device": device, "positions": options.positions, "seed": options.seed}
     errors: dict[str, NDArray] = {}
-    for batch in progress(pixels, "images", count):
+    for batch in pixels:
         errors = errors or rounding(net, names, batch[:16], not options.raw, **how)
         for name, rows in next(embed_layers(net, names, [batch], **how)).items():
             measured[name].update(rows)
-    about = {"images": {"path": str(images.source), "count": count, "skipped": []}, "warnings": net.report["warnings"]}
+    if len(skipped) > count - 2:
+        raise InputError(
+            f"{images.source}: {len(skipped)} of {count} images cannot be read, first {skipped[0]['path']}"
+        )
+    notes = net.report["warnings"] + ([f"{len(skipped)} of {count} images were skipped"] if skipped else [])
+    seen = {"path": str(images.source), "count": count - len(skipped), "skipped": skipped}
+    about = {"images": seen, "warnings": notes}
     return [
         measured[name].spectrum(options.threshold, options.vectors, errors[name], source=_source(net, name), **about)
         for name in names
     ]
+
+
+def _pixels(options: argparse.Namespace, images: "Images", net: "Encoder", skipped: "Skipped") -> Iterator[Any]:
+    """Batches of the images, with a bar; what cannot be read goes to `skipped`, or is an error with --strict."""
+    from collapse.images import pixel_batches
+
+    count = len(range(len(images))[: options.limit])
+    how = (options.batch_size, options.workers, options.limit, None if options.strict else skipped)
+    return progress(pixel_batches(images, net.preprocess, *how), "images", count)
 
 
 def _load(options: argparse.Namespace, path: str) -> "Encoder":
