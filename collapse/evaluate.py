@@ -15,14 +15,32 @@ if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
 
 
+PRECISIONS = ("float32", "bf16")
+
+
 @torch.inference_mode()
 def embed(
-    net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str = "cpu"
+    net: nn.Module,
+    batches: Iterable[Tensor],
+    preprocess: Preprocessing,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> Iterator[Tensor]:
-    """Outputs of `net` in eval mode, (b, d) float32 on `device`, for batches of pixels (b, 3, h, w) uint8, in order."""
-    net = net.to(device).eval()
+    """Outputs of `net` in eval mode, (b, d) float32 on `device`, for batches of pixels (b, 3, h, w) uint8, in order.
+
+    precision: "float32", or "bf16" for autocast and channels_last: faster on a GPU, and three digits instead of seven.
+    """
+    net = _ready(net, device, precision)
     for pixels in batches:
-        yield net(preprocess.normalize(pixels.to(device))).float()
+        x = preprocess.normalize(pixels.to(device, non_blocking=True))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            rows = net(x)
+        yield rows.float()
+
+
+def _ready(net: Any, device: str, precision: str) -> Any:
+    layout = torch.channels_last if precision == "bf16" else torch.preserve_format
+    return net.to(device, memory_format=layout).eval()
 
 
 class Taps:
@@ -64,17 +82,20 @@ def embed_layers(
     device: str = "cpu",
     positions: int = 0,
     seed: int = 0,
+    precision: str = "float32",
 ) -> Iterator[dict[str, Tensor]]:
     """Rows of several layers, {name: (n, d)} on `device`, for batches of pixels (b, 3, h, w) uint8; one pass for all.
 
     names: "representation", "projector" and modules of the backbone.
     """
-    net = net.to(device).eval()
+    net = _ready(net, device, precision)
     taps = Taps(net.backbone, [n for n in names if n not in ("representation", "projector")], positions, seed)
     for pixels in batches:
-        rows = {"representation": net(net.preprocess.normalize(pixels.to(device)).to(next(net.parameters()).dtype))}
-        if "projector" in names and net.projector is not None:
-            rows["projector"] = net.projector(rows["representation"])
+        x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(next(net.parameters()).dtype)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            rows = {"representation": net(x)}
+            if "projector" in names and net.projector is not None:
+                rows["projector"] = net.projector(rows["representation"])
         rows |= taps.rows
         yield {name: rows[name] for name in names}
     taps.remove()
@@ -83,14 +104,14 @@ def embed_layers(
 def rounding(
     net: "Encoder", names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any
 ) -> dict[str, NDArray]:
-    """The float32 rounding errors of some rows of each layer, {name: (n, d)} float64.
+    """The rounding errors of some rows of each layer, {name: (n, d)} float64.
 
     A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
-    twice, in float32 and in float64.  options: as for `embed_layers`.
+    twice, in the precision of `options` (those of `embed_layers`) and in float64.
     """
     single = next(embed_layers(net, names, [pixels], **options))
     net.double()
-    double = next(embed_layers(net, names, [pixels], **options))
+    double = next(embed_layers(net, names, [pixels], **{**options, "precision": "float32"}))
     net.float()  # the weights were float32: exact both ways
     found = {}
     for name in names:

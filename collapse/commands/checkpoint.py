@@ -94,7 +94,7 @@ def _embed(options: argparse.Namespace) -> None:
     layer, images = net.layer(options.layer), Images(options.images)
     skipped: list[dict[str, str]] = []
     with NpyWriter(options.out) as writer:
-        for rows in embed(layer, pixels_of(options, images, net, skipped), net.preprocess, device):
+        for rows in embed(layer, pixels_of(options, images, net, skipped), net.preprocess, device, options.precision):
             writer.write(rows.cpu().numpy())
     lost = {entry["path"] for entry in skipped}
     names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]

@@ -39,6 +39,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "--workers", type=count, default=min(4, os.cpu_count() or 1), help="processes that decode images"
     )
     model.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    model.add_argument(
+        "--precision", default="float32", choices=("float32", "bf16"), help="bf16 is faster on a GPU; see the floor"
+    )
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
@@ -123,6 +126,7 @@ def pixels_of(options: argparse.Namespace, images: "Images", net: "Encoder", ski
 def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
     from collapse.checkpoints import load
 
+    exact_float32()
     known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")
     triples = {name: tuple(value) for name in ("mean", "std") if (value := getattr(options, name))}
     return load(path, **{name: getattr(options, name) for name in known}, **triples)
@@ -147,3 +151,11 @@ def choose_device(name: str) -> str:
     if int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here")
     return name
+
+
+def exact_float32() -> None:
+    """float32 means float32: without this, convolutions on a GPU round to the 10 bits of TF32."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -183,7 +183,7 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     pixels = pixels_of(options, images, net, skipped)
     on = None if device == "cpu" else device
     measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
-    how = {"device": device, "positions": options.positions, "seed": options.seed}
+    how = {"device": device, "positions": options.positions, "seed": options.seed, "precision": options.precision}
     errors: dict[str, NDArray] = {}
     for batch in pixels:
         errors = errors or rounding(net, names, batch[:16], not options.raw, **how)
