@@ -1,0 +1,195 @@
+"""Load a checkpoint: read, find the encoder, choose its branch, build it, account for every other tensor."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from collapse import InputError, folders
+from collapse.checkpoints import projector as projectors
+from collapse.checkpoints.encoder import Encoder, untrained
+from collapse.checkpoints.families import Family, find_roots, weights_of
+from collapse.checkpoints.keys import choose_branch, clean, explain, merge_roots, named, parent
+from collapse.checkpoints.plan import Clues, Overrides, Plan, build
+from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
+from collapse.containers import Contents
+from collapse.models import Subvector
+
+
+def load(path: str | PathLike, **known: Any) -> Encoder:
+    """Read a checkpoint and return its encoder in eval mode, every weight loaded.
+
+    path: a file, a folder, or timm:NAME or torchvision:NAME.  known: fields of `Overrides`.
+
+    Raises:
+        InputError: no such file, not a checkpoint, no known layout, several encoders, a missing, superfluous or
+            misshapen tensor, something that no tensor tells; the message says which and what to do.
+    """
+    if unknown := set(known) - set(Overrides.__dataclass_fields__):
+        raise InputError(
+            f"load: no option {', '.join(sorted(unknown))}; there are {', '.join(Overrides.__dataclass_fields__)}"
+        )
+    overrides, path = Overrides(**known), str(path)
+    contents = _read(path)
+    with about(path):
+        facts = own_facts(contents.metadata, path)
+        tensors = clean(contents.tree, path)
+    with about(path):
+        found = hints(contents.tree, contents.configs) | ({"architecture": True} if "architecture" in facts else {})
+        clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
+        root, roots, plan = find(path, tensors, clues)
+    backbone, used, notes = build(plan, path)
+    return _assemble(path, contents, tensors, Found(root, roots, plan, backbone, used), clues, facts, notes)
+
+
+class Found:
+    """An encoder that was built, and where in the file it was."""
+
+    def __init__(self, root: str, roots: list[str], plan: Plan, backbone: nn.Module, used: set[str]) -> None:
+        self.root, self.roots, self.plan, self.backbone, self.used = root, roots, plan, backbone, used
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(path) else InputError(f"{path}: {error}") from error
+
+
+def _read(path: str) -> Contents:
+    if path.startswith(("timm:", "torchvision:")) and not Path(path).exists():
+        from collapse.checkpoints.library import pretrained
+
+        return pretrained(path)
+    return folders.read(Path(path))
+
+
+def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, list[str], Plan]:
+    """(root of the encoder, all roots, its plan)."""
+    families = find_roots(tensors)
+    if not families:
+        return _from_library(path, tensors, clues)
+    all_roots = list(families)
+    roots = merge_roots(all_roots, tensors)
+    wanted = clues.given.branch
+    if wanted is not None and wanted.rstrip(".") in map(named, all_roots):
+        roots = [r for r in all_roots if named(r) == wanted.rstrip(".") or r in roots]
+    clues.root = root = choose_branch(path, roots, wanted, tensors)
+    plan = _in_family(root, families[root], tensors, clues)
+    return root, roots, plan
+
+
+def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: Clues) -> Plan:
+    """The plan of an encoder: a library's network where somebody names one, else the family's."""
+    arch, config = clues.given.arch, clues.configs.get("config.json", {}).get("architecture")
+    if arch is not None and not family.plan.__module__.endswith("resnet"):
+        config = arch
+    elif clues.hint("arch") is not None and clues.hint("arch") == clues.hint("model"):  # as timm's own training saves
+        config = config or clues.hint("arch")
+    if isinstance(config, str):
+        from collapse.checkpoints import library
+
+        if library.known(config):
+            return library.plan_named(config, tensors, root)[1]
+        if config == arch:
+            raise InputError(f"--arch {arch}: neither timm nor torchvision has it; leave --arch out")
+    clues.head_is_embedding = _head_is_embedding(root, family, tensors)
+    return family.plan(weights_of(root, family, tensors), clues)
+
+
+def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the last linear map is no classifier: a projection beside it, or a projector that takes its output."""
+    if any(root and parent(root) + key in tensors for key, _ in family.beside):
+        return True
+    head = tensors.get(f"{root}head.weight")
+    if head is None or head.ndim != 2 or head.shape[0] == head.shape[1] or not root:
+        return False
+    first = re.compile(rf"{re.escape(parent(root))}proj\w*\.(0\.)?weight")
+    return any(first.fullmatch(key) and t.ndim == 2 and t.shape[1] == head.shape[0] for key, t in tensors.items())
+
+
+def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, list[str], Plan]:
+    """The network that timm or torchvision has, for tensors that are of no family."""
+    from collapse.checkpoints import library
+
+    config = clues.configs.get("config.json", {}).get("architecture")
+    name = clues.given.arch or next((n for n in (config, clues.hint("arch")) if library.known(n)), None)
+    if name is not None and not library.known(name):
+        raise InputError(f"--arch {name}: neither timm nor torchvision has it")
+    try:
+        root, plan = library.plan_named(name, tensors) if name else library.search(tensors)
+    except InputError as error:
+        prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
+        held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
+        raise InputError(f"no known layout: {held}; {error}") from error
+    return root, [root], plan
+
+
+def _assemble(
+    path: str,
+    contents: Contents,
+    tensors: Mapping[str, Tensor],
+    found: Found,
+    clues: Clues,
+    facts: Mapping[str, Any],
+    notes: list[str],
+) -> Encoder:
+    root, plan, overrides = found.root, found.plan, clues.given
+    with about(path):
+        projector = projectors.find(
+            tensors, found.used, root, plan.width, overrides.projector, overrides.projector_layers
+        )
+        pixels, guesses = preprocessing(plan.pixels, facts, clues)
+    used = {key for key in tensors if key in found.used}
+    projected = projector.keys if projector else set()
+    rest = [key for key in tensors if key not in used | projected]
+    dropped, unknown = explain(rest, root, [other for other in found.roots if other != root])
+    if projector and projector.problem:
+        dropped["projector that cannot be read"], projected = sorted(projected), set()
+        notes = [*notes, f"the projector {named(projector.prefix)} is not read: {projector.problem}"]
+    if unknown and not overrides.allow_unknown:
+        raise InputError(
+            f"{path}: {len(unknown)} tensors belong to nothing known, first {unknown[0]!r}; "
+            "if the encoder is right without them, give --allow-unknown"
+        )
+    chain: nn.Module | None = projector.chain if projector and not projector.problem else None
+    described = {"dims": projector.dims, "prefix": projector.prefix} if projector and chain is not None else None
+    if overrides.dim is not None:
+        chain, described = _subvector(path, overrides.dim, plan.width, chain)
+    report = {
+        "path": path,
+        "sha256": contents.sha256,
+        "container": contents.container,
+        "architecture": plan.architecture,
+        "feature_dim": plan.width,
+        "branch": named(root),
+        "branches_left": sorted(named(other) for other in set(found.roots) - {root}),
+        "projector": described,
+        "preprocessing": pixels.as_dict(),
+        "keys": {
+            "loaded": len(used),
+            "projector": len(projected),
+            "dropped": sum(map(len, dropped.values())),
+            "unknown": len(unknown),
+            "dropped_by": {rule: len(keys) for rule, keys in dropped.items()},
+        },
+        "foreign": contents.foreign,
+        "warnings": clues.notes + guesses + notes + untrained(plan.weights.tensors),
+        "projector_problem": projector.problem if projector else "",
+    }
+    return Encoder(found.backbone, chain, pixels, report, plan.axes).eval()
+
+
+def _subvector(path: str, dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
+    """DirectCLR's projector (arXiv 2110.09348, section 6): the first entries of the representation."""
+    if chain is not None:
+        raise InputError(f"{path}: has a projector, so --dim means nothing; leave it out, or give --projector none")
+    if not 0 < dim <= width:
+        raise InputError(f"{path}: --dim {dim}: the representation has {width} entries")
+    return Subvector(dim), {"dims": [width, dim], "prefix": ""}
