@@ -10,9 +10,7 @@ from collapse import InputError
 from collapse.images import Preprocessing
 
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.
-BLOCK = re.compile(
-    r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+|net\.\d+\.blocks\.\d+)"
-)
+BLOCK = re.compile(r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+)")
 
 
 class Encoder(nn.Module):
@@ -55,7 +53,9 @@ class Encoder(nn.Module):
 def block_names(backbone: nn.Module) -> list[str]:
     """The names of the main blocks, in forward order; a block within a block is not one."""
     names: list[str] = ["maxpool"] if hasattr(backbone, "maxpool") and hasattr(backbone, "layer1") else []
-    for name, _ in backbone.named_modules():
+    for name, module in backbone.named_modules():
+        if "features." in name and "Block" not in type(module).__name__:  # torchvision's stems and downsamplings
+            continue
         if BLOCK.fullmatch(name) and not any(name.startswith(f"{outer}.") for outer in names):
             names.append(name)
     return names

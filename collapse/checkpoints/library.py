@@ -1,7 +1,10 @@
 """Networks of timm and torchvision by name, and by their keys where no other rule knows a file."""
 
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,11 +15,16 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from collapse import InputError
-from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Plan
+from collapse.checkpoints.keys import Weights, explain
+from collapse.checkpoints.plan import Plan, frame
 from collapse.checkpoints.preprocessing import BICUBIC
 from collapse.containers import Contents, first_line
 from collapse.images import Preprocessing
+
+
+class Ambiguous(InputError):
+    """Several networks have the same tensors."""
+
 
 CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
@@ -87,48 +95,36 @@ def plan_named(name: str, tensors: Mapping[str, Tensor], root: str | None = None
 def search(tensors: Mapping[str, Tensor]) -> tuple[str, Plan]:
     """(root, plan) of the one network of timm and torchvision with these names and shapes.
 
-    The first network of each of timm's modules says how much its keys look like those of the file, the digits aside;
-    the three best modules are looked through.
+    timm's modules in whose source most of the keys' names occur are looked through, and all of torchvision.
     """
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
-    wanted = _patterns(tensors)
-    modules = {module: timm.list_models(module=module) for module in timm.list_modules()}
-    scores = {m: _overlap(names[0], wanted) for m, names in modules.items() if names}
-    best = sorted((m for m, score in scores.items() if score > 0.4), key=lambda m: -scores[m])[:3]
-    candidates = [name for module in best for name in modules[module]]
+    words = {part for key in tensors for part in key.split(".")[:-1] if not part.isdigit()}
+    modules = sorted(timm.list_modules(), key=lambda module: -_spoken(module, words))[:4]
+    candidates = [name for module in modules for name in timm.list_models(module=module)]
     candidates += [f"torchvision:{name}" for name in tv.list_models(tv)]
     found = {(name, root) for name in candidates for root in _fits(name, tensors, exact=True)}
     if not found:
         raise InputError("no network of timm or torchvision has its tensors")
     if len({name for name, _ in found}) > 1:
         listed = ", ".join(sorted({name for name, _ in found})[:8])
-        raise InputError(f"{len(found)} networks of timm and torchvision have its tensors, {listed}; give --arch")
+        raise Ambiguous(f"{len(found)} networks of timm and torchvision have its tensors, {listed}; give --arch")
     name, root = found.pop()
     return root, _plan(name, root, tensors)
 
 
-def _overlap(name: str, wanted: set[str]) -> float:
-    mine = _patterns(_frame(name).state_dict())
-    prefixes = ("", *{w.split(".")[0] + "." for w in wanted})
-    return max(len({p + m for m in mine} & wanted) for p in prefixes) / max(len(mine), 1)
-
-
-def _patterns(keys: Mapping[str, Any]) -> set[str]:
-    return {re.sub(r"\d+", "#", key) for key in keys}
-
-
-def _frame(name: str) -> nn.Module:
-    """The network without memory for its weights."""
-    with torch.device("meta"):
-        return make(name)
+def _spoken(module: str, words: set[str]) -> int:
+    source = inspect.getsource(sys.modules[f"timm.models.{module}"])
+    return len(words & set(re.findall(r"\w+", source)))
 
 
 def make(name: str) -> nn.Module:
     """The network with random weights and no classifier: its output is the representation."""
     if not name.startswith("torchvision:"):
         return timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0)
-    net = tv.get_model(name.partition(":")[2], weights=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = tv.get_model(name.partition(":")[2], weights=None)
     classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
     last = getattr(net, classifier)
     if isinstance(last, nn.Sequential):
@@ -140,19 +136,24 @@ def make(name: str) -> nn.Module:
 
 def _fits(name: str, tensors: Mapping[str, Tensor], exact: bool) -> Iterator[str]:
     """The roots under which the file has every tensor of a network, of its shape if `exact`."""
-    try:
-        state = _frame(name).state_dict()
-    except Exception:  # a few of the libraries' networks cannot be made in this way
-        return
-    first = next(iter(state), None)
-    if first is None:
-        return
+    state = frame(partial(make, name)).state_dict()
+    first = next(iter(state))
     for key in tensors:
         root = key.removesuffix(first)
         if not key.endswith(first) or (root and not root.endswith(".")):
             continue
-        if all(root + k in tensors and (not exact or tensors[root + k].shape == v.shape) for k, v in state.items()):
+        if exact and not _exact(state, root, tensors):
+            continue
+        if all(root + name in tensors for name in state):
             yield root
+
+
+def _exact(state: Mapping[str, Tensor], root: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all shapes are equal and nothing but a head is left over."""
+    if any(root + name not in tensors or tensors[root + name].shape != t.shape for name, t in state.items()):
+        return False
+    rest = [key for key in tensors if key.startswith(root) and key.removeprefix(root) not in state]
+    return not explain(rest, root, [])[1]
 
 
 def _plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
@@ -160,9 +161,11 @@ def _plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
     weights = Weights(
         {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}
     )
-    pixels = _default_pixels(name)
-    frame, create = _frame(name), partial(make, name)
-    return Plan(name, create, weights, _width(create, pixels.crop or 224), pixels, _axes(frame))
+    create = partial(make, name)
+    net, pixels = create().eval(), _default_pixels(name)
+    with torch.no_grad():  # run once to see the width of its output
+        width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
+    return Plan(name, create, weights, width, pixels, _axes(net))
 
 
 def _default_pixels(name: str) -> Preprocessing:
@@ -172,12 +175,6 @@ def _default_pixels(name: str) -> Preprocessing:
     crop = config.input_size[-1]
     way = config.interpolation if config.interpolation in ("bilinear", "bicubic") else BICUBIC.interpolation
     return Preprocessing(int(crop / config.crop_pct), crop, way, tuple(config.mean), tuple(config.std))
-
-
-def _width(create: Callable[[], nn.Module], size: int) -> int:
-    """The width of the output, which is run once to see it."""
-    with torch.no_grad():
-        return int(create().eval()(torch.zeros(1, 3, size, size)).shape[1])
 
 
 def _axes(net: nn.Module) -> str:

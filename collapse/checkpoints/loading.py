@@ -124,10 +124,14 @@ def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tup
         raise InputError(f"--arch {name}: neither timm nor torchvision has it")
     try:
         root, plan = library.plan_named(name, tensors) if name else library.search(tensors)
+    except library.Ambiguous:
+        raise
     except InputError as error:
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
         held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
         raise InputError(f"no known layout: {held}; {error}") from error
+    if name is None:
+        clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
     return root, [root], plan
 
 

@@ -1,6 +1,7 @@
 """What the tensors of an encoder say it is, and what else in the file helps to say it."""
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,8 +119,7 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
 
     First without memory, so that shapes are compared before anything of the size that a file claims is made.
     """
-    with torch.device("meta"):
-        module = plan.make()
+    module = frame(plan.make)
     expected, given = module.state_dict(), {**plan.constants, **plan.weights.tensors}
     _compare(plan, path, expected, given)
     used = [name for name in expected if name in given]
@@ -132,6 +132,17 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
         module.load_state_dict(state | absent)
     keys = {key for name in used if name in plan.weights.keys for key in plan.weights.keys[name]}
     return module.requires_grad_(False), keys, notes
+
+
+def frame(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network without memory for its weights, or with it where its code cannot do without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                return make()
+        except (NotImplementedError, RuntimeError):  # it computes with tensors as it is made
+            return make()
 
 
 def _compare(plan: Plan, path: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
