@@ -13,16 +13,19 @@ from collapse.containers import state_of
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_feature_blocks"}
 STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*")
-# What a counter of operations (thop) leaves in every module, and Swin's buffers, which follow from its sizes.
-DERIVED = re.compile(r"total_ops|total_params|relative_position_index|attn_mask")
+# What may lie deep in an encoder without being part of it: what a counter of operations (thop) leaves, buffers that
+# follow from the sizes, the token of masked training.
+LEAVES = re.compile(r"total_ops|total_params|relative_position_index|attn_mask|position_ids|mask_token")
 TENSOR_LIMIT = 100_000  # real files have below 5,000
 
 # Where a weight norm keeps its two halves since torch 2.0, and the chunks of DINOv2's blocks (arXiv 2304.07193).
 RENAMED = (
     (re.compile(r"parametrizations\.(\w+)\.original0$"), r"\1_g"),
     (re.compile(r"parametrizations\.(\w+)\.original1$"), r"\1_v"),
-    (re.compile(r"(^|\.)blocks\.\d+\.(\d+)\."), r"\1blocks.\2."),
+    (re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(norm[12]|attn|ls[12]|mlp)\.)"), r"\1blocks.\2."),
 )
+
+PLAIN = r"^(?!.*(teacher|student|query_|momentum|(^|\.)key_|target|encoder_k|(^|[._])ema([._]|$)))"
 
 # Branch by the names in a root: the first pattern that matches one root, while the second matches all others, wins.
 BRANCHES = (
@@ -31,9 +34,9 @@ BRANCHES = (
     (r"encoder_q|base_encoder|online", r"encoder_k|momentum|key_|target"),
     (r"(^|\.)query_\w+", r"(^|\.)key_\w+"),
     (r"target_encoder", r"encoder"),
-    (r"(^|\.)state_dict\.", r"(^|\.)ema_state_dict\."),  # mmengine, which has swapped the two
-    (r"^(?!.*(teacher|student|query_|ema)).*$", r"momentum_(?!teacher)|_momentum|(^|\.)key_|target|encoder_k"),
-    (r"^(?!.*(student|query_|ema)).*$", r"(^|\.)teacher_\w+"),
+    # mmengine keeps the averaged weights in state_dict and the last ones in ema_state_dict.
+    (PLAIN, r"momentum_(?!teacher)|_momentum|(^|\.)key_|target|encoder_k|ema_state_dict"),
+    (PLAIN, r"(^|\.)teacher_\w+"),
 )
 
 # Parts of a file that are known not to be the encoder, and why: patterns of whole components of a key.
@@ -49,7 +52,7 @@ DROPPED = {
     "text tower": r"transformer|text|text_model|text_projection|token_embedding|positional_embedding|ln_final"
     r"|logit_(scale|bias)|input_resolution|context_length|vocab_size",
     "loss": r"loss|dino_loss|ibot_loss|.*_loss|center|mean_teacher",
-    "counters": r"total_ops|total_params|.*_coefficient|steps|num_updates|step|relative_position_index|attn_mask",
+    "counters": r"total_ops|total_params|.*_coefficient|steps|num_updates|step|relative_position_index|attn_mask|position_ids",
     "another branch": r"(encoder_k|.*momentum.*|key_.*|target.*|student|teacher|student_.*|teacher_.*|query_.*|ema_.*)",
     "projector": r"proj.*|neck|g|l1|l2|mlp|bn|embed_head|dino_head|ibot_head",
 }
@@ -197,12 +200,17 @@ def named(root: str) -> str:
     return root.rstrip(".") or "(top)"
 
 
-def explain(keys: Sequence[str], root: str, others: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """({rule: keys it drops}, keys that no rule knows) of the tensors that are not the encoder or its projector."""
+def explain(
+    keys: Sequence[str], root: str, others: Sequence[str], again: Collection[str] = ()
+) -> tuple[dict[str, list[str]], list[str]]:
+    """({rule: keys it drops}, keys that no rule knows) of the tensors that are not the encoder or its projector.
+
+    others: the roots of other encoders.  again: keys of tensors that the encoder or projector has under other keys.
+    """
     dropped: dict[str, list[str]] = {}
     unknown = []
     for key in keys:
-        rule = _rule(key, root, others)
+        rule = "the same tensor again" if key in again else _rule(key, root, others)
         if rule is None:
             unknown.append(key)
         else:
@@ -217,7 +225,7 @@ def _rule(key: str, root: str, others: Sequence[str]) -> str | None:
     inside = key.startswith(root)
     parts = key.removeprefix(root if inside else _shared(key, root)).split(".")
     if inside:  # a head at the top; deeper nothing is left over but what is derived
-        parts = [parts[0], *(part for part in parts[-1:] if DERIVED.fullmatch(part))]
+        parts = [parts[0], *(part for part in parts[-1:] if LEAVES.fullmatch(part))]
     return next((rule for rule, pattern in DROPPED.items() if any(re.fullmatch(pattern, p) for p in parts)), None)
 
 

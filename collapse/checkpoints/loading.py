@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,19 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
     with about(path):
         found = hints(contents.tree, contents.configs) | ({"architecture": True} if "architecture" in facts else {})
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
-        root, roots, plan = find(path, tensors, clues)
-    backbone, used, notes = build(plan, path)
-    return _assemble(path, contents, tensors, Found(root, roots, plan, backbone, used), clues, facts, notes)
+        encoder = find(path, tensors, clues)
+    built = build(encoder.plan, path)
+    return _assemble(path, contents, tensors, encoder, built, clues, facts)
 
 
+@dataclass
 class Found:
-    """An encoder that was built, and where in the file it was."""
+    """The encoder in a file: its root, those of other encoders and those of its copies, and what it is."""
 
-    def __init__(self, root: str, roots: list[str], plan: Plan, backbone: nn.Module, used: set[str]) -> None:
-        self.root, self.roots, self.plan, self.backbone, self.used = root, roots, plan, backbone, used
+    root: str
+    roots: list[str]
+    aliases: list[str]
+    plan: Plan
 
 
 @contextmanager
@@ -70,8 +74,8 @@ def _read(path: str) -> Contents:
     return folders.read(Path(path))
 
 
-def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, list[str], Plan]:
-    """(root of the encoder, all roots, its plan)."""
+def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
+    """The encoder that the caller wants, or the file's authors evaluate."""
     families = find_roots(tensors)
     if not families:
         return _from_library(path, tensors, clues)
@@ -82,7 +86,7 @@ def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, l
         roots = [r for r in all_roots if named(r) == wanted.rstrip(".") or r in roots]
     clues.root = root = choose_branch(path, roots, wanted, tensors)
     plan = _in_family(root, families[root], tensors, clues)
-    return root, roots, plan
+    return Found(root, roots, [alias for alias in all_roots if alias not in roots], plan)
 
 
 def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: Clues) -> Plan:
@@ -114,7 +118,7 @@ def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor])
     return any(first.fullmatch(key) and t.ndim == 2 and t.shape[1] == head.shape[0] for key, t in tensors.items())
 
 
-def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, list[str], Plan]:
+def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The network that timm or torchvision has, for tensors that are of no family."""
     from collapse.checkpoints import library
 
@@ -132,7 +136,7 @@ def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> tup
         raise InputError(f"no known layout: {held}; {error}") from error
     if name is None:
         clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
-    return root, [root], plan
+    return Found(root, [root], [], plan)
 
 
 def _assemble(
@@ -140,20 +144,22 @@ def _assemble(
     contents: Contents,
     tensors: Mapping[str, Tensor],
     found: Found,
+    built: tuple[nn.Module, set[str], list[str]],
     clues: Clues,
     facts: Mapping[str, Any],
-    notes: list[str],
 ) -> Encoder:
     root, plan, overrides = found.root, found.plan, clues.given
+    backbone, taken, notes = built
     with about(path):
-        projector = projectors.find(
-            tensors, found.used, root, plan.width, overrides.projector, overrides.projector_layers
-        )
+        projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
         pixels, guesses = preprocessing(plan.pixels, facts, clues)
-    used = {key for key in tensors if key in found.used}
+    used = {key for key in tensors if key in taken}
     projected = projector.keys if projector else set()
     rest = [key for key in tensors if key not in used | projected]
-    dropped, unknown = explain(rest, root, [other for other in found.roots if other != root])
+    places = {tensors[key].data_ptr() for key in used | projected if tensors[key].numel()}
+    again = {key for key in rest if tensors[key].data_ptr() in places}
+    again |= {key for alias in found.aliases for key in rest if key.startswith(alias)}
+    dropped, unknown = explain(rest, root, [other for other in found.roots if other != root], again)
     if projector and projector.problem:
         dropped["projector that cannot be read"], projected = sorted(projected), set()
         notes = [*notes, f"the projector {named(projector.prefix)} is not read: {projector.problem}"]
@@ -187,7 +193,7 @@ def _assemble(
         "warnings": clues.notes + guesses + notes + untrained(plan.weights.tensors),
         "projector_problem": projector.problem if projector else "",
     }
-    return Encoder(found.backbone, chain, pixels, report, plan.axes).eval()
+    return Encoder(backbone, chain, pixels, report, plan.axes).eval()
 
 
 def _subvector(path: str, dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -20,6 +20,9 @@ NEVER = re.compile("|".join((DROPPED["probe"], DROPPED["predictor"], DROPPED["pr
 QUALIFIERS = re.compile(r"teacher|student|online|target|momentum|key|query|ema")
 
 
+CLASSIFIER = re.compile(r"(^|\.)(fc|head|heads|linear)\.$")
+
+
 @dataclass
 class Projector:
     """A projector's layers, its keys in the file and their common prefix; or, where it cannot be read, the problem."""
@@ -62,15 +65,14 @@ def find(
 
 
 def _groups(free: Mapping[str, Tensor], root: str) -> dict[str, dict[str, Tensor]]:
-    """Candidates, prefix -> tensors: a head of the encoder's own only if it is more than a classifier."""
+    """Candidates, prefix -> tensors: a head only if it is more than what a classifier is, one linear map."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in free.items():
         prefix = _prefix(key.split("."), root)
         if prefix is not None:
             groups.setdefault(prefix, {})[key] = tensor
     contrastive = re.search(r"encoder_q|query", root) is not None
-    own = {f"{root}{name}." for name in ("fc", "head", "heads", "linear")}
-    return {p: group for p, group in groups.items() if p not in own or contrastive or _linear_maps(group) > 1}
+    return {p: g for p, g in groups.items() if contrastive or _linear_maps(g) > 1 or not CLASSIFIER.search(p)}
 
 
 def _linear_maps(group: Mapping[str, Tensor]) -> int:
