@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Network(nn.Module):
 def mlp(*dims: int, bias=True, last_bias=True, norm=False, last_norm=None, act=nn.ReLU) -> nn.Sequential:
     """Linear [BN] act ... Linear [BN]; last_norm: None, or whether the last norm is affine."""
     layers: list[nn.Module] = []
-    for index, (inputs, outputs) in enumerate(zip(dims, dims[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(pairwise(dims)):
         last = index == len(dims) - 2
         layers.append(nn.Linear(inputs, outputs, bias=last_bias if last else bias))
         if (norm and not last) or (last and last_norm is not None):

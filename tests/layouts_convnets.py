@@ -319,7 +319,7 @@ def lightly_benchmarks(tmp_path):
 @layout("lightly-ai/lightly, old CLI", "`model.backbone`, `model.projection_head`; shortcuts called `shortcut`")
 def lightly_old(tmp_path):
     net, head = fresh(stem=3), mlp(32, 32, 12)
-    state = put("model.backbone.", {k: v for k, v in shortcut(sequence(net, False).state_dict()).items()})
+    state = put("model.backbone.", shortcut(sequence(net, False).state_dict()))
     state |= put("model.projection_head.", head.state_dict())
     return Case({"state_dict": state}, net.features, "state_dict.model.backbone", head, size=32)
 

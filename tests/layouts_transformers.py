@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import warnings
 from functools import partial
+from itertools import pairwise
 
 import timm
 import torch
@@ -101,7 +103,7 @@ class ConvStem(nn.Module):
     def __init__(self, img_size, patch_size, in_chans, embed_dim, **rest):
         super().__init__()
         layers, widths = [], [in_chans, *(embed_dim // 8 * 2**i for i in range(4))]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
         self.grid_size, self.num_patches = (2, 2), 4
@@ -472,7 +474,9 @@ def openai_clip(tmp_path):
             return self.visual(x)
 
     path = tmp_path / "ViT.pt"
-    torch.jit.trace(Visual().eval(), torch.randn(1, 3, 32, 32)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tracer's
+        torch.jit.trace(Visual().eval(), torch.randn(1, 3, 32, 32)).save(path)
     return Case(path, net.encode_image, "visual", size=32, pixels={"mean": (0.48145466, 0.4578275, 0.40821073)})
 
 

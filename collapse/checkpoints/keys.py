@@ -52,7 +52,8 @@ DROPPED = {
     "text tower": r"transformer|text|text_model|text_projection|token_embedding|positional_embedding|ln_final"
     r"|logit_(scale|bias)|input_resolution|context_length|vocab_size",
     "loss": r"loss|dino_loss|ibot_loss|.*_loss|center|mean_teacher",
-    "counters": r"total_ops|total_params|.*_coefficient|steps|num_updates|step|relative_position_index|attn_mask|position_ids",
+    "counters": r"total_ops|total_params|.*_coefficient|steps|num_updates|step",
+    "buffers": r"relative_position_index|attn_mask|position_ids",
     "another branch": r"(encoder_k|.*momentum.*|key_.*|target.*|student|teacher|student_.*|teacher_.*|query_.*|ema_.*)",
     "projector": r"proj.*|neck|g|l1|l2|mlp|bn|embed_head|dino_head|ibot_head",
 }

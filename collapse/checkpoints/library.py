@@ -50,9 +50,9 @@ def pretrained(source: str) -> Contents:
     if name.partition(".")[0] not in names:
         close = [n for n in names if name.partition(".")[0][:6] in n][:5]
         raise InputError(f"{source}: no such network in {library}{'; there are ' if close else ''}{', '.join(close)}")
-    if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
-        raise InputError(f"{source}: timm has no weights for it; names with weights: timm.list_pretrained()")
     try:
+        if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+            raise InputError("timm has no weights of this name; timm.list_pretrained() lists those that it has")
         net = timm.create_model(name, pretrained=True) if library == "timm" else tv.get_model(name, weights="DEFAULT")
     except Exception as error:  # the library's network code fails in its own ways
         raise InputError(f"{source}: neither cached nor fetched ({first_line(error)})") from error
