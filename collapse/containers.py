@@ -282,4 +282,4 @@ def state_of(value: Any) -> Mapping[str, Any] | None:
     if isinstance(state.get("_modules"), Mapping) and isinstance(state.get("_parameters"), Mapping):
         parts = {**state["_parameters"], **state.get("_buffers", {}), **state["_modules"]}
         return {name: part for name, part in parts.items() if name not in state.get("_non_persistent_buffers_set", ())}
-    return state if value.name.startswith("__torch__.") else None
+    return state if type(value).name.startswith("__torch__.") else None

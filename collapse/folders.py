@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ def read(path: Path) -> Contents:
     """
     if not path.is_dir():
         contents = containers.read(path)
-        # Only a file under a usual name is described by its neighbours: a downloads folder proves nothing.
-        known = path.name in WEIGHTS or _only_checkpoint(path)
-        contents.configs = _configs(path.parent) if known else {}
+        # config.json describes a file of the usual name, or the only one: beside others it proves nothing.
+        alone = path.name in WEIGHTS or _only_checkpoint(path)
+        contents.configs = _configs(path.parent, CONFIGS if alone else ("args.json",))
         return contents
     if (path / ".metadata").is_file():
         return _read_dcp(path)
@@ -57,8 +57,8 @@ def _only_checkpoint(path: Path) -> bool:
     return sum(p.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors") for p in path.parent.iterdir()) == 1
 
 
-def _configs(folder: Path) -> dict[str, Any]:
-    return {name: _json(folder / name) for name in CONFIGS if (folder / name).is_file()}
+def _configs(folder: Path, names: Sequence[str] = CONFIGS) -> dict[str, Any]:
+    return {name: _json(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -127,8 +127,14 @@ def _read_dcp(folder: Path) -> Contents:
     files: dict[str, bytes] = {}
     tree = {}
     for name, entry in entries.items():
-        if isinstance(entry, Stub) and "chunks" in vars(entry) and not re.match(r"optim", str(name)):
+        if not (isinstance(entry, Stub) and "chunks" in vars(entry)) or str(name).startswith("optim"):
+            continue
+        try:
             tree[str(name)] = _join(folder, str(name), vars(entry), places, files)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: tensor {name!r} is described in a way that is not known") from error
     digest = _digest(containers.sha256(folder / name) for name in sorted(files))
     return Contents("distributed checkpoint", tree, digest, sorted(foreign))
 
@@ -136,11 +142,8 @@ def _read_dcp(folder: Path) -> Contents:
 def _join(folder: Path, name: str, entry: Mapping[str, Any], places: Mapping[Any, Any], files: dict[str, bytes]) -> Any:
     import torch
 
-    try:
-        size, chunks = tuple(entry["size"]), [vars(chunk) for chunk in entry["chunks"]]
-        boxes = [(tuple(chunk["offsets"]), tuple(chunk["sizes"])) for chunk in chunks]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}: tensor {name!r} has no readable size in .metadata") from error
+    size, chunks = tuple(entry["size"]), [vars(chunk) for chunk in entry["chunks"]]
+    boxes = [(tuple(chunk["offsets"]), tuple(chunk["sizes"])) for chunk in chunks]
     parts = [(offset, sizes, _chunk(folder, name, offset, places, files)) for offset, sizes in boxes]
     if any(tuple(part.shape) != sizes for _, sizes, part in parts):
         raise InputError(f"{folder}: a part of tensor {name!r} has another shape than .metadata says")

@@ -273,7 +273,11 @@ def supcontrast(tmp_path):
     return Case(tree, net.features, "model.encoder", head, size=32, pixels={"mean": (0.5071, 0.4867, 0.4408)})
 
 
-@layout("HobbitLong/PyContrast", "`encoder`, `head`", flags="CMC's two encoders of 1 and 2 channels are refused")
+@layout(
+    "HobbitLong/PyContrast",
+    "`encoder`, `head`",
+    flags="`--branch` if it has an EMA copy; CMC's Lab encoders are refused",
+)
 def pycontrast(tmp_path):
     net, head = fresh(), mlp(32, 32, 12)
     tree = {"model": put("module.", Tree(encoder=net, head=head).state_dict()), "contrast": {"memory": torch.ones(9)},

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from collapse import InputError
@@ -32,11 +31,12 @@ class Encoder(nn.Module):
         preprocess: Preprocessing,
         report: dict[str, Any],
         axes: str = "nchw",
+        stem: str = "",
     ) -> None:
         super().__init__()
         self.backbone, self.projector, self.preprocess, self.report = backbone, projector, preprocess, report
         self.axes = axes
-        self.blocks = block_names(backbone)
+        self.blocks = block_names(backbone, stem)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.backbone(images)
@@ -50,15 +50,16 @@ class Encoder(nn.Module):
         return Layer(self, name)
 
 
-def block_names(backbone: nn.Module) -> list[str]:
-    """The names of the main blocks, in forward order; a block within a block is not one."""
-    names: list[str] = ["maxpool"] if hasattr(backbone, "maxpool") and hasattr(backbone, "layer1") else []
+def block_names(backbone: nn.Module, stem: str = "") -> list[str]:
+    """The names of the main blocks, in forward order, after the stem; a block within a block is not one."""
+    names = [stem] if stem else []
     for name, module in backbone.named_modules():
         if "features." in name and "Block" not in type(module).__name__:  # torchvision's stems and downsamplings
             continue
         if BLOCK.fullmatch(name) and not any(name.startswith(f"{outer}.") for outer in names):
             names.append(name)
-    return names
+    # An architecture that calls its blocks otherwise: its parts.
+    return names or [name for name, part in backbone.named_children() if next(part.parameters(), None) is not None]
 
 
 class Layer(nn.Module):
@@ -119,14 +120,3 @@ class Layer(nn.Module):
 def _offered(net: Encoder) -> list[str]:
     parts = [name for name, _ in net.backbone.named_children()]
     return [*parts, *(name for name in net.blocks if name not in parts)]
-
-
-def untrained(weights: dict[str, Tensor]) -> list[str]:
-    """A warning if the running statistics of the batch norms were never updated, or are not there."""
-    means = [tensor for name, tensor in weights.items() if name.endswith("running_mean")]
-    if means and all(bool((mean == 0).all()) for mean in means):
-        return ["all batch norms have running mean 0: the network looks untrained"]
-    constant = [n for n, t in weights.items() if t.ndim >= 2 and t.numel() > 1 and bool((t == t.flatten()[0]).all())]
-    if constant and not all(torch.count_nonzero(weights[n]) for n in constant):
-        return [f"{len(constant)} tensors hold one value only, first {constant[0]!r}: is the network trained?"]
-    return []

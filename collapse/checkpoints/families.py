@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from collapse import InputError
 from collapse.checkpoints import pyramids, resnet, vit
-from collapse.checkpoints.keys import Weights, parent
+from collapse.checkpoints.keys import ROOT_LIMIT, Weights, parent
 from collapse.checkpoints.plan import Clues, Plan
 
 
@@ -80,6 +81,8 @@ def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Family]:
                 continue
             if not any(key.startswith(tuple(root + name for name in family.unless)) for key in tensors):
                 found[root] = family
+        if len(found) > ROOT_LIMIT:
+            raise InputError(f"holds more than {ROOT_LIMIT} encoders; refused")
     order = {key: index for index, key in enumerate(tensors)}
     return dict(sorted(found.items(), key=lambda item: order[item[0] + item[1].stem]))
 

@@ -17,6 +17,8 @@ STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|
 # follow from the sizes, the token of masked training.
 LEAVES = re.compile(r"total_ops|total_params|relative_position_index|attn_mask|position_ids|mask_token")
 TENSOR_LIMIT = 100_000  # real files have below 5,000
+PART_LIMIT, KEY_LIMIT = 1_000_000, 2_000
+ROOT_LIMIT = 64
 
 # Where a weight norm keeps its two halves since torch 2.0, and the chunks of DINOv2's blocks (arXiv 2304.07193).
 RENAMED = (
@@ -102,22 +104,33 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
         raise InputError(f"the {len(parts)} parts of {name!r} do not fit together") from error
 
 
-def flatten(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """(dotted key, tensor) of every tensor in nested mappings, lists and pickled modules, without state of training."""
-    if depth > 64:
-        raise InputError("nested deeper than 64 levels")
-    if isinstance(tree, Tensor):
-        yield prefix.rstrip("."), tree
-        return
-    tree = state_of(tree) or tree
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            if isinstance(value, Tensor) or not STATE_OF_TRAINING.fullmatch(str(key)):
-                yield from flatten(value, f"{prefix}{key}.", depth + 1)
-    elif isinstance(tree, (list, tuple)):
-        for index, value in enumerate(tree):
-            if isinstance(value, Mapping):
-                yield from flatten(value, f"{prefix}{index}.", depth + 1)
+def flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """(dotted key, tensor) of every tensor in nested mappings, lists and pickled modules, without state of training.
+
+    Raises InputError for a tree of more than a million parts, as one that holds itself has.
+    """
+    waiting, seen = [("", tree)], 0
+    while waiting:
+        prefix, value = waiting.pop()
+        seen += 1
+        if seen > PART_LIMIT or len(prefix) > KEY_LIMIT:
+            raise InputError("nested without end; refused")
+        if isinstance(value, Tensor):
+            yield prefix.rstrip("."), value
+            continue
+        parts = _parts(value)
+        waiting += [(f"{prefix}{key}.", part) for key, part in reversed(parts)]
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """What may hold tensors in a mapping, a list of mappings, or a pickled module."""
+    value = state_of(value) or value
+    if isinstance(value, Mapping):
+        items = value.items()
+        return [(k, v) for k, v in items if isinstance(v, Tensor) or not STATE_OF_TRAINING.fullmatch(str(k))]
+    if isinstance(value, (list, tuple)):
+        return [(index, part) for index, part in enumerate(value) if isinstance(part, Mapping)]
+    return []
 
 
 def plain(key: str) -> str:

@@ -106,6 +106,10 @@ def search(tensors: Mapping[str, Tensor]) -> tuple[str, Plan]:
     found = {(name, root) for name in candidates for root in _fits(name, tensors, exact=True)}
     if not found:
         raise InputError("no network of timm or torchvision has its tensors")
+    # torchvision's network of the same name and tensors as timm's is the same function.
+    found = {
+        (name, root) for name, root in found if (name.removeprefix("torchvision:"), root) not in found - {(name, root)}
+    }
     if len({name for name, _ in found}) > 1:
         listed = ", ".join(sorted({name for name, _ in found})[:8])
         raise Ambiguous(f"{len(found)} networks of timm and torchvision have its tensors, {listed}; give --arch")
@@ -162,10 +166,18 @@ def _plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
         {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}
     )
     create = partial(make, name)
+    _check_shapes(name, frame(create), weights)
     net, pixels = create().eval(), _default_pixels(name)
     with torch.no_grad():  # run once to see the width of its output
         width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
     return Plan(name, create, weights, width, pixels, _axes(net))
+
+
+def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:
+    """Before anything of the size of a network is made that a file only names."""
+    for key, tensor in net.state_dict().items():
+        if weights.shape(key) != tuple(tensor.shape):
+            raise InputError(f"not {name}: {key!r} is {weights.shape(key)}, expected {tuple(tensor.shape)}")
 
 
 def _default_pixels(name: str) -> Preprocessing:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from collapse import InputError, folders
 from collapse.checkpoints import projector as projectors
-from collapse.checkpoints.encoder import Encoder, untrained
+from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import choose_branch, clean, explain, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build
@@ -63,7 +63,8 @@ def about(path: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error if str(error).startswith(path) else InputError(f"{path}: {error}") from error
+        message = " ".join(str(error).splitlines())  # names in a file may be anything
+        raise InputError(message if message.startswith(path) else f"{path}: {message}") from error
 
 
 def _read(path: str) -> Contents:
@@ -94,8 +95,8 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
     arch, config = clues.given.arch, clues.configs.get("config.json", {}).get("architecture")
     if arch is not None and not family.plan.__module__.endswith("resnet"):
         config = arch
-    elif clues.hint("arch") is not None and clues.hint("arch") == clues.hint("model"):  # as timm's own training saves
-        config = config or clues.hint("arch")
+    elif config is None and isinstance(clues.hint("model"), str) and clues.hint("model") == str(clues.hint("arch")):
+        config = clues.hint("arch")  # as timm's own training saves
     if isinstance(config, str):
         from collapse.checkpoints import library
 
@@ -193,7 +194,15 @@ def _assemble(
         "warnings": clues.notes + guesses + notes + untrained(plan.weights.tensors),
         "projector_problem": projector.problem if projector else "",
     }
-    return Encoder(backbone, chain, pixels, report, plan.axes).eval()
+    return Encoder(backbone, chain, pixels, report, plan.axes, plan.stem).eval()
+
+
+def untrained(weights: Mapping[str, Tensor]) -> list[str]:
+    """A warning if the running statistics of the batch norms were never updated."""
+    means = [tensor for name, tensor in weights.items() if name.endswith("running_mean")]
+    if means and all(bool((mean == 0).all()) for mean in means):
+        return ["all batch norms have running mean 0: the network looks untrained"]
+    return []
 
 
 def _subvector(path: str, dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -101,7 +101,7 @@ class Plan:
 
     make: builds it, on whatever device is current.  weights: under the names of its state dict, and left-overs.
     width: d of its output (n, d).  pixels: the layout's preprocessing.
-    axes: how its feature maps lie: "nchw", "nhwc" or "tokens".
+    axes: how its feature maps lie: "nchw", "nhwc" or "tokens".  stem: the name of what comes before its blocks.
     constants: tensors of the state dict that no file has.
     """
 
@@ -111,6 +111,7 @@ class Plan:
     width: int
     pixels: Preprocessing
     axes: str = "nchw"
+    stem: str = ""
     constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -131,7 +132,7 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
         module = plan.make()
         module.load_state_dict(state | absent)
     keys = {key for name in used if name in plan.weights.keys for key in plan.weights.keys[name]}
-    return module.requires_grad_(False), keys, notes
+    return module, keys, notes
 
 
 def frame(make: Callable[[], nn.Module]) -> nn.Module:

@@ -11,6 +11,7 @@ from collapse.checkpoints.plan import Clues
 from collapse.containers import Stub
 from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
+SIDE_LIMIT = 4096  # pixels that a config may ask for
 BICUBIC = Preprocessing(interpolation="bicubic")
 CIFAR = Preprocessing(resize=32, crop=32)
 CLIP_PIXELS = Preprocessing(
@@ -140,23 +141,23 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
 
 def _huggingface(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing:
     size, crop = _side(config.get("size")), _side(config.get("crop_size"))
-    resize = size if config.get("do_resize", True) else None
+    resize = (size or layout.resize) if config.get("do_resize", True) else None
     normalized = config.get("do_normalize", True)
     return replace(
         layout,
-        resize=resize if isinstance(resize, int) else layout.resize,
-        crop=crop if isinstance(crop, int) and config.get("do_center_crop", True) else resize or layout.crop,
+        resize=resize,
+        crop=crop if crop and config.get("do_center_crop", True) else resize or layout.crop,
         interpolation={2: "bilinear", 3: "bicubic"}.get(config.get("resample", 2), layout.interpolation),
         mean=(_numbers(config.get("image_mean")) or IMAGENET_MEAN) if normalized else None,
         std=(_numbers(config.get("image_std")) or IMAGENET_STD) if normalized else None,
     )
 
 
-def _side(size: Any) -> Any:
-    """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or 224."""
-    return (
-        next((size[k] for k in ("shortest_edge", "height") if k in size), None) if isinstance(size, Mapping) else size
-    )
+def _side(size: Any) -> int | None:
+    """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or 224; None for what no image has."""
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge", size.get("height"))
+    return size if isinstance(size, int) and 0 < size <= SIDE_LIMIT else None
 
 
 def _timm(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing | None:
@@ -164,8 +165,8 @@ def _timm(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing | N
     if not isinstance(trained, Mapping):
         return None
     size, share = trained.get("input_size"), trained.get("crop_pct")
-    crop = size[-1] if isinstance(size, list) and size and isinstance(size[-1], int) else layout.crop
-    resize = int(crop / share) if isinstance(share, float) and share > 0 and crop else layout.resize
+    crop = (_side(size[-1]) if isinstance(size, list) and size else None) or layout.crop
+    resize = int(crop / share) if isinstance(share, float) and 0.5 < share <= 1 and crop else crop
     way = trained.get("interpolation")
     return Preprocessing(
         resize=resize,

@@ -108,7 +108,7 @@ def read(
             any("last_layer" in key for key in everything),
             any(key.startswith(f"{prefix}fc3.") for key in parts),
         )
-        found.chain = _chain(modules, nn.GELU if dino or msn else nn.ReLU, prefix).eval().requires_grad_(False)
+        found.chain = _chain(modules, nn.GELU if dino or msn else nn.ReLU, prefix).eval()
         linear = [layer for layer in found.chain if isinstance(layer, nn.Linear)]
         found.dims = [linear[0].in_features, *(layer.out_features for layer in linear)]
         if found.dims[0] != width:

@@ -13,6 +13,8 @@ from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
 
+SIZE_LIMIT = 1536  # pixels; the masks of larger images would not fit in memory
+
 # The authors' code and mmpretrain's.
 CONVNEXT = (
     (r"^downsample_layers\.0\.", "stem."),
@@ -120,7 +122,9 @@ def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
     dim, patch = weights.shape("patch_embed.proj.weight")[0], weights.shape("patch_embed.proj.weight")[-1]
     windows = [(isqrt(table[0]) + 1) // 2 for table in tables]
     # The largest window is the first stage's; seven patches of the last stage make 224 pixels.
-    size = int(clues.number("image_size") or windows[0] * patch * 2 ** (len(depths) - 1))
+    size = windows[0] * patch * 2 ** (len(depths) - 1)
+    if size > SIZE_LIMIT:
+        raise InputError(f"a Swin for images of {size} pixels; at most {SIZE_LIMIT} are known")
     make = partial(
         SwinTransformer,
         img_size=size,

@@ -122,7 +122,8 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
     if given.arch is not None and given.arch != name_of(shape).partition(",")[0]:
         raise InputError(f"holds {name_of(shape)}, not {given.arch}; leave --arch out or check the file")
     width = shape.planes[-1] * (4 if shape.bottleneck else 1)
-    return Plan(name_of(shape), partial(ResNet, shape), weights, width, Preprocessing() if shape.stem == 7 else CIFAR)
+    pixels = Preprocessing() if shape.stem == 7 else CIFAR
+    return Plan(name_of(shape), partial(ResNet, shape), weights, width, pixels, stem="maxpool")
 
 
 def infer_shape(weights: Weights) -> ResNetShape:
@@ -181,7 +182,7 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
     width = weights.shape("attnpool.c_proj.weight")[0]
     make = partial(ByobNet, config, num_classes=width, img_size=side * 32)
     name = f"CLIP resnet, {'-'.join(str(depth) for depth, _ in shapes)} blocks of {shapes[0][1]}"
-    return Plan(name, make, renamed, width, at_size(CLIP_PIXELS, side * 32))
+    return Plan(name, make, renamed, width, at_size(CLIP_PIXELS, side * 32), stem="stem")
 
 
 def infer_clip(weights: Weights) -> list[tuple[int, int]]:

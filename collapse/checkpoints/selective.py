@@ -98,4 +98,6 @@ def plan_selective(weights: Weights) -> Plan:
     stem = tuple(weights.shape(f"net.0.{i}.weight")[0] for i in (0, 2, 4))
     layers = 3 * sum(depth for depth, _, _ in stages) + 2
     make = partial(SelectiveResNet, stem, stages)
-    return Plan(f"sk-resnet{layers} ({stages[0][1]} planes)", make, weights, 4 * stages[-1][1], Preprocessing())
+    return Plan(
+        f"sk-resnet{layers} ({stages[0][1]} planes)", make, weights, 4 * stages[-1][1], Preprocessing(), stem="net.0"
+    )

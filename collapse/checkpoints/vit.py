@@ -186,6 +186,8 @@ def plan_timm(weights: Weights, clues: Clues) -> Plan:
     swiglu = weights.renamed(TIMM)
     first_party = "mask_token" in weights.tensors or clues.has(r"(^|\.)teacher\.backbone\.")
     resampling = "offset" if first_party and "reg_token" not in swiglu.tensors else "antialias"
+    if "norm_pre.weight" in swiglu.tensors:  # CLIP's image tower in timm
+        return plan(swiglu, clues, eps=1e-5, act=clip_activation(clues), pixels=CLIP_PIXELS, resampling=resampling)
     return plan(swiglu, clues, resampling=resampling)
 
 
@@ -303,8 +305,9 @@ def plan(
     pixels = pixels or BICUBIC
     if grid * patch < 448:  # larger grids (DINOv2: 518) are evaluated at 224
         pixels = at_size(pixels, grid * patch)
-    return Plan(name, make, weights, dim if projection is None else len(projection), pixels, "tokens",
-                {"head.bias": torch.zeros(len(projection))} if projection is not None else {})  # fmt: skip
+    constants = {} if projection is None else {"head.bias": torch.zeros(len(projection))}
+    width = dim if projection is None else len(projection)
+    return Plan(name, make, weights, width, pixels, "tokens", constants=constants)
 
 
 def _default_embed() -> type[nn.Module]:
@@ -359,9 +362,11 @@ def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
 
 def _heads(dim: int, clues: Clues) -> int:
     """The number of attention heads: the caller's, the config's, the layout's, else heads of 64."""
-    given = clues.heads or clues.number("num_attention_heads") or clues.number("num_heads")
+    given = clues.heads or clues.number("num_attention_heads")
     if given is None and dim == 384 and clues.has(r"(^|\.)base_encoder\.") and clues.has(r"(^|\.)momentum_encoder\."):
         given = 12  # MoCo-v3's ViT-S (arXiv 2104.02057), unlike everybody else's
+    if given is None and dim in (192, 384) and "mocov3" in str(clues.hint("method")):
+        given = 12  # solo-learn's, by its args.json
     heads = int(given or HEADS.get(dim, dim // 64 if dim % 64 == 0 else 0))
     if heads < 1 or dim % heads:
         what = f"{heads} heads do not divide" if heads else "nothing says how many heads go into"
