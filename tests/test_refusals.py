@@ -183,7 +183,7 @@ def test_a_projector_that_cannot_be_read_is_said_and_the_encoder_is_loaded(tmp_p
     net = collapse.load(tmp_path / "learner.pth")
     assert net.report["branch"] == "online_encoder.net"
     assert net.report["keys"]["dropped_by"]["projector that cannot be read"] > 0
-    with pytest.raises(InputError, match="not read: .*softmax"):
+    with pytest.raises(InputError, match=r"not read: .*softmax"):
         net.layer("projector")
     net.layer("representation")
 

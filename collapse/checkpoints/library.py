@@ -107,9 +107,7 @@ def search(tensors: Mapping[str, Tensor]) -> tuple[str, Plan]:
     if not found:
         raise InputError("no network of timm or torchvision has its tensors")
     # torchvision's network of the same name and tensors as timm's is the same function.
-    found = {
-        (name, root) for name, root in found if (name.removeprefix("torchvision:"), root) not in found - {(name, root)}
-    }
+    found -= {(f"torchvision:{name}", root) for name, root in found}
     if len({name for name, _ in found}) > 1:
         listed = ", ".join(sorted({name for name, _ in found})[:8])
         raise Ambiguous(f"{len(found)} networks of timm and torchvision have its tensors, {listed}; give --arch")
