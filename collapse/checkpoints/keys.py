@@ -88,11 +88,14 @@ class Weights:
             {stem: tuple(key for n in names for key in self.keys[n]) for stem, names in ordered.items()},
         )
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor that an architecture cannot be without."""
+    def shape(self, name: str, *axes: int) -> tuple[int, ...]:
+        """The shape of a tensor that an architecture cannot be without; axes: how many it may have."""
         if name not in self.tensors:
             raise InputError(f"no {name!r}; is the file whole?")
-        return tuple(self.tensors[name].shape)
+        shape = tuple(self.tensors[name].shape)
+        if axes and (len(shape) not in axes or 0 in shape):
+            raise InputError(f"{name!r} is {shape}, expected {' or '.join(map(str, axes))} axes")
+        return shape
 
 
 def _join(name: str, parts: list[Tensor]) -> Tensor:

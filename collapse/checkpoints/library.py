@@ -26,6 +26,8 @@ class Ambiguous(InputError):
     """Several networks have the same tensors."""
 
 
+# timm's modules whose networks are read from their shapes.
+OF_FAMILIES = {"convnext", "swin_transformer", "vision_transformer", "vision_transformer_hybrid"}
 CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
 
@@ -95,12 +97,12 @@ def plan_named(name: str, tensors: Mapping[str, Tensor], root: str | None = None
 def search(tensors: Mapping[str, Tensor]) -> tuple[str, Plan]:
     """(root, plan) of the one network of timm and torchvision with these names and shapes.
 
-    timm's modules in whose source most of the keys' names occur are looked through, and all of torchvision.
+    The two modules of timm in whose source most of the keys' names occur are looked through, and all of torchvision.
     """
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
     words = {part for key in tensors for part in key.split(".")[:-1] if not part.isdigit()}
-    modules = sorted(timm.list_modules(), key=lambda module: -_spoken(module, words))[:4]
+    modules = sorted(set(timm.list_modules()) - OF_FAMILIES, key=lambda module: (-_spoken(module, words), module))[:2]
     candidates = [name for module in modules for name in timm.list_models(module=module)]
     candidates += [f"torchvision:{name}" for name in tv.list_models(tv)]
     found = {(name, root) for name in candidates for root in _fits(name, tensors, exact=True)}

@@ -105,7 +105,10 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
         if config == arch:
             raise InputError(f"--arch {arch}: neither timm nor torchvision has it; leave --arch out")
     clues.head_is_embedding = _head_is_embedding(root, family, tensors)
-    return family.plan(weights_of(root, family, tensors), clues)
+    try:
+        return family.plan(weights_of(root, family, tensors), clues)
+    except (ArithmeticError, LookupError) as error:
+        raise InputError(f"the shapes under {named(root)} are those of no network ({error})") from error
 
 
 def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor]) -> bool:

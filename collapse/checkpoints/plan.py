@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
+from collapse.containers import first_line
 from collapse.images import Preprocessing
 
 
@@ -120,7 +121,10 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
 
     First without memory, so that shapes are compared before anything of the size that a file claims is made.
     """
-    module = frame(plan.make)
+    try:
+        module = frame(plan.make)
+    except Exception as error:  # the libraries' code refuses impossible sizes in many ways, all the file's fault
+        raise InputError(f"{path}: not {plan.architecture}, such a network cannot be: {first_line(error)}") from error
     expected, given = module.state_dict(), {**plan.constants, **plan.weights.tensors}
     _compare(plan, path, expected, given)
     used = [name for name in expected if name in given]

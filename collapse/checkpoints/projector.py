@@ -55,7 +55,10 @@ def find(
         if found.problem:
             raise InputError(f"projector {found.prefix}: {found.problem}")
         return found
-    read_all = [read(group, prefix, width, layers, tensors) for prefix, group in _groups(free, root).items()]
+    groups = _groups(free, root)
+    # A projector that no branch's name is on belongs to the branch for which there is none.
+    mine = {prefix: group for prefix, group in groups.items() if _branch(prefix) == _branch(root)} or groups
+    read_all = [read(group, prefix, width, layers, tensors) for prefix, group in mine.items()]
     fitting = [p for p in read_all if p.dims[:1] == [width] or p.problem]
     good = [p for p in fitting if not p.problem]
     if len(good) > 1:
@@ -88,7 +91,7 @@ def _prefix(parts: Sequence[str], root: str) -> str | None:
     while QUALIFIERS.fullmatch(parts[end]) and end < len(parts) - 1:
         end += 1
     prefix = ".".join([*parts[:end], ""])
-    if not root.startswith(above) or _branch(prefix) != _branch(root):
+    if not root.startswith(above) or _branch(prefix) not in (_branch(root), set()):
         return None
     return above if re.fullmatch(r"l\d", parts[names[0]]) else prefix  # l1 and l2 are two layers of one
 

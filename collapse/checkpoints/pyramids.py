@@ -70,17 +70,17 @@ def plan_huggingface_convnext(weights: Weights, clues: Clues) -> Plan:
 def _convnext(weights: Weights, last_eps: float | None) -> Plan:
     depths = _depths(weights, r"stages\.(\d+)\.blocks\.(\d+)\.")
     first = [f"stages.{stage}.blocks.0" for stage in range(len(depths))]
-    dims = tuple(weights.shape(f"{block}.conv_dw.weight")[0] for block in first)
-    conv_mlp = len(weights.shape(f"{first[0]}.mlp.fc1.weight")) == 4
+    dims = tuple(weights.shape(f"{block}.conv_dw.weight", 4)[0] for block in first)
+    conv_mlp = len(weights.shape(f"{first[0]}.mlp.fc1.weight", 2, 4)) == 4
     for name in [n for n in weights.tensors if n.endswith(("mlp.grn.weight", "mlp.grn.bias"))]:
         weights.tensors[name] = weights.tensors[name].flatten()  # the authors keep (1, 1, 1, d)
     options = {
         "num_classes": 0,
         "depths": depths,
         "dims": dims,
-        "kernel_sizes": tuple(weights.shape(f"{block}.conv_dw.weight")[-1] for block in first),
+        "kernel_sizes": tuple(weights.shape(f"{block}.conv_dw.weight", 4)[-1] for block in first),
         "ls_init_value": 1e-6 if f"{first[0]}.gamma" in weights.tensors else None,
-        "patch_size": weights.shape("stem.0.weight")[-1],
+        "patch_size": weights.shape("stem.0.weight", 4)[-1],
         "conv_mlp": conv_mlp,
         "conv_bias": f"{first[0]}.conv_dw.bias" in weights.tensors,
         "use_grn": f"{first[0]}.mlp.grn.weight" in weights.tensors,
@@ -117,9 +117,9 @@ def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
                           {moved[n]: k for n, k in weights.keys.items()})  # fmt: skip
     depths = _depths(weights, r"layers\.(\d+)\.blocks\.(\d+)\.")
     tables = [
-        weights.shape(f"layers.{stage}.blocks.0.attn.relative_position_bias_table") for stage in range(len(depths))
+        weights.shape(f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(len(depths))
     ]
-    dim, patch = weights.shape("patch_embed.proj.weight")[0], weights.shape("patch_embed.proj.weight")[-1]
+    dim, patch = weights.shape("patch_embed.proj.weight", 4)[0], weights.shape("patch_embed.proj.weight", 4)[-1]
     windows = [(isqrt(table[0]) + 1) // 2 for table in tables]
     # The largest window is the first stage's; seven patches of the last stage make 224 pixels.
     size = windows[0] * patch * 2 ** (len(depths) - 1)
@@ -135,7 +135,7 @@ def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
         num_heads=tuple(table[1] for table in tables),
         window_size=windows[0],
         strict_img_size=False,
-        mlp_ratio=weights.shape("layers.0.blocks.0.mlp.fc1.weight")[0] / dim,
+        mlp_ratio=weights.shape("layers.0.blocks.0.mlp.fc1.weight", 2, 4)[0] / dim,
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in weights.tensors,
         norm_layer=partial(nn.LayerNorm, eps=eps),  # type: ignore[arg-type]
     )

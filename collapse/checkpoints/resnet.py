@@ -136,9 +136,9 @@ def infer_shape(weights: Weights) -> ResNetShape:
         raise InputError(f"residual stages {sorted(stages)}, expected 1, 2, ... without a gap")
     bottleneck = "layer1.0.conv3.weight" in weights.tensors
     last = "conv3" if bottleneck else "conv2"
-    planes = [weights.shape(f"layer{s}.0.{last}.weight")[0] // (4 if bottleneck else 1) for s in sorted(stages)]
-    stem, inner = weights.shape("conv1.weight"), weights.shape("layer1.0.conv1.weight")[0]
-    groups = inner // weights.shape("layer1.0.conv2.weight")[1] if bottleneck else 1
+    planes = [weights.shape(f"layer{s}.0.{last}.weight", 4)[0] // (4 if bottleneck else 1) for s in sorted(stages)]
+    stem, inner = weights.shape("conv1.weight", 4), weights.shape("layer1.0.conv1.weight", 4)[0]
+    groups = inner // weights.shape("layer1.0.conv2.weight", 4)[1] if bottleneck else 1
     if stem[-1] not in (3, 7):
         raise InputError(f"a first convolution of {stem[-1]} x {stem[-1]}; 3 and 7 are known")
     return ResNetShape(
@@ -175,11 +175,11 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
         ByoBlockCfg(type="bottle", d=depth, c=width, s=2 if stage else 1, br=0.25)
         for stage, (depth, width) in enumerate(shapes)
     )
-    stem = tuple(weights.shape(f"conv{i}.weight")[0] for i in (1, 2, 3))
+    stem = tuple(weights.shape(f"conv{i}.weight", 4)[0] for i in (1, 2, 3))
     config = ByoModelCfg(blocks=blocks, stem_chs=stem, stem_type="", stem_pool="avg2", downsample="avg",
                          aa_layer="avg", head_type="attn_abs")  # fmt: skip
-    side = round((weights.shape("attnpool.positional_embedding")[0] - 1) ** 0.5)
-    width = weights.shape("attnpool.c_proj.weight")[0]
+    side = round((weights.shape("attnpool.positional_embedding", 2)[0] - 1) ** 0.5)
+    width = weights.shape("attnpool.c_proj.weight", 2)[0]
     make = partial(ByobNet, config, num_classes=width, img_size=side * 32)
     name = f"CLIP resnet, {'-'.join(str(depth) for depth, _ in shapes)} blocks of {shapes[0][1]}"
     return Plan(name, make, renamed, width, at_size(CLIP_PIXELS, side * 32), stem="stem")
@@ -190,5 +190,5 @@ def infer_clip(weights: Weights) -> list[tuple[int, int]]:
     found = []
     for stage in range(1, 5):
         indices = {m[1] for n in weights.tensors if (m := re.match(rf"layer{stage}\.(\d+)\.", n))}
-        found.append((len(indices), weights.shape(f"layer{stage}.0.conv3.weight")[0]))
+        found.append((len(indices), weights.shape(f"layer{stage}.0.conv3.weight", 4)[0]))
     return found

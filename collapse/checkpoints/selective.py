@@ -90,12 +90,12 @@ def plan_selective(weights: Weights) -> Plan:
     stages = tuple(
         (
             len(depths[stage]),
-            weights.shape(f"net.{stage}.blocks.0.net.0.weight")[0],
-            weights.shape(f"net.{stage}.blocks.0.net.2.mixing_conv.0.weight")[0],
+            weights.shape(f"net.{stage}.blocks.0.net.0.weight", 4)[0],
+            weights.shape(f"net.{stage}.blocks.0.net.2.mixing_conv.0.weight", 4)[0],
         )
         for stage in sorted(depths)
     )
-    stem = tuple(weights.shape(f"net.0.{i}.weight")[0] for i in (0, 2, 4))
+    stem = tuple(weights.shape(f"net.0.{i}.weight", 4)[0] for i in (0, 2, 4))
     layers = 3 * sum(depth for depth, _, _ in stages) + 2
     make = partial(SelectiveResNet, stem, stages)
     return Plan(

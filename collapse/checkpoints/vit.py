@@ -266,11 +266,11 @@ def plan(
         raise InputError(f"a block {depth - 1} among {len(tensors)} tensors; is the file whole?")
     conv = "patch_embed.proj.0.weight" in tensors
     widths = tuple(tensors[f"patch_embed.proj.{3 * i}.weight"].shape[0] for i in range(4)) if conv else ()
-    dim = weights.shape("blocks.0.attn.qkv.weight")[1]
-    patch = 2 ** len(widths) if conv else weights.shape("patch_embed.proj.weight")[-1]
+    dim = weights.shape("blocks.0.attn.qkv.weight", 2)[1]
+    patch = 2 ** len(widths) if conv else weights.shape("patch_embed.proj.weight", 4)[-1]
     grid, tokens = _positions(weights)
-    hidden = weights.shape("blocks.0.mlp.fc1.weight")[0]
-    swiglu = weights.shape("blocks.0.mlp.fc2.weight")[1] * 2 == hidden
+    hidden = weights.shape("blocks.0.mlp.fc1.weight", 2)[0]
+    swiglu = weights.shape("blocks.0.mlp.fc2.weight", 2)[1] * 2 == hidden
     mean = _mean_pooled(tensors, clues)
     projection = tensors.get("head.weight") if clues.head_is_embedding or pre_norm else None
     heads, act = _heads(dim, clues), act or str(clues.hint("hidden_act") or "gelu")
@@ -334,7 +334,7 @@ def _batched(weights: Weights) -> dict[str, Tensor]:
 def _positions(weights: Weights) -> tuple[int, dict[str, Any]]:
     """(side of the grid, how the class token takes part in the positions); register positions are resolved."""
     tensors = weights.tensors
-    length = weights.shape("pos_embed")[1]
+    length = weights.shape("pos_embed", 3)[1]
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     prefix = int("cls_token" in tensors)
     if registers and _square(length - 1) and prefix:  # DINOv2: only the class token has a position
