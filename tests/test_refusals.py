@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from layouts import Network, Tree, mlp, other, put
+from torch import nn
 
 import collapse
 from collapse import InputError
@@ -294,6 +295,57 @@ def test_the_code_in_an_archive_is_not_even_parsed(tmp_path):
     assert net.report["container"] == "TorchScript archive"
     with torch.no_grad():
         torch.testing.assert_close(net(images), case.reference(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("resnet26d", "resnet26d"),
+        ("torchvision:mobilenet_v2", "torchvision:mobilenet_v2"),
+        ("densenet121", "densenet121"),
+    ],
+)
+def test_a_network_of_a_library_is_found_by_its_tensors(tmp_path, name, found):
+    from collapse.checkpoints import library
+
+    torch.manual_seed(0)
+    net, head = library.make(name).eval(), nn.Linear(3, 2)
+    state = put("module.backbone.", net.state_dict() | put("fc.", head.state_dict()))
+    torch.save({"state_dict": state | put("module.predictor.", head.state_dict())}, tmp_path / "x.pth")
+    loaded, images = collapse.load(tmp_path / "x.pth"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), net(images))
+    assert loaded.report["architecture"] == found
+    assert loaded.report["branch"] == "state_dict.backbone"
+    assert f"identified as {found} by its tensors alone" in loaded.report["warnings"]
+
+
+def test_networks_with_the_same_tensors_are_listed(tmp_path):
+    net = timm.create_model("xcit_nano_12_p16_224", num_classes=0)
+    refuse(tmp_path, net.state_dict(), "xcit_nano_12_p16_224, xcit_nano_12_p16_384; give --arch")
+    assert collapse.load(tmp_path / "checkpoint.pth", arch="xcit_nano_12_p16_224").report["warnings"]
+    smaller = {key: t[:5] if key.endswith("cls_token") else t for key, t in net.state_dict().items()}
+    smaller["norm.weight"] = torch.ones(5)
+    refuse(tmp_path, smaller, r"not xcit_nano_12_p16_224: 'norm.weight' is \(5,\)", arch="xcit_nano_12_p16_224")
+
+
+def test_a_file_that_only_names_a_huge_network_takes_no_memory(tmp_path):
+    huge = "vit_giant_patch14_dinov2"
+    with torch.device("meta"):
+        names = list(timm.create_model(huge, num_classes=0).state_dict())
+    torch.save({name: torch.ones(1) for name in names}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="not vit_giant_patch14_dinov2"):
+        collapse.load(tmp_path / "x.pth", arch=huge)
+
+
+def test_trees_without_end_are_refused(tmp_path):
+    node: dict = {"w": torch.ones(1)}
+    for _ in range(40):
+        node = {"a": node, "b": node}
+    refuse(tmp_path, {"model": node}, "nested without end|more than 100000 tensors")
+    loop: dict = {}
+    loop["again"] = loop
+    refuse(tmp_path, {"model": loop}, "nested without end")
 
 
 def test_libraries_networks_need_weights(tmp_path, monkeypatch):

@@ -1,11 +1,10 @@
 """Networks of timm and torchvision by name, and by their keys where no other rule knows a file."""
 
-import inspect
-import re
-import sys
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,19 +14,13 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from collapse import InputError
-from collapse.checkpoints.keys import Weights, explain
+from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Plan, frame
 from collapse.checkpoints.preprocessing import BICUBIC
 from collapse.containers import Contents, first_line
 from collapse.images import Preprocessing
 
-
-class Ambiguous(InputError):
-    """Several networks have the same tensors."""
-
-
-# timm's modules whose networks are read from their shapes.
-OF_FAMILIES = {"convnext", "swin_transformer", "vision_transformer", "vision_transformer_hybrid"}
+INDEX = Path(__file__).with_name("networks.txt")
 CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
 
@@ -66,8 +59,6 @@ def pretrained(source: str) -> Contents:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -87,39 +78,73 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
 
 def plan_named(name: str, tensors: Mapping[str, Tensor], root: str | None = None) -> tuple[str, Plan]:
     """(root, plan) of the network of this name, under the root if one is given; all its keys must be there."""
-    found = [(version, r) for version in _versions(name) for r in _fits(version, tensors, False) if root in (None, r)]
+    found = [(version, r) for version in _versions(name) for r in _roots(version, tensors) if root in (None, r)]
     if not found:
         raise InputError(f"its tensors are not those of {name}")
     version, shortest = min(found, key=lambda item: len(item[1]))
-    return shortest, _plan(version, shortest, tensors)
+    return shortest, plan(version, shortest, tensors)
 
 
-def search(tensors: Mapping[str, Tensor]) -> tuple[str, Plan]:
-    """(root, plan) of the one network of timm and torchvision with these names and shapes.
+def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """{root: names} of the networks of timm and torchvision with these names and shapes, a classifier's aside.
 
-    The two modules of timm in whose source most of the keys' names occur are looked through, and all of torchvision.
+    networks.txt has the fingerprint of each; what it says is verified with the library.
     """
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
-    words = {part for key in tensors for part in key.split(".")[:-1] if not part.isdigit()}
-    modules = sorted(set(timm.list_modules()) - OF_FAMILIES, key=lambda module: (-_spoken(module, words), module))[:2]
-    candidates = [name for module in modules for name in timm.list_models(module=module)]
-    candidates += [f"torchvision:{name}" for name in tv.list_models(tv)]
-    found = {(name, root) for name in candidates for root in _fits(name, tensors, exact=True)}
+    known_prints = _index()
+    found: dict[str, list[str]] = {}
+    for root in _prefixes(tensors):
+        mine = {key.removeprefix(root): tuple(t.shape) for key, t in tensors.items() if key.startswith(root)}
+        names = [name for name in known_prints.get(fingerprint(mine), []) if _exact(name, root, tensors)]
+        if names:
+            # torchvision's network of the same name and tensors as timm's is the same function.
+            found[root] = [name for name in names if name.removeprefix("torchvision:") not in names or ":" not in name]
     if not found:
-        raise InputError("no network of timm or torchvision has its tensors")
-    # torchvision's network of the same name and tensors as timm's is the same function.
-    found -= {(f"torchvision:{name}", root) for name, root in found}
-    if len({name for name, _ in found}) > 1:
-        listed = ", ".join(sorted({name for name, _ in found})[:8])
-        raise Ambiguous(f"{len(found)} networks of timm and torchvision have its tensors, {listed}; give --arch")
-    name, root = found.pop()
-    return root, _plan(name, root, tensors)
+        raise InputError(
+            "no network of timm or torchvision has its tensors; if it is one under other names, give --arch"
+        )
+    return found
 
 
-def _spoken(module: str, words: set[str]) -> int:
-    source = inspect.getsource(sys.modules[f"timm.models.{module}"])
-    return len(words & set(re.findall(r"\w+", source)))
+def _index() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in INDEX.read_text().splitlines():
+        fingerprint, name = line.split()
+        found.setdefault(fingerprint, []).append(name)
+    return found
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """ "" and the beginnings, of up to five components, of the keys of convolutions of 3 channels."""
+    found = {""}
+    for key, tensor in tensors.items():
+        if tensor.ndim == 4 and tensor.shape[1] == 3:
+            parts = key.split(".")
+            found |= {".".join([*parts[:end], ""]) for end in range(1, min(6, len(parts)))}
+    return sorted(found)[:ROOT_LIMIT]
+
+
+def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A digest of names and shapes, a classifier's aside."""
+    kept = sorted((name, shape) for name, shape in shapes.items() if name.split(".")[0] not in CLASSIFIERS)
+    return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
+
+
+def _exact(name: str, root: str, tensors: Mapping[str, Tensor]) -> bool:
+    if name not in _versions(name):
+        return False
+    state = frame(partial(make, name)).state_dict()
+    return all(root + k in tensors and tensors[root + k].shape == t.shape for k, t in state.items())
+
+
+def write_index() -> None:
+    """Write networks.txt anew, for another version of timm or torchvision (some minutes)."""
+    lines = []
+    for name in [*timm.list_models(), *(f"torchvision:{name}" for name in tv.list_models(tv))]:
+        shapes = {key: tuple(t.shape) for key, t in frame(partial(make, name)).state_dict().items()}
+        lines.append(f"{fingerprint(shapes)} {name}")
+    INDEX.write_text("\n".join(lines) + "\n")
 
 
 def make(name: str) -> nn.Module:
@@ -138,29 +163,16 @@ def make(name: str) -> nn.Module:
     return net
 
 
-def _fits(name: str, tensors: Mapping[str, Tensor], exact: bool) -> Iterator[str]:
-    """The roots under which the file has every tensor of a network, of its shape if `exact`."""
+def _roots(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The roots under which the file has every tensor of a network."""
     state = frame(partial(make, name)).state_dict()
     first = next(iter(state))
-    for key in tensors:
-        root = key.removesuffix(first)
-        if not key.endswith(first) or (root and not root.endswith(".")):
-            continue
-        if exact and not _exact(state, root, tensors):
-            continue
-        if all(root + name in tensors for name in state):
-            yield root
+    roots = {key.removesuffix(first) for key in tensors if key.endswith(first)}
+    return [r for r in roots if (not r or r.endswith(".")) and all(r + key in tensors for key in state)]
 
 
-def _exact(state: Mapping[str, Tensor], root: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether all shapes are equal and nothing but a head is left over."""
-    if any(root + name not in tensors or tensors[root + name].shape != t.shape for name, t in state.items()):
-        return False
-    rest = [key for key in tensors if key.startswith(root) and key.removeprefix(root) not in state]
-    return not explain(rest, root, [])[1]
-
-
-def _plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
+    """The plan of a library's network for the tensors under a root."""
     mine = [key for key in tensors if key.startswith(root)]
     weights = Weights(
         {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}

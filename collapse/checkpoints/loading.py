@@ -130,17 +130,22 @@ def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Fou
     name = clues.given.arch or next((n for n in (config, clues.hint("arch")) if library.known(n)), None)
     if name is not None and not library.known(name):
         raise InputError(f"--arch {name}: neither timm nor torchvision has it")
+    if name is not None:
+        root, plan = library.plan_named(name, tensors)
+        return Found(root, [root], [], plan)
     try:
-        root, plan = library.plan_named(name, tensors) if name else library.search(tensors)
-    except library.Ambiguous:
-        raise
+        found = library.search(tensors)
     except InputError as error:
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
         held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
         raise InputError(f"no known layout: {held}; {error}") from error
-    if name is None:
-        clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
-    return Found(root, [root], [], plan)
+    root = choose_branch(path, list(found), clues.given.branch, tensors)
+    if len(found[root]) > 1:
+        listed = ", ".join(found[root][:8])
+        raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give --arch")
+    plan = library.plan(found[root][0], root, tensors)
+    clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
+    return Found(root, list(found), [], plan)
 
 
 def _assemble(
