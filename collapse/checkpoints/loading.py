@@ -17,7 +17,7 @@ from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import choose_branch, clean, explain, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
-from collapse.containers import Contents
+from collapse.containers import Contents, first_line
 from collapse.models import Subvector
 
 
@@ -45,6 +45,9 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
         encoder = find(path, tensors, clues)
     built = build(encoder.plan, path)
     return _assemble(path, contents, tensors, encoder, built, clues, facts)
+
+
+SECOND = re.compile(r"(^|[._])(student|momentum|key|encoder_k|target_(network|net))([._]|$)")
 
 
 @dataclass
@@ -86,6 +89,8 @@ def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     if wanted is not None and wanted.rstrip(".") in map(named, all_roots):
         roots = [r for r in all_roots if named(r) == wanted.rstrip(".") or r in roots]
     clues.root = root = choose_branch(path, roots, wanted, tensors)
+    if wanted is None and len(roots) == 1 and SECOND.search(root):
+        clues.notes.append(f"the only encoder in the file is {named(root)}, by its name not the one to evaluate")
     plan = _in_family(root, families[root], tensors, clues)
     return Found(root, roots, [alias for alias in all_roots if alias not in roots], plan)
 
@@ -107,8 +112,8 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
     clues.head_is_embedding = _head_is_embedding(root, family, tensors)
     try:
         return family.plan(weights_of(root, family, tensors), clues)
-    except (ArithmeticError, LookupError) as error:
-        raise InputError(f"the shapes under {named(root)} are those of no network ({error})") from error
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        raise InputError(f"the shapes under {named(root)} are of no network ({first_line(error)})") from error
 
 
 def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor]) -> bool:

@@ -162,6 +162,12 @@ def _compare(plan: Plan, path: str, expected: Mapping[str, Tensor], given: Mappi
     if wrong:
         shapes = f"{tuple(given[wrong[0]].shape)}, expected {tuple(expected[wrong[0]].shape)}"
         raise InputError(f"{path}: not {plan.architecture}: {wrong[0]!r} is {shapes} ({len(wrong)} such tensors)")
+    kind = [n for n in expected if n in given and expected[n].is_floating_point() and not given[n].is_floating_point()]
+    if kind:
+        stored = str(given[kind[0]].dtype).removeprefix("torch.")
+        raise InputError(
+            f"{path}: {kind[0]!r} is stored as {stored}, expected floating-point numbers ({len(kind)} such)"
+        )
     bad = [name for name in expected if name in given and not bool(torch.isfinite(given[name]).all())]
     if bad:
         raise InputError(f"{path}: {bad[0]!r} holds NaN or infinity ({len(bad)} such tensors)")

@@ -178,6 +178,8 @@ def _layer(own: Mapping[str, Tensor], prefix: str) -> nn.Linear | nn.BatchNorm1d
         layer = nn.Linear(own["weight"].shape[1], own["weight"].shape[0], bias="bias" in own)
     else:
         raise InputError(f"{', '.join(own)} of {prefix} is neither linear nor batch norm")
+    if any(not t.is_floating_point() for name, t in own.items() if name != "num_batches_tracked"):
+        raise InputError("is not stored as floating-point numbers")
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
     try:
         layer.load_state_dict({**layer.state_dict(), **state})

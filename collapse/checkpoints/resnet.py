@@ -15,6 +15,7 @@ from collapse.images import Preprocessing
 from collapse.models import ResNet, ResNetShape
 
 CIFAR_PLANES = (16, 32, 64)  # the three stages of the 6n + 2 networks for CIFAR (arXiv 1512.03385)
+DEPTHS = {(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3), (1, 1, 1, 1)}
 TORCHVISION = ((r"\bshortcut\.", "downsample."),)
 SEQUENTIAL = {True: 4, False: 3}  # index of layer1 among torchvision's children, with and without max-pool
 HUGGINGFACE = (
@@ -121,6 +122,8 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
                            "pads by 2 (--stem-padding 2)")  # fmt: skip
     if given.arch is not None and given.arch != name_of(shape).partition(",")[0]:
         raise InputError(f"holds {name_of(shape)}, not {given.arch}; leave --arch out or check the file")
+    if len(shape.blocks) == 4 and shape.blocks not in DEPTHS:
+        clues.notes.append(f"{'-'.join(map(str, shape.blocks))} residual blocks are no usual depth; is the file whole?")
     width = shape.planes[-1] * (4 if shape.bottleneck else 1)
     pixels = Preprocessing() if shape.stem == 7 else CIFAR
     return Plan(name_of(shape), partial(ResNet, shape), weights, width, pixels, stem="maxpool")

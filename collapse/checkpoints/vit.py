@@ -273,6 +273,8 @@ def plan(
     swiglu = weights.shape("blocks.0.mlp.fc2.weight", 2)[1] * 2 == hidden
     mean = _mean_pooled(tensors, clues)
     projection = tensors.get("head.weight") if clues.head_is_embedding or pre_norm else None
+    if projection is not None:
+        weights.shape("head.weight", 2)
     heads, act = _heads(dim, clues), act or str(clues.hint("hidden_act") or "gelu")
     if act not in ACTIVATIONS and not swiglu:
         raise InputError(f"an activation {act!r}; {', '.join(ACTIVATIONS)} are known")
