@@ -182,7 +182,8 @@ def plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
     net, pixels = create().eval(), _default_pixels(name)
     with torch.no_grad():  # run once to see the width of its output
         width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
-    return Plan(name, create, weights, width, pixels, _axes(net))
+    stem = "maxpool" if hasattr(net, "maxpool") and hasattr(net, "layer1") else ""
+    return Plan(name, create, weights, width, pixels, _axes(net), stem)
 
 
 def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:

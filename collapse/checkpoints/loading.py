@@ -170,10 +170,7 @@ def _assemble(
     used = {key for key in tensors if key in taken}
     projected = projector.keys if projector else set()
     rest = [key for key in tensors if key not in used | projected]
-    places = {tensors[key].data_ptr() for key in used | projected if tensors[key].numel()}
-    again = {key for key in rest if tensors[key].data_ptr() in places}
-    again |= {key for alias in found.aliases for key in rest if key.startswith(alias)}
-    dropped, unknown = explain(rest, root, [other for other in found.roots if other != root], again)
+    dropped, unknown = _account(rest, used | projected, tensors, found)
     if projector and projector.problem:
         dropped["projector that cannot be read"], projected = sorted(projected), set()
         notes = [*notes, f"the projector {named(projector.prefix)} is not read: {projector.problem}"]
@@ -216,6 +213,16 @@ def untrained(weights: Mapping[str, Tensor]) -> list[str]:
     if means and all(bool((mean == 0).all()) for mean in means):
         return ["all batch norms have running mean 0: the network looks untrained"]
     return []
+
+
+def _account(
+    rest: list[str], used: set[str], tensors: Mapping[str, Tensor], found: Found
+) -> tuple[dict[str, list[str]], list[str]]:
+    """({rule: keys it drops}, keys that no rule knows) of all tensors that are not used."""
+    places = {tensors[key].data_ptr() for key in used if tensors[key].numel()}
+    again = {key for key in rest if tensors[key].data_ptr() in places}
+    again |= {key for alias in found.aliases for key in rest if key.startswith(alias)}
+    return explain(rest, found.root, [other for other in found.roots if other != found.root], again)
 
 
 def _subvector(path: str, dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -271,37 +271,25 @@ def plan(
     grid, tokens = _positions(weights)
     hidden = weights.shape("blocks.0.mlp.fc1.weight", 2)[0]
     swiglu = weights.shape("blocks.0.mlp.fc2.weight", 2)[1] * 2 == hidden
-    mean = _mean_pooled(tensors, clues)
     projection = tensors.get("head.weight") if clues.head_is_embedding or pre_norm else None
     if projection is not None:
         weights.shape("head.weight", 2)
     heads, act = _heads(dim, clues), act or str(clues.hint("hidden_act") or "gelu")
     if act not in ACTIVATIONS and not swiglu:
         raise InputError(f"an activation {act!r}; {', '.join(ACTIVATIONS)} are known")
+    options = _tokens_and_blocks(weights, clues, eps, swiglu) | tokens
     make = partial(
         AnySizeViT,
         img_size=grid * patch,
         patch_size=patch,
         num_classes=0 if projection is None else len(projection),
-        global_pool="avg" if mean else "token",
-        embed_dim=dim,
         depth=depth,
         num_heads=heads,
-        mlp_ratio=_exact_ratio(hidden, dim),
-        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
-        qk_norm="blocks.0.attn.q_norm.weight" in tensors,
-        init_values=1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-        class_token="cls_token" in tensors,
-        reg_tokens=tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
         pre_norm=pre_norm or "norm_pre.weight" in tensors,
-        fc_norm="fc_norm.weight" in tensors,
-        weight_init="skip",
         embed_layer=partial(ConvStem, widths=widths) if conv else _default_embed(),
-        norm_layer=partial(nn.LayerNorm, eps=eps),
         act_layer=nn.SiLU if swiglu else ACTIVATIONS[act],
         resampling=resampling,
-        **({"mlp_layer": SwiGLUPacked} if swiglu else {}),
-        **tokens,
+        **options,
     )
     name = f"vit {dim} x {depth}, patch {patch}, {heads} heads"
     pixels = pixels or BICUBIC
@@ -310,6 +298,24 @@ def plan(
     constants = {} if projection is None else {"head.bias": torch.zeros(len(projection))}
     width = dim if projection is None else len(projection)
     return Plan(name, make, weights, width, pixels, "tokens", constants=constants)
+
+
+def _tokens_and_blocks(weights: Weights, clues: Clues, eps: float, swiglu: bool) -> dict[str, Any]:
+    """timm's options that follow from the tensors of the tokens and of the first block."""
+    tensors, dim = weights.tensors, weights.shape("blocks.0.attn.qkv.weight", 2)[1]
+    return {
+        "global_pool": "avg" if _mean_pooled(tensors, clues) else "token",
+        "embed_dim": dim,
+        "mlp_ratio": _exact_ratio(weights.shape("blocks.0.mlp.fc1.weight", 2)[0], dim),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+        "class_token": "cls_token" in tensors,
+        "reg_tokens": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+        "fc_norm": "fc_norm.weight" in tensors,
+        "weight_init": "skip",
+        "norm_layer": partial(nn.LayerNorm, eps=eps),
+    } | ({"mlp_layer": SwiGLUPacked} if swiglu else {})
 
 
 def _default_embed() -> type[nn.Module]:
