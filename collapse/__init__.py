@@ -17,18 +17,22 @@ class InputError(ValueError):
 if TYPE_CHECKING:
     from collapse import metrics, theory
     from collapse.checkpoints import load
-    from collapse.covariance import Covariance, Spectrum, spectrum
+    from collapse.covariance import Covariance
+    from collapse.measure import spectrum
+    from collapse.monitor import Monitor
+    from collapse.spectra import Spectrum
 
 _HOME = {
     "Covariance": "collapse.covariance",
-    "Spectrum": "collapse.covariance",
-    "spectrum": "collapse.covariance",
+    "Monitor": "collapse.monitor",
+    "Spectrum": "collapse.spectra",
+    "spectrum": "collapse.measure",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "theory": "collapse.theory",
 }
 
-__all__ = ["Covariance", "InputError", "Spectrum", "load", "metrics", "spectrum", "theory"]
+__all__ = ["Covariance", "InputError", "Monitor", "Spectrum", "load", "metrics", "spectrum", "theory"]
 
 
 def __getattr__(name: str) -> Any:

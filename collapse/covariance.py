@@ -11,21 +11,17 @@ so values below about d 2^-52 lambda_1 are rounding.  `_Triangle` keeps the R of
 Both merge: shards in one process, or processes of torch.distributed.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from os import PathLike
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from collapse import InputError, metrics
-from collapse.results import command, to_json, versions
+from collapse import InputError
+from collapse.metrics import marchenko_pastur_edges
+from collapse.spectra import EPS, Spectrum
 
-EPS = float(np.finfo(np.float64).eps)
 LARGEST = 1e150  # an entry whose square, summed, stays in float64's range
 BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 METHODS = ("auto", "covariance", "qr")
@@ -38,22 +34,34 @@ def _is_tensor(z: Any) -> bool:
 class _Gram:
     """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen: numpy arrays, or tensors on a device."""
 
+    STATE = ("n", "mean", "scatter")
+
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
+        self.centred: Any = zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
         if isinstance(self.scatter, np.ndarray):
             self.scatter = np.asfortranarray(self.scatter)
 
     def add(self, z: Any) -> None:
-        mean = z.mean(0)
-        z -= mean
-        if isinstance(z, np.ndarray):
-            from scipy.linalg.blas import dsyrk
-
-            # One triangle of z^T z, added in place: half of a product, and no second matrix.
-            self.scatter = dsyrk(1.0, z.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
-        else:
+        if not isinstance(z, np.ndarray):
+            mean = z.mean(0)
+            z = z - mean
             self.scatter.addmm_(z.T, z)
-        self._move(len(z), mean)
+            self._move(len(z), mean)
+            return
+        from scipy.linalg.blas import dsyr, dsyrk
+
+        if len(self.centred) < len(z):
+            self.centred = np.empty(z.shape)
+        centred, one = self.centred[: len(z)], np.ones(len(z))
+        # Near the mean first, in the precision of the rows; what it misses is found exactly and taken off at the end.
+        near = (one.astype(z.dtype) @ z / len(z)).astype(np.float64)
+        np.subtract(z, near, out=centred)
+        missed = one @ centred / len(z)
+        # One triangle of z^T z, added in place: half of a product, and no second matrix.
+        self.scatter = dsyrk(1.0, centred.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
+        self.scatter = dsyr(-float(len(z)), missed, a=self.scatter, lower=1, overwrite_a=1)
+        self._move(len(z), near + missed)
 
     def join(self, other: "_Gram") -> None:
         if other.n:
@@ -63,8 +71,13 @@ class _Gram:
     def _move(self, n: int, mean: Any) -> None:
         """Count n rows whose scatter about their own mean has been added (Chan, Golub and LeVeque 1983)."""
         total, delta = self.n + n, mean - self.mean
-        if self.n:
-            self.scatter += delta[:, None] * delta * (self.n * n / total)
+        between = self.n * n / total
+        if between and isinstance(self.scatter, np.ndarray):
+            from scipy.linalg.blas import dsyr
+
+            self.scatter = dsyr(between, delta, a=self.scatter, lower=1, overwrite_a=1)
+        elif between:
+            self.scatter += delta[:, None] * delta * between
         self.n, self.mean = total, self.mean + delta * (n / total)
 
     def all_reduce(self) -> None:
@@ -99,8 +112,7 @@ class _Gram:
         from scipy.linalg import eigvalsh_tridiagonal
         from scipy.linalg.lapack import dsytrd, dsytrd_lwork
 
-        mean, scatter = (np.asarray(a.cpu() if _is_tensor(a) else a) for a in (self.mean, self.scatter))
-        scatter = np.tril(scatter) + np.tril(scatter, -1).T
+        mean, scatter = np.asarray(self.mean.cpu() if _is_tensor(self.mean) else self.mean), self._whole()
         column = float((scatter.diagonal() / self.n + mean**2).max())
         length = float(np.linalg.norm(mean))
         if length > 0:
@@ -117,12 +129,20 @@ class _Gram:
         both = (eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted))
         return next(both), next(both), column
 
+    def _whole(self) -> NDArray:
+        """The scatter with both triangles."""
+        scatter = np.asarray(self.scatter.cpu() if _is_tensor(self.scatter) else self.scatter)
+        return np.tril(scatter) + np.tril(scatter, -1).T
+
+    def vectors(self) -> NDArray:
+        return np.linalg.eigh(self._whole())[1][:, ::-1]
+
     @property
     def dim(self) -> int:
         return len(self.mean)
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
-        return float(scatter.size * EPS * scatter.max())
+        return float(2 * math.sqrt(scatter.size) * EPS * scatter.max())
 
 
 class _Triangle:
@@ -130,6 +150,8 @@ class _Triangle:
 
     The shift is the mean of the first rows: rounding is relative to the size of what is decomposed.
     """
+
+    STATE = ("n", "waiting", "shift")
 
     def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
         self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
@@ -142,7 +164,7 @@ class _Triangle:
         rows[:, 0], rows[:, 1:] = 1, z - self.shift
         self.n += len(z)
         self.waiting.append(rows)
-        if sum(map(len, self.waiting[1:])) >= 2 * self.dim:
+        if sum(map(len, self.waiting[1:])) >= max(2 * self.dim, 4096):  # fewer rows cost more calls and more rereading
             self._reduce()
 
     def join(self, other: "_Triangle") -> None:
@@ -178,19 +200,32 @@ class _Triangle:
 
             self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
         else:
-            self.waiting = [np.linalg.qr(np.concatenate(self.waiting), mode="r")]
+            from scipy.linalg.lapack import dgeqrf, dgeqrf_lwork
+
+            rows = np.concatenate(self.waiting).T.copy().T  # Fortran's order, decomposed in place
+            work = int(dgeqrf_lwork(*rows.shape)[0])
+            factors, *_ = dgeqrf(rows, lwork=work, overwrite_a=1)
+            self.waiting = [np.triu(factors[: self.dim + 1])]
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
         """As `_Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
-        self._reduce()
+        centred = self._centred()
         rows = self._moved(self.waiting[0], self.shift)
         triangle = np.asarray(rows.cpu() if _is_tensor(rows) else rows)
-        centred = np.asarray(self.waiting[0].cpu() if _is_tensor(rows) else self.waiting[0])[1:, 1:]
         values = (np.zeros(self.dim), np.zeros(self.dim))
         for out, part in zip(values, (centred, triangle[:, 1:]), strict=True):
             found = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
             out[: len(found)] = found[: self.dim] ** 2
         return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
+
+    def _centred(self) -> NDArray:
+        """The triangle of the centred rows."""
+        self._reduce()
+        triangle = self.waiting[0]
+        return np.asarray(triangle.cpu() if _is_tensor(triangle) else triangle)[1:, 1:]
+
+    def vectors(self) -> NDArray:
+        return np.linalg.svd(self._centred())[2].T
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
         return float((self.dim * EPS) ** 2 * moment.sum())
@@ -238,55 +273,66 @@ class Covariance:
 
         Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN or infinity.
         """
-        roundoff, rows = self._float64(z)
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise InputError(f"embeddings: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
-        if len(rows) == 0:
-            return self
-        if not max(float(rows.max()), -float(rows.min())) < LARGEST:
-            self._refuse(rows)
-        zero_rows = 0
-        if self.normalize:
-            # Powers of two first: squares of 1e-300 or 1e300 would leave float64's range.
-            largest = abs(rows).max(1)
-            largest = getattr(largest, "values", largest)
-            zero_rows = int((largest == 0).sum())
-            rows = rows / (largest + (largest == 0))[:, None]
-            rows = rows / (((rows**2).sum(1) + (largest == 0)) ** 0.5)[:, None]
-        self._sum.add(rows)
-        self.zero_rows += zero_rows
-        self.roundoff = max(self.roundoff, roundoff)
+        self.add(*self.checked(z, self.n))
         return self
 
-    def _float64(self, z: Any) -> tuple[float, Any]:
-        """(unit roundoff of z's dtype, z in float64 on this accumulator's device)."""
+    def checked(self, z: Any, first: int) -> tuple[float, Any]:
+        """(unit roundoff, rows) of a batch that `add` takes; `first` is the index of its first row, for the message."""
+        roundoff, rows = self._rows(z)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise InputError(f"embeddings: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
+        for part in blocks(rows):
+            self._check(part, first)
+            first += len(part)
+        return roundoff, rows
+
+    def add(self, roundoff: float, rows: Any) -> None:
+        """Add rows that `checked` has passed."""
+        for part in blocks(rows):
+            if self.normalize:
+                part, zero_rows = _unit_rows(part)
+                self.zero_rows += zero_rows
+            self._sum.add(part)
+            self.roundoff = max(self.roundoff, roundoff)
+
+    def _rows(self, z: Any) -> tuple[float, Any]:
+        """(unit roundoff of z's dtype, z as float32 or float64 of numpy, or as float64 on the device)."""
         if _is_tensor(z):
             import torch
 
             if z.is_complex() or z.dtype == torch.bool or z.layout != torch.strided or z.is_quantized:
                 raise InputError(f"embeddings: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
             roundoff = torch.finfo(z.dtype).eps / 2 if z.is_floating_point() else 0.0
-            z = z.detach().to(device=self.device or "cpu", dtype=torch.float64, copy=True)
-            return roundoff, z.numpy() if self.device is None else z
+            if self.device is not None:
+                return roundoff, z.detach().to(self.device, torch.float64)
+            kept = z.dtype in (torch.float32, torch.float64)
+            return roundoff, z.detach().to("cpu", z.dtype if kept else torch.float64).numpy()
         z = np.asarray(z)
         if z.dtype.kind not in "fiu":
             raise InputError(f"embeddings: dtype {z.dtype} is not real numbers; give a float array (n, d)")
-        roundoff, z = (np.finfo(z.dtype).eps / 2 if z.dtype.kind == "f" else 0.0), z.astype(np.float64, order="C")
+        roundoff = float(np.finfo(z.dtype).eps / 2) if z.dtype.kind == "f" else 0.0
+        z = z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
         if self.device is None:
-            return float(roundoff), z
+            return roundoff, z
         import torch
 
-        return float(roundoff), torch.from_numpy(z).to(self.device)
+        return roundoff, torch.from_numpy(np.ascontiguousarray(z)).to(self.device, torch.float64)
 
-    def _refuse(self, rows: Any) -> None:
-        bad = ~np.isfinite(np.asarray(rows.cpu() if _is_tensor(rows) else rows))
+    def _check(self, rows: Any, first: int) -> None:
+        """Refuse NaN, infinity, and squares that overflow; `first` is the index of the first row."""
+        flat = rows.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if float(flat @ flat) < LARGEST**2:  # one pass tells of all three; only float32 overflows without cause
+                return
+        rows = np.asarray(rows.cpu() if _is_tensor(rows) else rows)
+        bad = ~np.isfinite(rows)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise InputError(
-                f"embeddings: row {self.n + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
+                f"embeddings: row {first + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
                 "in this block); remove them, or look at the network that wrote them"
             )
-        if not self.normalize:
+        if not self.normalize and float(np.abs(rows).max()) >= LARGEST:
             raise InputError(f"embeddings: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
 
     def merge(self, other: "Covariance") -> "Covariance":
@@ -315,8 +361,42 @@ class Covariance:
         self.zero_rows, self.roundoff = int(about[0]), float(about[1])
         return self
 
-    def spectrum(self, threshold: float = 1e-6, **about: Any) -> "Spectrum":
-        """The singular values of C and what the rank measures need. about: further fields of `Spectrum`.
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything as numbers and tensors, for a checkpoint."""
+        import torch
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, list):
+                return [copy(part) for part in value]
+            return torch.as_tensor(value).clone() if hasattr(value, "ndim") else value
+
+        kept = {name: copy(getattr(self._sum, name)) for name in self._sum.STATE}
+        names = ("dim", "method", "normalize", "device", "zero_rows", "roundoff")
+        return {**{name: getattr(self, name) for name in names}, "sum": kept}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Covariance":
+        """The accumulator that `state_dict` described."""
+        total = cls(state["dim"], state["method"], state["normalize"], state["device"])
+        total.zero_rows, total.roundoff = state["zero_rows"], state["roundoff"]
+
+        def here(value: Any) -> Any:
+            if isinstance(value, list):
+                return [here(part) for part in value]
+            if not _is_tensor(value):
+                return value
+            return value.to(total.device) if total.device else np.asfortranarray(value.cpu().numpy())
+
+        vars(total._sum).update({name: here(value) for name, value in state["sum"].items()})
+        return total
+
+    def spectrum(
+        self, threshold: float = 1e-6, vectors: bool = False, rounding: NDArray | None = None, **about: Any
+    ) -> Spectrum:
+        """The singular values of C and what the rank measures need.
+
+        threshold: what counts as collapsed, as a share of the largest; vectors: keep the singular vectors;
+        rounding: (b, d) errors that some rows are known to have, for the floor; about: further fields of `Spectrum`.
 
         Raises InputError if fewer than two rows were seen.
         """
@@ -332,11 +412,24 @@ class Covariance:
             notes.append(
                 f"{self.n} rows for {self.dim} dimensions: small singular values are biased down; 10 d advised"
             )
+        basis = self._sum.vectors() if vectors or rounding is not None else None
+        made = self._white(self.roundoff**2 * column / 3)
+        if rounding is not None and basis is not None:
+            tail = rounding @ basis[:, -max(1, self.dim // 8) :]
+            made = max(made, 2 * float(np.linalg.norm(tail, 2) ** 2 / len(tail)))
+        floor = max(made, self._sum.rounding(scatter, moment) / (self.n - 1))
+        largest = float(scatter.max()) / (self.n - 1)
+        if threshold * largest < floor < largest:
+            notes.append(
+                f"threshold {threshold:g} lies in the rounding, which reaches {floor / largest:.1g} of the largest "
+                "singular value: collapsed_dimensions counts what is not data"
+            )
         return Spectrum(
             singular_values=np.sort(scatter)[::-1] / (self.n - 1),
             moments=np.sort(moment)[::-1] / self.n,
             n=self.n,
-            floor=max(self._stored(column), self._sum.rounding(scatter, moment) / (self.n - 1)),
+            floor=floor,
+            vectors=basis if vectors else None,
             method=self.method,
             l2_normalized=self.normalize,
             threshold=threshold,
@@ -344,200 +437,46 @@ class Covariance:
             **about,
         )
 
-    def _stored(self, column: float) -> float:
-        """Largest singular value that rounding to the input's dtype alone makes.
+    def _white(self, variance: float) -> float:
+        """Largest singular value that independent errors of this variance in each entry make by themselves.
 
-        A rounding error is uniform within +-u |z|, variance u^2 z^2 / 3, and errors of different entries are
-        independent: their covariance is white with at most u^2 column / 3, widened by the Marchenko-Pastur edge.
+        The rounding error of storing z is uniform within +-u |z|, of variance u^2 z^2 / 3.  Errors of different
+        entries are nearly independent, so their covariance is white, up to the Marchenko-Pastur edge.  Those of a
+        forward pass are not: most lie along the largest directions, so of these `spectrum` takes twice the largest
+        mean square along any of the smallest eighth; 16 rows tell it to a third.
         """
-        edge = (1 + math.sqrt(self.dim / (self.n - 1))) ** 2
-        return self.roundoff**2 * column / 3 * edge
+        return marchenko_pastur_edges(self.n, self.dim, variance)[1]
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular values of the covariance of n embeddings, and where they came from.
+def _unit_rows(z: Any) -> tuple[Any, int]:
+    """Rows over their norms in float64, and how many are zero and stay so."""
+    z = z.clone() if _is_tensor(z) else np.array(z, np.float64)
+    square = (z * z).sum(1) if _is_tensor(z) else np.einsum("ij,ij->i", z, z)
+    odd = ~((square > 1e-250) & (square < 1e250))
+    if odd.any():  # squares of 1e-200 or 1e200 leave float64's range: divide by the largest entry first
+        largest = abs(z[odd]).max(1)
+        largest = getattr(largest, "values", largest)
+        z[odd] = z[odd] / (largest + (largest == 0))[:, None]
+        square[odd] = (z[odd] ** 2).sum(1)
+    zero = square == 0
+    return z / ((square + zero) ** 0.5)[:, None], int(zero.sum())
 
-    Attributes:
-        singular_values: (d,) float64, descending, >= 0, natural scale; divisor n - 1.
-        moments: (d,) float64, descending: eigenvalues of Z^T Z / n, uncentred (RankMe and Vendi are defined on them).
-        n: rows.
-        floor: singular values below it are rounding, of the input's dtype or of the method, not data.
-        method: "covariance" or "qr".
-        l2_normalized: whether rows were divided by their norm.
-        threshold: a dimension counts as collapsed below threshold times the largest singular value.
-        source, images: provenance, as in the JSON schema collapse.spectrum/1.
-        warnings: what a reader should know before using the numbers.
+
+def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
+    """Row blocks of about 32 MiB in float64 of an array, memmap, tensor or stored dataset (n, d); `limit` rows at most.
+
+    An iterable of (b, d) batches gives these.
     """
-
-    singular_values: NDArray
-    moments: NDArray
-    n: int
-    floor: float
-    method: str
-    l2_normalized: bool
-    threshold: float = 1e-6
-    source: Mapping[str, Any] = field(default_factory=lambda: {"kind": "array"})
-    images: Mapping[str, Any] | None = None
-    warnings: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=command)
-    versions: Mapping[str, str] = field(default_factory=lambda: versions("numpy", "torch", "torchvision"))
-
-    @property
-    def dim(self) -> int:
-        """d, the width of an embedding."""
-        return self.singular_values.size
-
-    def metrics(self) -> dict[str, float]:
-        """Every rank measure that follows from the spectrum, by name; NaN where it is undefined.
-
-        What lies at or below the floor counts as zero in all of them.
-        """
-        values = np.where(self.singular_values > self.floor, self.singular_values, 0.0)
-        squared = self.dim * EPS * self.moments[0] if self.method == "covariance" else 0.0
-        moments = np.where(self.moments > max(self.floor, squared), self.moments, 0.0)
-        unit = moments if self.l2_normalized else np.zeros(1)
-        fit = metrics.power_law(values)
-        return {
-            "collapsed_dimensions": metrics.collapsed_dimensions(values, self.threshold),
-            **{
-                f"collapsed_dimensions_{threshold:.0e}": metrics.collapsed_dimensions(values, threshold)
-                for threshold in (1e-3, 1e-4, 1e-8)
-            },
-            "numerical_rank": metrics.numerical_rank(values, self.floor),
-            "effective_rank": metrics.effective_rank(values),
-            "rankme": metrics.rankme(np.sqrt(moments)),
-            "rankme_centered": metrics.rankme(np.sqrt(values)),
-            "stable_rank": metrics.stable_rank(values),
-            "participation_ratio": metrics.participation_ratio(values),
-            "alpha": fit.alpha,
-            "alpha_r2": fit.r2,
-            "condition": metrics.condition(values),
-            "auc": metrics.auc(values, min(self.n, self.dim)),
-            "isoscore": metrics.isoscore(values),
-            "vendi": metrics.vendi(unit),
-            "self_clustering": metrics.self_clustering(unit, self.n) if self.l2_normalized else math.nan,
-        }
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw ln of the singular values by index, with the floor as a band; returns the axes."""
-        from collapse import plots
-
-        with plots.style():
-            if ax is None:
-                _, ax = plots.figure()
-            plots.plot_spectra(ax, {str(self.source.get("layer") or "spectrum"): self.singular_values}, self.floor)
-        return ax
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document of schema collapse.spectrum/1, with values that may still be NaN."""
-        measures = self.metrics()
-        undefined = [name for name, value in measures.items() if math.isnan(value)]
-        notes = self.warnings + ([f"undefined for this input: {', '.join(undefined)}"] if undefined else [])
-        empty = dict.fromkeys(("path", "sha256", "architecture", "branch", "layer", "keys", "preprocessing"))
-        return {
-            "schema": "collapse.spectrum/1",
-            "source": {"kind": "array", **empty, "foreign": [], **self.source, "warnings": notes},
-            "images": self.images,
-            "n": self.n,
-            "dim": self.dim,
-            "l2_normalized": self.l2_normalized,
-            "method": self.method,
-            "singular_values": self.singular_values,
-            "moments": self.moments,
-            "floor": self.floor,
-            "threshold": self.threshold,
-            "metrics": measures,
-            "command": self.command,
-            "versions": self.versions,
-        }
-
-    def to_json(self) -> str:
-        """Strict JSON text of schema collapse.spectrum/1."""
-        return to_json(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> "Spectrum":
-        """Read what `to_json` wrote. Raises InputError for any other text."""
-        try:
-            document = json.loads(text)
-            if document["schema"] != "collapse.spectrum/1":
-                raise InputError(f"spectrum: schema {document['schema']!r}, expected collapse.spectrum/1")
-            names = {f.name for f in fields(cls)}
-            kept = {key: value for key, value in document.items() if key in names}
-            kept["warnings"] = [w for w in document["source"].pop("warnings") if not w.startswith("undefined for")]
-            return cls(**{**kept, **{key: np.array(kept[key]) for key in ("singular_values", "moments")}})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"spectrum: not a collapse.spectrum/1 document ({error!r})") from error
-
-
-def blocks(z: Any) -> Iterator[Any]:
-    """Row blocks of about 32 MiB in float64 of an array, memmap or tensor (n, d)."""
+    if not hasattr(z, "ndim"):
+        for batch in z:
+            batch = batch if limit is None else batch[:limit]
+            limit = limit if limit is None else limit - len(batch)
+            yield batch
+            if limit == 0:
+                return
+        return
     if z.ndim != 2:
         raise InputError(f"embeddings: got shape {tuple(z.shape)}, expected (n, d); pool or flatten the rest first")
-    rows = max(1, BLOCK // max(1, z.shape[1]))
-    for start in range(0, len(z), rows):
-        yield z[start : start + rows]
-
-
-def _batches(z: Any) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """(source, batches) of anything that `spectrum` takes."""
-    if isinstance(z, (str, PathLike)):
-        from collapse.arrays import open_array
-
-        source, array = open_array(Path(z))
-        return source, blocks(array)
-    if hasattr(z, "ndim"):
-        return {"kind": "array"}, blocks(z)
-    if isinstance(z, (list, tuple)) and z and not hasattr(z[0], "ndim"):
-        return {"kind": "array"}, blocks(np.asarray(z))
-    return {"kind": "array"}, z
-
-
-def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
-    """(method, notes): "auto" takes qr for float64 rows, which hold digits that covariances lose, else covariance."""
-    if method not in METHODS:
-        raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    if method != "auto":
-        return method, []
-    if str(getattr(batch, "dtype", "float64")).endswith("float64"):
-        return "qr", ["method qr: float64 rows may hold singular values below what a covariance resolves"]
-    return "covariance", []
-
-
-def spectrum(
-    z: ArrayLike | Iterable[Any] | str | PathLike,
-    normalize: bool = True,
-    method: str = "auto",
-    *,
-    threshold: float = 1e-6,
-    device: str | None = None,
-    **about: Any,
-) -> Spectrum:
-    """Singular values of the covariance of embeddings (arXiv 2110.09348, section 3), in one pass.
-
-    Args:
-        z: (n, d) array, tensor or memmap of any real dtype; a path of an array file; or an iterable of (b, d) batches.
-        normalize: divide each row by its norm first, as the paper does.
-        method: "covariance", "qr" or "auto"; see `Covariance` and `choose_method`.
-        threshold: what counts as collapsed, as a share of the largest singular value.
-        device: None for numpy, or a torch device to accumulate on.
-        about: provenance for the result (source, images, warnings).
-
-    Raises:
-        InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named).
-    """
-    source, batches = _batches(z)
-    total, notes = None, list(about.pop("warnings", []))
-    for batch in batches:
-        if total is None:
-            chosen, reason = choose_method(method, batch)
-            notes += reason
-            if getattr(batch, "ndim", 0) != 2:
-                shape = tuple(getattr(batch, "shape", ()))
-                raise InputError(f"embeddings: a batch of shape {shape}, expected (b, d)")
-            total = Covariance(batch.shape[1], chosen, normalize, device)
-        total.update(batch)
-    if total is None:
-        raise InputError("embeddings: no rows; a covariance needs at least 2")
-    return total.spectrum(threshold, **{"source": source, "warnings": notes, **about})
+    step, stop = max(1, BLOCK // max(1, z.shape[1])), z.shape[0] if limit is None else min(limit, z.shape[0])
+    for start in range(0, stop, step):
+        yield z[start : min(start + step, stop)]

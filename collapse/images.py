@@ -1,15 +1,18 @@
-"""Images for a model: a folder or a zip, any depth, in a fixed order; decoded and resized by Pillow in workers.
+"""Images for a model: a folder, zip or list, any depth, in a fixed order; decoded and resized by Pillow in workers.
 
 The order is that of the relative paths' bytes, so a result is reproducible.  Pixels travel as uint8 and are normalised
-on the model's device.  Images are converted to RGB (palette, grey, CMYK, alpha dropped); EXIF rotation is not applied,
-as in the pipelines of torchvision with which these networks were evaluated.
+on the model's device.  As in the pipelines of torchvision with which these networks were evaluated, images are
+converted to RGB by Pillow (palette, grey and CMYK; alpha is dropped, an animation gives its first frame) and EXIF
+rotation is not applied.  16-bit grey, which that would clip to white, is scaled to 8 bits first.
 """
 
 import io
 import os
+import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from collapse import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+LARGEST_FILE = 256 << 20  # bytes of one image file in a zip; pixels are limited by Pillow, to 89 million
+ENTRIES = 2_000_000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -47,6 +52,8 @@ class Preprocessing:
         """Resized and cropped, (3, h, w) uint8."""
         from torchvision.transforms import functional as F
 
+        if image.mode.startswith("I"):
+            image = image.convert("I").point(lambda value: value / 257).convert("L")
         image = image.convert("RGB")
         if self.resize is not None:
             image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
@@ -56,11 +63,19 @@ class Preprocessing:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> float32, on the pixels' device."""
-        x = pixels.float() / 255
+        return self.standardise(pixels.float() / 255)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std of x (n, 3, h, w) in 0..1."""
         if self.mean is None or self.std is None:
             return x
         mean, std = (torch.tensor(a, device=x.device).view(-1, 1, 1) for a in (self.mean, self.std))
         return (x - mean) / std
+
+    def keeps(self, size: Sequence[int]) -> bool:
+        """Whether images of (height, width) `size` go through resize and crop unchanged."""
+        sides = {self.resize, self.crop} - {None}
+        return not sides or (size[0] == size[1] and sides == {size[0]})
 
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
@@ -68,39 +83,63 @@ class Preprocessing:
 
 
 class Images:
-    """The images below a folder, in a zip, or below a folder in a zip (FILE.zip/some/folder).
+    """The images below a folder, in a zip, below a folder in a zip (FILE.zip/some/folder), or in a list.
 
+    A list is a .txt file of one path a line, relative to its own folder, in that order. Folders that links lead to are
+    looked into once.
     Raises InputError if there is no such place, or no image in it.
     """
 
     def __init__(self, source: str | os.PathLike) -> None:
         self.source = Path(source)
         archive = next((p for p in (self.source, *self.source.parents) if p.suffix == ".zip" and p.is_file()), None)
-        self.archive, self._open_archive = archive, None
-        if archive is None and not self.source.is_dir():
+        self.archive, self._open_archive, self._opened_by = archive, None, 0
+        self.listed = self.source.suffix == ".txt" and self.source.is_file()
+        if archive is None and not self.source.is_dir() and not self.listed:
             problem = "is not a folder or a zip" if self.source.exists() else "no such folder or zip"
-            raise InputError(f"{self.source}: {problem}; give a folder of images, or a zip of one")
+            raise InputError(f"{self.source}: {problem}; give a folder of images, a zip of one, or a .txt list")
         self.names = self._names()
         if not self.names:
             kinds = " ".join(sorted(SUFFIXES))
-            raise InputError(f"{self.source}: holds no image ({kinds})")
+            what = "is no list of images, one a line" if self.listed else "holds no image"
+            raise InputError(f"{self.source}: {what} ({kinds})")
 
     def _names(self) -> list[str]:
-        if self.archive is None:
-            found = [
-                os.path.relpath(os.path.join(folder, name), self.source)
-                for folder, _, names in os.walk(self.source)
-                for name in names
-            ]
-        else:
-            inside = self.source.relative_to(self.archive).as_posix()
-            try:
-                with zipfile.ZipFile(self.archive) as archive:
-                    found = [name for name in archive.namelist() if inside == "." or name.startswith(f"{inside}/")]
-            except (zipfile.BadZipFile, OSError) as error:
-                raise InputError(f"{self.archive}: a damaged zip ({error})") from error
+        if self.listed:
+            return self._listed()
+        found = list(self._below() if self.archive is None else self._inside())
         visible = (n for n in found if not any(part.startswith((".", "__MACOSX")) for part in Path(n).parts))
         return sorted((n for n in visible if Path(n).suffix.lower() in SUFFIXES), key=os.fsencode)
+
+    def _listed(self) -> list[str]:
+        try:
+            lines = self.source.read_text(errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise InputError(f"{self.source}: cannot be read ({error.strerror})") from error
+        names = [line.strip() for line in lines if line.strip()]
+        return names if all(Path(name).suffix.lower() in SUFFIXES for name in names) else []
+
+    def _below(self) -> Iterator[str]:
+        seen = set()
+        for folder, inner, names in os.walk(self.source, followlinks=True):
+            inner.sort()  # of two links to one folder the first counts
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:
+                inner.clear()  # a link led here again
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            yield from (os.path.relpath(os.path.join(folder, name), self.source) for name in names)
+
+    def _inside(self) -> Iterator[str]:
+        assert self.archive is not None
+        inside = self.source.relative_to(self.archive).as_posix()
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                if len(archive.infolist()) > ENTRIES:
+                    raise InputError(f"{self.archive}: over {ENTRIES} entries; refused")
+                yield from (n for n in archive.namelist() if inside == "." or n.startswith(f"{inside}/"))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{self.archive}: a damaged zip ({error})") from error
 
     def __len__(self) -> int:
         return len(self.names)
@@ -109,69 +148,113 @@ class Images:
         """Image `index`, decoded; raises InputError if it cannot be."""
         name = self.names[index]
         try:
+            contents = self._bytes(name)
+        except Exception as error:  # a missing file, or a damaged record of a zip
+            raise _unreadable(self.source / name, error) from error
+        return self.decode(contents, self.source / name)
+
+    @staticmethod
+    def decode(contents: bytes, path: Path) -> Image.Image:
+        """The image in the bytes of file `path`; raises InputError if there is none."""
+        try:
             with warnings.catch_warnings():
                 # Pillow only warns of a decompression bomb.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self._bytes(name)))
+                image = Image.open(io.BytesIO(contents))
                 image.load()
             return image
         except Exception as error:  # decoders of damaged files fail in many ways, all the file's fault
-            reason = str(error).splitlines()[0].replace(repr(error), "") if str(error) else type(error).__name__
-            raise InputError(f"{self.source / name}: not a readable image ({reason[:120]})") from error
+            raise _unreadable(path, error) from error
 
     def _bytes(self, name: str) -> bytes:
         if self.archive is None:
-            path = self.source / name
-            if not path.is_file():
-                raise OSError("not a regular file")
+            path = (self.source.parent if self.listed else self.source) / name
+            if not path.is_file():  # a pipe would wait for ever
+                raise OSError("not a regular file" if path.exists() else "no such file")
             return path.read_bytes()
-        if self._open_archive is None:  # opened once a worker
-            self._open_archive = zipfile.ZipFile(self.archive)  # type: ignore[assignment]
-        return self._open_archive.read(name)  # type: ignore[attr-defined]
+        if self._opened_by != os.getpid():  # once a process: a forked one would share the file's position
+            self._open_archive, self._opened_by = zipfile.ZipFile(self.archive), os.getpid()  # type: ignore[assignment]
+        with self._open_archive.open(name) as file:  # type: ignore[attr-defined]
+            contents = file.read(LARGEST_FILE + 1)  # the size that a zip declares may be a lie
+        if len(contents) > LARGEST_FILE:
+            raise OSError(f"unpacks to over {LARGEST_FILE >> 20} MiB")
+        return contents
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = re.sub(r" ?<.*? object at .*?>", "", str(error)).partition("\n")[0] or type(error).__name__
+    return InputError(f"{path}: not a readable image ({reason[:120]})")
 
 
 class _Pixels(Dataset):
-    """What a worker does: image -> uint8 tensor, or the text of the error, which then is raised in one place."""
+    """What a worker does: image -> uint8 tensor, or (path, why not)."""
 
-    def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
+    def __init__(self, images: Any, preprocessing: Preprocessing) -> None:
         self.images, self.preprocessing = images, preprocessing
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> Tensor | tuple[str, str]:
         try:
             return self.preprocessing.pixels(self.images.open(index))
         except InputError as error:
-            return str(error)
+            path, _, reason = str(error).partition(": not a readable image ")
+            return path, reason.strip("()")
 
 
-def _stack(items: list[Tensor | str]) -> Tensor | str:
-    errors = [item for item in items if isinstance(item, str)]
-    if errors:
-        return errors[0]
-    if len({item.shape for item in items}) > 1:  # type: ignore[union-attr]
-        return "images differ in size; give --resize and --crop"
-    return torch.stack(items)  # type: ignore[arg-type]
+Skipped = list[dict[str, str]]
+
+
+def _stack(items: list[Tensor | tuple[str, str]]) -> tuple[Tensor | None, list[tuple[str, str]]]:
+    """(batch, unreadable images); the batch is None if the others differ in size, or if there is none."""
+    pixels = [item for item in items if isinstance(item, Tensor)]
+    alike = len({item.shape for item in pixels}) == 1
+    return torch.stack(pixels) if alike else None, [item for item in items if isinstance(item, tuple)]
+
+
+def _quiet(worker: int) -> None:
+    """A worker whose reader was interrupted has nothing to say; errors of its work travel with the batches."""
+    sys.excepthook = lambda *_: None
 
 
 def pixel_batches(
-    images: Images, preprocessing: Preprocessing, batch_size: int = 64, workers: int = 0, limit: int | None = None
+    images: Any,
+    preprocessing: Preprocessing,
+    batch_size: int = 64,
+    workers: int = 0,
+    limit: int | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Tensor]:
     """Batches of images in order, (b, 3, h, w) uint8, decoded by `workers` processes (0: in this one).
 
-    Raises InputError at the first image that cannot be read.
+    images: `Images`, or anything else with a length and `open`.
+    skipped: gets {"path", "why"} of each image that cannot be read, which then is left out; None for an error.
+
+    Raises InputError: an image that cannot be read, images of different sizes, a worker that was killed.
     """
-    dataset = _Pixels(images, preprocessing)
     indices = range(len(images))[:limit]
     loader = DataLoader(
-        dataset,
+        _Pixels(images, preprocessing),
         batch_size=batch_size,
         sampler=indices,
         num_workers=min(workers, len(indices)),
         collate_fn=_stack,
+        worker_init_fn=_quiet,
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise InputError(batch)
-        yield batch
+    try:
+        for index, (pixels, unreadable) in enumerate(loader):
+            for path, why in unreadable:
+                if skipped is None:
+                    raise InputError(f"{path}: not a readable image ({why})")
+                skipped.append({"path": path, "why": why})
+            if pixels is not None:
+                yield pixels
+            elif len(unreadable) < len(indices[index * batch_size : (index + 1) * batch_size]):
+                raise InputError("images differ in size; give --resize and --crop")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"{images.source}: a decoding process was killed (memory?); give fewer --workers, or 0"
+        ) from error

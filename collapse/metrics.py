@@ -127,12 +127,13 @@ def condition(values: ArrayLike) -> float:
     return float(values[-1] / values[0]) if values[0] > 0 else math.nan
 
 
-def auc(values: ArrayLike, count: int | None = None) -> float:
-    """Mean over k = 1..count of the share cumsum(c)_k / sum c, c_k = sqrt(lambda_k) (arXiv 2209.15007, eq. 2).
+def auc(values: ArrayLike, count: int | None = None, power: int = 1) -> float:
+    """Mean over k = 1..count of the share cumsum(c^power)_k / sum c^power, c_k = sqrt(lambda_k).
 
+    arXiv 2209.15007, eq. 2, has power 1, though it speaks of variances; those are power 2.
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
     """
-    c = np.sqrt(_descending(values))[:count]
+    c = np.sqrt(_descending(values))[:count] ** power
     return float((np.cumsum(c) / c.sum()).mean()) if c[0] > 0 else math.nan
 
 
@@ -142,9 +143,15 @@ def isoscore(values: ArrayLike) -> float:
     return (participation_ratio(values) - 1) / (d - 1) if d > 1 else math.nan
 
 
-def vendi(moments: ArrayLike) -> float:
-    """Vendi score of order 1, linear kernel (arXiv 2210.02410): exp H of the eigenvalues of Z^T Z / N, unit rows."""
-    return entropy_rank(moments)
+def vendi(moments: ArrayLike, order: float = 1.0) -> float:
+    """Vendi score, linear kernel (arXiv 2210.02410): exp of the Renyi entropy of the eigenvalues of Z^T Z / N.
+
+    Rows are of unit length. order: 1 is Shannon's entropy; math.inf counts 1 / the largest share.
+    """
+    p = _share(moments)
+    if order == 1 or p.size == 0:
+        return entropy_rank(moments)
+    return float(1 / p[0] if order == math.inf else (p**order).sum() ** (1 / (1 - order)))
 
 
 def self_clustering(moments: ArrayLike, n: int) -> float:
@@ -155,6 +162,86 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
     moments = _descending(moments)
     expected = n + n * (n - 1) / moments.size
     return float((n**2 * (moments**2).sum() - expected) / (n**2 - expected)) if n > 1 < moments.size else math.nan
+
+
+# Against noise: n samples of white noise have a spread of singular values too.
+
+
+def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float, float]:
+    """Least and largest non-zero covariance singular value of n rows of white noise in d dimensions, for large n, d.
+
+    Marchenko and Pastur, 1967.
+    """
+    ratio = math.sqrt(d / (n - 1))
+    return variance * (1 - ratio) ** 2, variance * (1 + ratio) ** 2
+
+
+def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0) -> NDArray:
+    """Density of the non-zero covariance singular values of white noise at x, (...); it integrates to 1."""
+    low, high = marchenko_pastur_edges(n, d, variance)
+    x = np.asarray(x, dtype=np.float64)
+    inside = (x > low) & (x < high)
+    root = np.sqrt(np.where(inside, (high - x) * (x - low), 0))
+    return np.where(inside, root, 0) / (2 * math.pi * variance * min(1.0, d / (n - 1)) * np.where(inside, x, 1))
+
+
+def noise_variance(values: ArrayLike, n: int) -> float:
+    """The variance of white noise whose median singular value is that of the non-zero `values` of n rows.
+
+    scikit-dimension's lPCA(ver="MP").noise_var_. Embeddings are not white noise: it says how large a spread of their
+    small singular values n samples make by themselves. NaN if all are zero.
+    """
+    values = _descending(values)
+    held = values[: min(n - 1, values.size)]
+    if n < 3 or held[0] == 0:
+        return math.nan
+    from scipy.integrate import quad
+    from scipy.optimize import brentq
+
+    low, high = marchenko_pastur_edges(n, values.size)
+
+    # x = low + (high - low) sin^2 u takes the square roots of the density away at both edges.
+    def density(u: float) -> float:
+        x = low + (high - low) * math.sin(u) ** 2
+        slope = (high - low) * math.sin(2 * u)
+        return float(marchenko_pastur_density(x, n, values.size)) * slope
+
+    half = quad(density, 0, math.pi / 2, epsabs=1e-13)[0] / 2
+    u = brentq(lambda u: quad(density, 0, u, epsabs=1e-13)[0] - half, 0, math.pi / 2, xtol=1e-14)
+    return float(np.median(held) / (low + (high - low) * math.sin(u) ** 2))
+
+
+def above_edge(values: ArrayLike, n: int, variance: float | None = None) -> int:
+    """Count of singular values above the upper Marchenko-Pastur edge of noise of `variance` (default: estimated)."""
+    variance = noise_variance(values, n) if variance is None else variance
+    values = _descending(values)
+    return int((values > marchenko_pastur_edges(n, values.size, variance)[1]).sum())
+
+
+# Directions: which subspace is it that two models share, or that collapses in both.
+
+
+def principal_angles(a: ArrayLike, b: ArrayLike) -> NDArray:
+    """Angles, in radians, descending, between the spans of the columns of a (d, k) and b (d, k'): (min(k, k'),)."""
+    from scipy.linalg import subspace_angles
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
+        raise InputError(f"directions: got shapes {a.shape} and {b.shape}, expected (d, k) and (d, k') of one d")
+    return subspace_angles(a, b)
+
+
+def variance_within(values: ArrayLike, vectors: ArrayLike, basis: ArrayLike) -> NDArray:
+    """Share of the variance of A in the span of the first k columns of an orthonormal basis, for k = 1..K: (K,).
+
+    Args:
+        values, vectors: (d,) singular values and (d, d) singular vectors, columns, of A's covariance.
+        basis: (d, K), as the singular vectors of another B, largest first.
+    """
+    values, vectors, basis = (np.asarray(a, np.float64) for a in (values, vectors, basis))
+    if vectors.shape != (len(values), len(values)) or basis.shape[:1] != values.shape:
+        raise InputError(f"directions: got shapes {vectors.shape} and {basis.shape} for {len(values)} singular values")
+    return np.cumsum((basis.T @ vectors) ** 2 @ values) / values.sum()
 
 
 # Measures of embeddings themselves: rows are samples, (n, d) arrays.
@@ -269,16 +356,25 @@ def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
     return float(epps_pulley(z @ (directions / np.linalg.norm(directions, axis=0))).mean())
 
 
-def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float, float]:
-    """Least and largest covariance singular value of n rows of white noise in d dimensions, as n and d grow."""
-    ratio = math.sqrt(d / (n - 1))
-    return variance * max(0.0, 1 - ratio) ** 2, variance * (1 + ratio) ** 2
+def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
+    """|Yc^T Xc|_F^2 / (|Xc^T Xc|_F |Yc^T Yc|_F), in 0..1 (arXiv 1905.00414): similarity of two embeddings.
 
-
-def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
-    """|Yc^T Xc|_F^2 / (|Xc^T Xc|_F |Yc^T Yc|_F), biased, in 0..1 (arXiv 1905.00414): similarity of two embeddings."""
+    A similarity; some packages return its arc cosine, a distance.  unbiased: Song's estimator of each product (as in
+    arXiv 2010.15327; ckatorch's unbiased=True), O(n^2): the biased one grows with d / n.
+    """
     x, y = _same_rows(x, y)
-    return float(((y.T @ x) ** 2).sum() / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+    if not unbiased:
+        return float(((y.T @ x) ** 2).sum() / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+    K, L = x @ x.T, y @ y.T
+    return _song(K, L) / math.sqrt(_song(K, K) * _song(L, L))
+
+
+def _song(K: NDArray, L: NDArray) -> float:
+    """Unbiased HSIC of two Gram matrices (Song et al. 2012, eq. 5), without its common factor 1 / (n (n - 3))."""
+    n = len(K)
+    K, L = (gram - np.diag(gram.diagonal()) for gram in (K, L))
+    rows = K.sum(0) @ L.sum(0)
+    return float((K * L).sum() + K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2 * rows / (n - 2))
 
 
 def canonical_correlations(x: ArrayLike, y: ArrayLike) -> NDArray:
@@ -288,3 +384,14 @@ def canonical_correlations(x: ArrayLike, y: ArrayLike) -> NDArray:
     """
     x, y = _same_rows(x, y)
     return np.linalg.svd(np.linalg.qr(x)[0].T @ np.linalg.qr(y)[0], compute_uv=False).clip(0, 1)
+
+
+def explained_variance(x: ArrayLike, y: ArrayLike) -> NDArray:
+    """Share of the variance of x, (n, d), that the first k principal components of y, (n, m), explain: (min(n, m),).
+
+    By least squares over the same rows; x and y may differ in width, as a representation and its projection do.
+    """
+    x, y = _same_rows(x, y)
+    U, s, _ = np.linalg.svd(y, full_matrices=False)
+    U = U * (s > s[:1] * max(y.shape) * np.finfo(np.float64).eps)  # what is rounding explains nothing
+    return np.cumsum(((U.T @ x) ** 2).sum(1)) / (x**2).sum()

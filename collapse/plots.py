@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import matplotlib.ticker
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collapse import InputError
+from collapse.metrics import marchenko_pastur_density, marchenko_pastur_edges, noise_variance
 from collapse.results import whole
 
 COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column paper
@@ -76,26 +79,114 @@ def theory_legend(ax: Any, **options: Any) -> None:
     ax.legend(handles=handles, **options)
 
 
-def plot_spectra(ax: Any, spectra: Mapping[str, ArrayLike], floor: float = 0.0) -> None:
-    """ln of descending singular values against their index, one curve a name; a grey band up to ln(floor).
+def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, log_index: bool = False) -> Any:
+    """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes."""
+    with style():
+        if ax is None:
+            _, ax = figure()
+        if kind == "spectrum":
+            values = {name: s.singular_values for name, s in spectra.items()}
+            errors = {name: np.asarray(s.errors["singular_values"]) for name, s in spectra.items() if s.errors}
+            plot_spectra(ax, values, max(s.floor for s in spectra.values()), log10, log_index, errors)
+        elif kind == "explained":
+            plot_explained(ax, {name: s.singular_values for name, s in spectra.items()})
+        elif kind == "noise" and len(spectra) == 1:
+            plot_noise(ax, *((s.singular_values, s.n) for s in spectra.values()))
+        else:
+            raise InputError(f"plot: got kind {kind!r}, expected spectrum, explained, or noise for a single spectrum")
+    return ax
 
-    Values at or below zero have no logarithm and are left out.
+
+def plot_spectra(
+    ax: Any,
+    spectra: Mapping[str, ArrayLike],
+    floor: float = 0.0,
+    log10: bool = False,
+    log_index: bool = False,
+    errors: Mapping[str, NDArray] | None = None,
+) -> None:
+    """Logarithm of descending singular values by index, one curve a name; a grey band up to that of the floor.
+
+    Natural logarithms, as in the paper, or log10. Values at or below zero have none and are left out.
+    errors: standard errors of a name's values, drawn as a band of two of them either way.
     """
+    log = np.log10 if log10 else np.log
     lowest = float(np.inf)
     for dashes, (name, given) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         values = np.asarray(given, dtype=float)
         values = values[values > 0]
         if len(values) == 0:
             continue
-        ax.plot(np.arange(1, len(values) + 1), np.log(values), dashes, label=name)
-        lowest = min(lowest, float(np.log(values[-1])))
-    if floor > 0 and np.isfinite(lowest) and lowest < np.log(floor) + 2:
-        bottom = min(lowest, np.log(floor)) - 1
-        ax.axhspan(bottom, np.log(floor), color="0.85", zorder=0, label="rounding")
+        index = np.arange(1, len(values) + 1)
+        (line,) = ax.plot(index, log(values), dashes, label=name)
+        if errors and name in errors:
+            relative = 2 * errors[name][: len(values)] / values
+            band = (log(values / (1 + relative)), log(values * (1 + relative)))
+            ax.fill_between(index, *band, color=line.get_color(), alpha=0.25, linewidth=0)
+        lowest = min(lowest, float(log(values[-1])))
+    if floor > 0 and np.isfinite(lowest) and lowest < log(floor) + 2:
+        bottom = min(lowest, log(floor)) - 1
+        ax.axhspan(bottom, log(floor), color="0.85", zorder=0, label="rounding")
         ax.set_ylim(bottom=bottom)
-    ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
+    elif floor > 0 and np.isfinite(lowest):  # too far below to be drawn to scale
+        ax.fill_between([], [], color="0.85", label=f"rounding: below {log(floor):.0f}")
+    if log_index:
+        ax.set_xscale("log")
+    kind = r"$\log_{10}$" if log10 else r"$\ln$"
+    ax.set(xlabel="index of the singular value", ylabel=kind + r" singular value of $\mathrm{Cov}(z)$")
     if len(spectra) > 1 or floor > 0:
         ax.legend()
+
+
+def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
+    """Cumulative share of the variance against the number of directions, one curve a name."""
+    for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
+        shares = np.cumsum(values) / np.sum(values)
+        ax.plot(np.arange(1, len(shares) + 1), shares, dashes, label=name)
+    ax.set(xlabel="number of directions", ylabel="share of the variance", ylim=(0, 1.02), xscale="log")
+    ax.legend(loc="lower right")
+
+
+def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
+    """Histogram of (singular values (d,), rows n), and the Marchenko-Pastur law of white noise of their median."""
+    values, n = of
+    variance = noise_variance(values, n)
+    low, high = marchenko_pastur_edges(n, len(values), variance)
+    shown = values[values > 0]
+    bins = np.geomspace(shown[-1], shown[0] * (1 + 1e-9), 40)
+    counts, _ = np.histogram(shown, bins)
+    ax.stairs(counts / np.diff(np.log(bins)) / len(shown), np.log(bins), fill=True, alpha=0.5, label="measured")
+    x = np.geomspace(max(low, shown[-1] * 1e-3), high, 400)
+    # A density over ln x is x times one over x.
+    density = x * marchenko_pastur_density(x, n, len(values), variance)
+    ax.plot(np.log(x), density, color="0.2", label="white noise of the same median")
+    ax.set(xlabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$", ylabel="share per unit")
+    ax.legend()
+
+
+def plot_over_time(ax: Any, steps: ArrayLike, values: NDArray, log10: bool = False) -> Any:
+    """Heat map of the logarithm of singular values (T, d) over steps (T,) and index; returns the colour bar."""
+    log, kind = (np.log10, r"$\log_{10}$") if log10 else (np.log, r"$\ln$")
+    image = ax.pcolormesh(
+        np.asarray(steps), np.arange(1, values.shape[1] + 1), log(np.maximum(values, 1e-300)).T, shading="nearest",
+        cmap="viridis", vmin=log(values[values > 0].min()), rasterized=True,
+    )  # fmt: skip
+    ax.set(xlabel="step", ylabel="index of the singular value")
+    return ax.figure.colorbar(image, ax=ax, label=f"{kind} singular value")
+
+
+def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, ArrayLike], widths: ArrayLike) -> None:
+    """Rank measures, one curve a name, of each layer of a network in the order of the forward pass, and its width."""
+    at = np.arange(len(layers))
+    ax.plot(at, widths, color="0.7", drawstyle="steps-mid", label="width")
+    for marker, (name, values) in zip(cycle("osv^"), ranks.items()):
+        ax.plot(at, values, marker=marker, label=name.replace("_", " "))
+    step = max(1, len(layers) // 16)
+    ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
+    ax.set(yscale="log", ylabel="dimensions")
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    ax.legend()
 
 
 def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:

@@ -32,12 +32,13 @@ from tqdm import tqdm
 import collapse
 from collapse import models, plots, views
 from collapse import train as training
-from collapse.covariance import Spectrum, spectrum
 from collapse.evaluate import embed, knn_top1, probe_top1
 from collapse.experiment import Arrays, Meta, main
 from collapse.images import Preprocessing
+from collapse.measure import spectrum
 from collapse.models import ResNetShape
 from collapse.results import to_json, whole
+from collapse.spectra import Spectrum
 from collapse.train import Config
 from collapse.views import Augmentation
 

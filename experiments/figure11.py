@@ -95,7 +95,8 @@ def simulate(seed: int = 0, seeds: int = 4, steps: int = 10_000, lr: float = 1e-
     moved = np.abs(second[-1] - second[0])[..., D0:, :].max()
     places = np.searchsorted(at, shown)
     products = {"simulated": second[places] @ first[places]}
-    field = MeanField(C0, CE, descent.batch, descent.temperature)
+    # Many points: with a residual path most of r is left alone, and a small pool's own error would move it.
+    field = MeanField(C0, CE, descent.batch, descent.temperature, points=32_768)
     population = partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature)
     for kind, gradient in (("predicted", field.gradient), ("population", population)):
         flows = [

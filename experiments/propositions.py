@@ -128,7 +128,7 @@ def compare_heads(seed: int, seeds: int, descent: Descent) -> tuple[Meta, Arrays
     trained = sgd(layers, GaussianViews(CLEAN, NOISE), batches, descent, at.tolist(), [None, masks])[0]
     trained = trained.reshape(len(at), len(HEADS), seeds, DIM, DIM)
     gradients: dict[str, Callable[[Floats], Floats]] = {
-        "predicted": MeanField(C0, CE, descent.batch, descent.temperature).gradient,
+        "predicted": MeanField(C0, CE, descent.batch, descent.temperature, points=16_384).gradient,
         "population": partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature),
     }
     flows = {

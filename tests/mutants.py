@@ -28,7 +28,10 @@ WORDING = re.compile(r"XX|InputError|warnings|notes|f\"|f'|desc=|description|\.u
 
 
 def copy_undecorated() -> None:
-    """A copy of the package in which top-level functions are decorated after they are made: mutmut skips `@`."""
+    """A copy of the package in which top-level functions are decorated after they are made: mutmut skips `@`.
+
+    It tests each mutant in a fork of one process, so what that one has cached is cleared there.
+    """
     shutil.rmtree(COPY, ignore_errors=True)
     COPY.mkdir(parents=True)
     for name in ("pyproject.toml", "README.md"):
@@ -38,6 +41,8 @@ def copy_undecorated() -> None:
     for path in COPY.glob("collapse/**/*.py"):
         source, decorator = path.read_text(), re.compile(r"^@(.+)\n(?=def (\w+)\()", re.MULTILINE)
         later = [f"{name} = {wrapper}({name})\n" for wrapper, name in decorator.findall(source)]
+        clear = "__import__('os').register_at_fork(after_in_child={}.cache_clear)\n"
+        later += [clear.format(line.split()[0]) for line in later if "lru_cache" in line]
         path.write_text(decorator.sub("", source) + "".join(later))
 
 
@@ -92,7 +97,13 @@ def main() -> int:
     for name in survivors:
         print(f"{found[name]}: {name}\n{chosen[name]}\n")
     killed = 1 - len(survivors) / len(chosen)
-    about = {"schema": 1, **provenance(), "seed": options.seed, "mutants": {name: found[name] for name in chosen}, "killed": killed}
+    about = {
+        "schema": 1,
+        **provenance(),
+        "seed": options.seed,
+        "mutants": {name: found[name] for name in chosen},
+        "killed": killed,
+    }
     save_text(ROOT / "benchmarks/results/mutants.json", to_json(about))
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed: {killed:.1%} (seed {options.seed})")
     return 0 if killed >= 0.95 else 1

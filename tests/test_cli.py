@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models, transforms
 
+import collapse
 from collapse import Spectrum, cli
 
 
@@ -164,6 +166,8 @@ def bad_calls(folder, z, resnet18, photos):
     for name in ("a.png", "c.png"):
         Image.new("RGB", (40, 40)).save(folder / "corrupt" / name)
     (folder / "corrupt/b.png").write_bytes((folder / "corrupt/a.png").read_bytes()[:60])
+    shutil.copytree(folder / "corrupt", folder / "mostly")
+    (folder / "mostly/a.png").write_bytes(b"")
     yield "absent.pth: no such file", ["absent.pth", photos]
     yield "absent.npy: no such file", ["absent.npy"]
     yield "not a checkpoint", [folder / "text.pth", photos]
@@ -172,7 +176,8 @@ def bad_calls(folder, z, resnet18, photos):
     yield "holds resnet18, not resnet50", [resnet18, photos, "--arch", "resnet50"]
     yield "holds no image", [resnet18, folder / "empty"]
     yield "no such folder or zip", [resnet18, folder / "absent"]
-    yield "b.png: not a readable image", [resnet18, folder / "corrupt", "--workers", 2]
+    yield "b.png: not a readable image", [resnet18, folder / "corrupt", "--workers", 2, "--strict"]
+    yield "2 of 3 images cannot be read", [resnet18, folder / "mostly", "--workers", 0]
     yield "row 7, column 3 is NaN", [folder / "nan.npy"]
     yield "Python objects", [folder / "objects.npy"]
     yield "shape (3, 4, 5), expected (n, d)", [folder / "cube.npy"]
@@ -285,3 +290,41 @@ def test_arrays_need_no_torch(z):
         "import sys, collapse.cli; collapse.cli.main(['spectrum', sys.argv[1]]); sys.exit('torch' in sys.modules and 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, z], stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+def test_inspect_tells_where_every_tensor_went(resnet18, capsys, tmp_path):
+    code, out, _ = run(capsys, "inspect", resnet18, "--json", "--out", tmp_path / "r.json")
+    assert code == 0
+    document = json.loads(out)
+    assert document == json.loads((tmp_path / "r.json").read_text())
+    assert document["schema"] == "collapse.checkpoint/1"
+    assert (document["architecture"], document["feature_dim"], document["projector"]) == ("resnet18", 512, None)
+    assert document["keys"]["dropped_by"] == {"classifier": 2}
+    assert document["keys"]["loaded"] + 2 == len(torch.load(resnet18))
+    code, out, _ = run(capsys, "inspect", resnet18)
+    assert "2 as classifier" in out
+    assert run(capsys, "inspect", resnet18, "--out", tmp_path / "r.json")[0] == 2
+
+
+def test_embed_writes_the_rows_of_the_images_that_can_be_read(resnet18, photos, capsys, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(photos, folder)
+    broken = next(path for path in (folder / "class0").iterdir() if path.stem == "04")
+    broken.write_bytes(b"no image")
+    call = ["embed", resnet18, folder, "--out", tmp_path / "z.npy", "--resize", 40, "--crop", 32, "--batch-size", 5]
+    code, out, _ = run(capsys, *call, "--workers", 0)
+    assert code == 0
+    assert "23 x 512; 1 images were skipped" in out
+    z, names = np.load(tmp_path / "z.npy"), (tmp_path / "z.txt").read_text().splitlines()
+    assert (z.shape, z.dtype, len(names)) == ((23, 512), np.float32, 23)
+    net = collapse.load(resnet18, resize=40, crop=32)
+    for index in (0, 4, 22):
+        with torch.no_grad(), Image.open(folder / names[index]) as image:
+            one = net(net.preprocess(image)[None])[0]
+        np.testing.assert_allclose(z[index], one, rtol=1e-4, atol=1e-5)
+    document = json.loads((tmp_path / "z.json").read_text())
+    assert (document["shape"], document["images"]["skipped"][0]["path"]) == ([23, 512], str(broken))
+    assert collapse.spectrum(tmp_path / "z.npy").n == 23
+    assert run(capsys, *call)[0] == 2
+    assert run(capsys, *call[:4], tmp_path / "y.npy", "--strict", "--workers", 0)[0] == 2
+    assert not list(tmp_path.glob("*y.*"))

@@ -43,7 +43,10 @@ shards = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda size
 @settings(max_examples=60, deadline=None)
 def test_any_shards_in_any_order_merge_to_the_spectrum_of_the_whole(method, sizes, d, shift, seed, as_tree):
     z = rows(seed, sum(sizes), d, shift)
-    parts = [Covariance(d, method).update(part) for part in np.split(z, np.cumsum(sizes)[:-1])]
+    parts = [Covariance(d, method) for _ in sizes]
+    for part, shard in zip(parts, np.split(z, np.cumsum(sizes)[:-1]), strict=True):
+        for batch in np.array_split(shard, 3):
+            part.update(batch)
     order = np.random.default_rng(seed).permutation(len(parts))
     total = Covariance(d, method)
     if as_tree and len(parts) > 1:
@@ -83,6 +86,21 @@ def test_the_floor_separates_data_from_rounding(method):
         assert (s.singular_values[8:] < s.floor).all(), dtype
         assert s.singular_values[7] > 1e3 * s.floor, dtype
         assert s.metrics()["numerical_rank"] == 8
+
+
+def test_the_floor_is_what_the_docstrings_say():
+    z = rows(0, 9, 4, 2.0)
+    values, moments = reference(z), np.linalg.svd(z, compute_uv=False) ** 2
+    # 2 sqrt(d) eps of the largest eigenvalue of the scatter; (d eps)^2 of the sum of squares for qr.
+    for method, rounding in (
+        ("covariance", 2 * math.sqrt(4) * EPS * values[0] * 8),
+        ("qr", (4 * EPS) ** 2 * moments.sum()),
+    ):
+        assert spectrum(z, normalize=False, method=method).floor == pytest.approx(rounding / 8, rel=1e-12, abs=0)
+    z = z.astype(np.float32)
+    column = (z.astype(float) ** 2).mean(0).max()
+    stored = (2**-24) ** 2 * column / 3 * (1 + math.sqrt(4 / 8)) ** 2
+    assert spectrum(z, normalize=False, method="qr").floor == pytest.approx(stored, rel=1e-12, abs=0)
 
 
 def test_the_dtype_floor_is_the_rounding_it_makes_to_a_small_factor():
@@ -200,6 +218,8 @@ def test_json_is_strict_and_comes_back_the_same():
         text = result.to_json()
         document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
         assert document["schema"] == "collapse.spectrum/1"
+        source = {"kind", "path", "sha256", "architecture", "branch", "layer", "keys", "preprocessing", "foreign"}
+        assert document["source"].keys() == source | {"warnings"}
         assert document["dim"] == z.shape[1] == len(document["singular_values"])
         again = Spectrum.from_json(text)
         assert again.to_json() == text
@@ -248,7 +268,10 @@ def test_processes_join_to_the_spectrum_of_all_rows_even_one_without_rows(tmp_pa
         rtol = 1e-6 if shares[1] else 1e-12
         np.testing.assert_allclose(joined.singular_values, alone.singular_values, rtol=rtol)
         np.testing.assert_allclose(joined.moments, alone.moments, rtol=rtol)
-        assert joined.floor > 2 * alone.floor if shares[1] else joined.floor == pytest.approx(alone.floor)
+        if shares[1]:
+            assert joined.floor > 2 * alone.floor
+        else:
+            assert joined.floor == pytest.approx(alone.floor, rel=1e-12, abs=0)
         assert any("1 of" in note for note in joined.warnings)
 
 

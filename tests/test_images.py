@@ -1,7 +1,10 @@
 """Folders and zips of images: the order, the pixels, and what cannot be read."""
 
 import io
+import os
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 from torchvision import transforms
 
 from collapse import InputError
+from collapse import images as images_module
 from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Images, Preprocessing, pixel_batches
 
 
@@ -85,7 +89,9 @@ def test_a_place_without_images_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 not a zip")
     cases = {"holds no image": tmp_path, "no such folder": tmp_path / "absent", "damaged zip": tmp_path / "bad.zip"}
-    cases["not a folder or a zip"] = tmp_path / "notes.txt"
+    cases["is no list of images"] = tmp_path / "notes.txt"
+    (tmp_path / "notes.md").write_text("no image")
+    cases["is not a folder or a zip"] = tmp_path / "notes.md"
     for message, place in cases.items():
         with pytest.raises(InputError, match=message):
             Images(place)
@@ -94,3 +100,72 @@ def test_a_place_without_images_is_refused(tmp_path):
 def test_images_of_several_sizes_do_not_stack(photos):
     with pytest.raises(InputError, match="--resize"):
         list(pixel_batches(Images(photos), Preprocessing(None, None)))
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(photos, tmp_path):
+    folder = tmp_path / "all"
+    shutil.copytree(photos, folder)
+    names = [name for name, data in broken(tmp_path) if (folder / f"class0/05{name}").write_bytes(data) is not None]
+    os.mkfifo(folder / "class1/pipe.png")
+    (folder / "class1/gone.png").symlink_to(tmp_path / "nowhere.png")
+    for workers in (0, 2):
+        skipped = []
+        found = torch.cat(list(pixel_batches(Images(folder), Preprocessing(32, 32), 4, workers, skipped=skipped)))
+        assert torch.equal(found, torch.cat(list(pixel_batches(Images(photos), Preprocessing(32, 32), 4))))
+        expected = [f"class0/05{name}" for name in sorted(names)] + ["class1/gone.png", "class1/pipe.png"]
+        assert sorted(entry["path"] for entry in skipped) == [str(folder / name) for name in expected]
+        reasons = {Path(entry["path"]).name: entry["why"] for entry in skipped}
+        assert reasons["pipe.png"] == "not a regular file"
+        assert reasons["gone.png"] == "no such file"
+
+
+def test_links_are_followed_once_and_loops_end(photos, tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/link").symlink_to(photos)
+    (tmp_path / "val/loop").symlink_to(tmp_path / "val")
+    (tmp_path / "val/twice").symlink_to(photos)
+    assert len(Images(tmp_path / "val")) == 24
+    assert all(name.startswith("link/") for name in Images(tmp_path / "val").names)
+
+
+def test_a_list_keeps_its_order_and_its_folder(photos, tmp_path):
+    names = ["class1/03.png", "class0/00.png"]
+    (photos / "some.txt").write_text("\n".join(names) + "\n\n")
+    images = Images(photos / "some.txt")
+    (photos / "some.txt").unlink()
+    assert images.names == names
+    with Image.open(photos / names[0]) as first:
+        assert images.open(0).size == first.size
+
+
+def test_modes_become_what_pillow_makes_of_them_and_16_bits_are_scaled(tmp_path):
+    ramp = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    pixels = Preprocessing(None, None).pixels(Images(tmp_path).open(0))
+    np.testing.assert_array_equal(pixels[0].numpy(), np.floor(ramp / 257))
+    rgba = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    kept = Preprocessing(None, None).pixels(Image.fromarray(rgba)).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(kept, rgba[..., :3])  # alpha is dropped, not blended
+    grey = Image.fromarray(rgba[..., 0])
+    for mode in ("CMYK", "P", "LA", "1", "F", "HSV"):
+        image = grey.convert("RGB").convert(mode) if mode in ("CMYK", "P", "HSV") else grey.convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(Preprocessing(None, None).pixels(image).permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_rotation_in_exif_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert Preprocessing(None, None).pixels(Images(tmp_path).open(0)).shape == (3, 20, 30)
+
+
+def test_a_zip_that_unpacks_to_more_than_it_says_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "LARGEST_FILE", 1000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(5000))
+    with pytest.raises(InputError, match="unpacks to over"):
+        Images(tmp_path / "bomb.zip").open(0)
+    monkeypatch.setattr(images_module, "ENTRIES", 0)
+    with pytest.raises(InputError, match="over 0 entries"):
+        Images(tmp_path / "bomb.zip")

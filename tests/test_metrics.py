@@ -85,6 +85,16 @@ def test_alpha_is_the_weighted_fit_of_stringer_et_al(name, normalize, expected):
     np.testing.assert_allclose(measured, expected, rtol=1e-8)
 
 
+def test_too_few_points_give_no_exponent():
+    fit = metrics.power_law(np.arange(1, 20.0) ** -1)
+    assert math.isnan(fit.alpha)
+    assert math.isnan(fit.r2)
+    assert fit[2:] == (11, 19)
+    assert metrics.power_law(np.arange(1, 21.0) ** -1).alpha == pytest.approx(1)
+    assert math.isnan(metrics.self_clustering([1.0], 5))
+    assert math.isnan(metrics.self_clustering([1.0, 0.0], 1))
+
+
 def test_a_power_law_gives_its_exponent_back():
     for a in (0.5, 1.0, 2.5):
         fit = metrics.power_law(np.arange(1, 200.0) ** -a)
@@ -205,9 +215,13 @@ def test_epps_pulley_is_that_of_lejepa():
     assert metrics.sigreg(inputs["iso"], seed=0, slices=8) == metrics.sigreg(inputs["iso"], seed=0, slices=8)
 
 
-def test_two_embeddings_compare_as_in_the_published_implementations():
+def two_embeddings():
     x = reference_inputs()["power"]
-    y = np.tanh(x[:, :32]) + 0.1 * np.random.default_rng(5).standard_normal((1000, 32))
+    return x, np.tanh(x[:, :32]) + 0.1 * np.random.default_rng(5).standard_normal((1000, 32))
+
+
+def test_two_embeddings_compare_as_in_the_published_implementations():
+    x, y = two_embeddings()
     assert metrics.linear_cka(x, y) == pytest.approx(0.87128679879941, rel=1e-12)  # ckatorch, repsim, netrep
     rho = metrics.canonical_correlations(x, y)
     np.testing.assert_allclose(rho[:3], [0.9674807889811797, 0.9573818935438083, 0.9549110735768476], rtol=1e-10)
@@ -223,12 +237,70 @@ def test_rankme_with_the_epsilons_of_others_gives_their_values():
     assert metrics.rankme(s, 1e-5) == pytest.approx(29.0324219548, rel=1e-10)  # and its Lightning callback
 
 
-def test_noise_fills_the_marchenko_pastur_band():
-    low, high = metrics.marchenko_pastur_edges(4096, 32)
-    assert low == pytest.approx(0.8310161293792622)
-    assert high == pytest.approx(1.1846126862495532)
-    values = spectrum(reference_inputs()["iso"], normalize=False).singular_values
-    assert low < values[-1] < values[0] < high
+# noise_var_ of scikit-dimension 0.5.0 lPCA(ver="MP"), the edges in units of it, and how many values lie above.
+NOISE = {
+    "iso": (0.9909261413435803, 0.8310161293792622, 1.1846126862495532, 0),
+    "wide": (1.018676117016869, 0.6587647727885757, 7.90533779131399, 0),
+    "power": (0.0009474192375626682, 0.5578464663293979, 1.57028166179873, 26),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_is_what_scikit_dimension_finds(name):
+    z = reference_inputs()[name]
+    variance, low, high, above = NOISE[name]
+    s = spectrum(z, normalize=False)
+    np.testing.assert_allclose(metrics.marchenko_pastur_edges(*z.shape), (low, high), rtol=1e-12)
+    assert metrics.noise_variance(s.singular_values, len(z)) == pytest.approx(variance, rel=1e-10)
+    assert s.metrics()["mp_edge"] == pytest.approx(variance * high, rel=1e-10)
+    assert s.metrics()["above_edge"] == above
+    x = np.linspace(0, 1.1 * high, 200_001)
+    mass = metrics.marchenko_pastur_density(x * variance, *z.shape, variance).sum() * (x[1] - x[0]) * variance
+    assert mass == pytest.approx(1, abs=1e-4)  # of square roots at both edges, on a grid of 1e-5
+    assert metrics.above_edge(np.append(s.singular_values[:-1], 0), len(z), 1e9) == 0
+    assert math.isnan(metrics.noise_variance(np.zeros(5), 10))
+
+
+def test_the_options_are_what_other_packages_print():
+    s = spectrum(reference_inputs()["power"])
+    unit = s.moments
+    assert metrics.vendi(unit, 2) == pytest.approx(4.13918028788, rel=1e-11)  # vendi-score 0.0.3, q = 2 and inf
+    assert metrics.vendi(unit, math.inf) == pytest.approx(2.2816316031, rel=1e-10)
+    raw = spectrum(reference_inputs()["power"], normalize=False).singular_values
+    assert metrics.auc(raw, power=2) == pytest.approx(0.970001759897, rel=1e-11)  # noncontrastive-ssl of c_k^2
+    x, y = two_embeddings()
+    assert metrics.linear_cka(x, y, unbiased=True) == pytest.approx(0.8715369620038519, rel=1e-12)  # ckatorch
+
+
+def test_directions_that_two_embeddings_share():
+    power = reference_inputs()["power"]
+    halves = [spectrum(half, normalize=False, vectors=True) for half in (power[:500], power[500:])]
+    tops = [np.linalg.svd(half - half.mean(0), full_matrices=False)[2][:5] for half in (power[:500], power[500:])]
+    cosines = np.linalg.svd(tops[0] @ tops[1].T, compute_uv=False)  # Bjorck and Golub 1973
+    found = metrics.principal_angles(halves[0].vectors[:, :5], halves[1].vectors[:, :5])
+    np.testing.assert_allclose(np.cos(found), cosines[::-1], rtol=1e-12)
+    a, b = halves
+    within = metrics.variance_within(a.singular_values, a.vectors, b.vectors)
+    C, total = np.cov(power[:500].T), a.singular_values.sum()
+    direct = [np.trace(b.vectors[:, :k].T @ C @ b.vectors[:, :k]) / total for k in (1, 7, 64)]
+    np.testing.assert_allclose(within[[0, 6, 63]], direct, rtol=1e-12)
+    own = metrics.variance_within(a.singular_values, a.vectors, a.vectors)
+    np.testing.assert_allclose(own, np.cumsum(a.singular_values) / total, rtol=1e-12)
+    with pytest.raises(InputError, match="directions"):
+        metrics.variance_within(a.singular_values[:3], a.vectors, b.vectors)
+    with pytest.raises(InputError, match="directions"):
+        metrics.principal_angles(a.vectors[:3], b.vectors)
+
+
+def test_a_projection_explains_what_it_keeps():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 6)) * [3, 2, 1, 1, 1, 1]
+    explained = metrics.explained_variance(x, np.hstack([x[:, :2] @ rng.standard_normal((2, 2)), np.zeros((400, 1))]))
+    centred = x - x.mean(0)
+    fit = np.linalg.lstsq(centred[:, :2], centred, rcond=None)[0]
+    assert explained[1] == pytest.approx((centred[:, :2] @ fit).var() / centred.var(), rel=1e-10)
+    assert explained[2] == explained[1]  # a constant column explains nothing
+    np.testing.assert_allclose(metrics.explained_variance(x, x)[-1], 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((0, 3)), [[math.inf]]])

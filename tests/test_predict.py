@@ -159,6 +159,12 @@ def test_two_layers_blow_up_at_their_time_not_before(sigma1, sigma2, lam):
         modes(blow_up * (1 + 1e-12))
 
 
+def test_two_layers_are_infinite_at_the_very_moment_of_their_blow_up():
+    t = torch.asinh(torch.tensor([0.75], dtype=torch.float64)) / 3  # c = 3, s(0) = 2: 3 t is asinh(3 / 4) to the bit
+    with pytest.raises(InputError, match="has blown up before t"):
+        two_layer_modes(t, [1.0], [2.0], [1.0])
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.01, 2), st.floats(0.01, 5), st.integers(2, 6))
 def test_deep_layers_blow_up_at_their_time_with_their_power(w0, lam, depth):
@@ -526,6 +532,7 @@ NAN = np.array([1.0, np.nan])
         (lambda: cosine_modes(VECTOR, np.ones(3)), r"ce: got shape \(3,\), but K = 2 in c0"),
         (lambda: cosine_modes(VECTOR, VECTOR, 0.0), "temperature: got 0.0"),
         (lambda: escape_time(VECTOR, VECTOR, VECTOR, 0), "depth: got 0"),
+        (lambda: escape_time(VECTOR, np.ones(3), VECTOR, 2), r"w: got shape \(3,\), but K = 2 in w0"),
         (lambda: escape_time(VECTOR, VECTOR, np.ones(3), 2), r"c0: got shape \(3,\), but K = 2 in w0"),
         (lambda: escape_time(VECTOR, VECTOR, VECTOR, 2, -1.0), "temperature: got -1.0"),
         (lambda: euclidean_modes(VECTOR, VECTOR, VECTOR, np.ones(3)), r"ce: got shape \(3,\), but K = 2 in m0"),

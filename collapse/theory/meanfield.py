@@ -119,7 +119,11 @@ class MeanField:
     def __init__(
         self, C0: Floats, Ce: Floats, batch: int = 128, temperature: float = 0.1, points: int = 2048, seed: int = 0
     ) -> None:
-        """Draw the pool for clean covariance C0 and augmentation covariance Ce, both (d, d)."""
+        """Draw the pool for clean covariance C0 and augmentation covariance Ce, both (d, d).
+
+        points: of the pool.  Its error moves what the exact gradient leaves alone; where some directions never feel
+        the loss for long, as behind DirectCLR's subvector, 2,048 points are too few (R^2 0.75, 0.996 with 32,768).
+        """
         self.C, self.batch, self.temperature = C0 + Ce, batch, temperature
         first, second = gaussian_pool(len(self.C), points, seed)
         # Two blocks of normals, not three: x' given x is Gaussian about C0 C^-1 x.

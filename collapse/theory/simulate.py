@@ -82,8 +82,7 @@ class GaussianViews:
 
     def _draw_correlated(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
         roots = torch.as_tensor(np.stack([self.clean, self.noise, self.noise], axis=-3)).float()
-        d = roots.shape[-1]
-        normal = _normals(generators, steps, 3, batch, d) @ roots.mT.view(-1, 1, 3, d, d)
+        normal = _normals(generators, steps, 3, batch, roots.shape[-1]) @ roots.mT.view(-1, 1, *roots.shape[-3:])
         return normal[:, :, 1:] + normal[:, :, :1]
 
 
@@ -165,7 +164,7 @@ def _relu_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list[T
     for W in layers[:-1]:
         inputs.append((inputs[-1] @ W.mT).relu_())
     back = GRADIENTS[descent.similarity](inputs[-1] @ layers[-1].mT, descent.temperature)
-    gradients = []
+    gradients: list[Tensor] = []
     for W, h in zip(reversed(layers), reversed(inputs), strict=True):
         gradients.insert(0, back.mT @ h)
         back = (back @ W) * (h > 0)
@@ -189,7 +188,7 @@ def _linear_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list
 
 
 def _dot_product_gradient(W: Tensor, x: Tensor, temperature: float) -> Tensor:
-    """dL/dW for z = W x: W (B + B^T), B = x^T (softmax - 1) x_prime: one large product where the rows' gradient has two."""
+    """dL/dW for z = W x: W (B + B^T), B = x^T (softmax - 1) x_prime; one large product where the rows' has two."""
     first, second = x.chunk(2, dim=1)
     logits = (first @ (W.mT @ W / temperature)) @ second.mT
     error = torch.softmax(logits, 2, out=logits)

@@ -1,0 +1,149 @@
+"""Flags and steps that several commands share."""
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from collapse import InputError
+
+if TYPE_CHECKING:
+    from collapse.checkpoints import Encoder
+    from collapse.images import Images, Skipped
+
+T = TypeVar("T")
+
+
+def add_measure(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
+    command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
+    command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
+    command.add_argument("--limit", type=positive, metavar="N", help="use the first N rows or images")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    model = command.add_argument_group("reading the checkpoint and the images")
+    model.add_argument("--arch", help="the architecture it must be, as resnet50")
+    model.add_argument("--branch", help="which of several encoders in the file")
+    model.add_argument("--allow-unknown", action="store_true", help="go on when some tensors belong to nothing known")
+    model.add_argument("--resize", type=positive, metavar="PX", help="shorter side")
+    model.add_argument("--crop", type=positive, metavar="PX", help="centre crop")
+    model.add_argument("--interpolation", choices=("bilinear", "bicubic"))
+    model.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"))
+    model.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
+    model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
+    model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
+    model.add_argument("--batch-size", type=positive, default=64)
+    model.add_argument(
+        "--workers", type=count, default=min(4, os.cpu_count() or 1), help="processes that decode images"
+    )
+    model.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    output = add_result(command)
+    output.add_argument("--plot", type=Path, metavar="FILE", help="draw the spectrum: .png or .pdf")
+    output.add_argument(
+        "--kind", default="spectrum", choices=("spectrum", "explained", "noise"),
+        help="what to draw: the spectrum, the cumulative share of variance, or against the Marchenko-Pastur law",
+    )  # fmt: skip
+    output.add_argument("--log10", action="store_true", help="draw log10 instead of ln")
+    output.add_argument("--log-index", action="store_true", help="draw the index on a logarithmic axis")
+
+
+def add_result(command: argparse.ArgumentParser) -> Any:
+    output = command.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON document")
+    output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
+    output.add_argument("--force", action="store_true", help="replace existing files")
+    return output
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return int(text)
+
+
+def groups(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 2")
+    return int(text)
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in 0..1")
+    return value
+
+
+def check_output(options: argparse.Namespace, *inputs: str) -> None:
+    """Refuse, before any work, an output that cannot be written."""
+    from collapse.results import refuse_existing
+
+    beside = options.out.with_suffix(".npz") if options.out and options.vectors and len(inputs) == 1 else None
+    for path in filter(None, (options.out, options.plot, beside)):
+        refuse_existing(path, options.force)
+        if any(path.resolve() == Path(given).resolve() for given in inputs):
+            raise InputError(f"{path}: is the input; give another name")
+    if options.plot and options.plot.suffix not in (".png", ".pdf"):
+        raise InputError(f"{options.plot}: a plot is .png or .pdf")
+
+
+def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
+    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=0.5, disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))  # type: ignore[arg-type]
+
+
+def pixels_of(options: argparse.Namespace, images: "Images", net: "Encoder", skipped: "Skipped") -> Iterator[Any]:
+    """Batches of the images, with a bar; what cannot be read goes to `skipped`, or is an error with --strict."""
+    from collapse.images import pixel_batches
+
+    count = len(range(len(images))[: options.limit])
+    how = (options.batch_size, options.workers, options.limit, None if options.strict else skipped)
+    return progress(pixel_batches(images, net.preprocess, *how), "images", count)
+
+
+def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
+    from collapse.checkpoints import load
+
+    known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")
+    triples = {name: tuple(value) for name in ("mean", "std") if (value := getattr(options, name))}
+    return load(path, **{name: getattr(options, name) for name in known}, **triples)
+
+
+def source_of(net: "Encoder", layer: str) -> dict[str, Any]:
+    names = ("path", "sha256", "architecture", "branch", "keys", "preprocessing", "foreign")
+    return {"kind": "checkpoint", "layer": layer, **{name: net.report[name] for name in names}}
+
+
+def choose_device(name: str) -> str:
+    """The device to run on; an absent one is an error, never a fallback."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise InputError(f"--device: got {name!r}, expected auto, cpu or cuda[:i]")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here")
+    return name

@@ -1,0 +1,237 @@
+"""collapse spectrum and collapse compare."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collapse import InputError
+from collapse.commands.shared import (
+    add_measure,
+    add_model,
+    add_output,
+    check_output,
+    choose_device,
+    count,
+    groups,
+    load_encoder,
+    pixels_of,
+    positive,
+    progress,
+    source_of,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from collapse.spectra import Spectrum
+
+
+def add_spectrum(commands: Any) -> None:
+    command = commands.add_parser(
+        "spectrum",
+        help="singular values of the embedding covariance, and rank metrics",
+        description="Singular values of the covariance of embeddings, and the rank metrics that follow from them.",
+        epilog="example: collapse spectrum resnet50.pth imagenet/val --plot spectrum.png --out spectrum.json",
+    )
+    command.set_defaults(run=_spectrum)
+    command.add_argument(
+        "source", metavar="SOURCE", help="a checkpoint, or an array: .npy .npz .pt .safetensors [:KEY]"
+    )
+    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, or a zip")
+    command.add_argument(
+        "--layer", default="representation", help="representation (default), projector, a module's name, or all"
+    )
+    add_measure(command)
+    command.add_argument(
+        "--jackknife", type=groups, default=0, metavar="G", help="standard errors from G groups of rows (as 20)"
+    )
+    command.add_argument(
+        "--vectors", action="store_true", help="with --out FILE.json: keep the directions too, in FILE.npz"
+    )
+    command.add_argument(
+        "--positions", type=positive, default=0, metavar="K",
+        help="of inner layers: K positions of each feature map as rows, instead of its mean",
+    )  # fmt: skip
+    command.add_argument("--seed", type=count, default=0, help="of --positions")
+    add_output(command)
+    add_model(command)
+
+
+def add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="several results or sources in one table and one plot",
+        description="Rank measures of several spectra in one table, and which directions they share.",
+        epilog="example: collapse compare a.json b.json Z.npy --plot both.png",
+    )
+    command.set_defaults(run=_compare, layer="representation", vectors=True, jackknife=0, positions=0, seed=0)
+    command.add_argument(
+        "sources", metavar="SOURCE", nargs="+",
+        help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
+    )  # fmt: skip
+    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, or a zip")
+    add_measure(command)
+    add_output(command)
+    add_model(command)
+
+
+def _spectrum(options: argparse.Namespace) -> None:
+    from collapse.results import save_text, to_json
+
+    check_output(options, options.source)
+    if options.vectors and not options.out:
+        raise InputError("--vectors wants --out FILE.json, beside which the directions are kept")
+    results = (
+        _of_model(options, options.source, options.images) if options.images else [_of_array(options, options.source)]
+    )
+    if options.layer == "all":
+        text = to_json({"schema": "collapse.spectra/1", "layers": [result.to_dict() for result in results]})
+    else:
+        text = results[0].to_json()
+    if options.plot:
+        _draw(options, {result.name: result for result in results})
+    if options.out:
+        if options.layer == "all":
+            save_text(options.out, text)
+        else:
+            results[0].save(options.out)
+    print(text if options.json else "\n".join(map(report, results)) if len(results) == 1 else by_depth(results), end="")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from collapse.compare import comparison, table
+    from collapse.results import save_text, to_json
+
+    check_output(options, *options.sources)
+    found: dict[str, Spectrum] = {}
+    for source in options.sources:
+        for result in _read(options, source):
+            name = result.name
+            found[name if name not in found else f"{name} ({source})"] = result
+    if len(found) < 2:
+        raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
+    document = comparison(found)
+    if options.plot:
+        _draw(options, found)
+    if options.out:
+        save_text(options.out, to_json(document))
+    print(to_json(document) if options.json else table(document), end="")
+
+
+def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
+    """The spectra of a result, an array, or a checkpoint on --images."""
+    from collapse.arrays import is_array
+    from collapse.spectra import load_results
+
+    if source.endswith(".json"):
+        return load_results(Path(source))
+    if options.images and not is_array(Path(source)):
+        return _of_model(options, source, options.images)
+    return [_of_array(options, source)]
+
+
+def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
+    from collapse import plots
+
+    if options.layer == "all":
+        with plots.style():
+            _, ax = plots.figure(plots.TEXT, 3)
+            layers = [str(s.source["layer"]) for s in spectra.values()]
+            measures = [s.metrics() for s in spectra.values()]
+            ranks = {name: [m[name] for m in measures] for name in ("numerical_rank", "rankme", "effective_rank")}
+            plots.plot_rank_by_depth(ax, layers, ranks, [s.dim for s in spectra.values()])
+    else:
+        ax = plots.draw(spectra, options.kind, None, options.log10, options.log_index)
+    plots.save_figure(ax.figure, options.plot.with_suffix(""), [options.plot.suffix])
+
+
+def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
+    from collapse.arrays import open_array
+    from collapse.covariance import blocks
+    from collapse.measure import spectrum
+
+    if options.layer != "representation":
+        raise InputError(f"{path}: --layer wants a checkpoint and images")
+    source, array = open_array(Path(path))
+    return spectrum(
+        progress(blocks(array, options.limit), "rows", None),
+        not options.raw,
+        options.method,
+        threshold=options.threshold,
+        vectors=options.vectors,
+        jackknife=options.jackknife,
+        source=source,
+    )
+
+
+def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list[Spectrum]":
+    """The spectrum of a layer, or those of all in the order of the forward pass."""
+    from collapse.evaluate import embed_layers, rounding
+    from collapse.images import Images
+    from collapse.measure import Measurement
+
+    device = choose_device(options.device)
+    net = load_encoder(options, path)
+    every = [*net.blocks, "representation", *(["projector"] if net.projector else [])]
+    names = every if options.layer == "all" else [options.layer]
+    if options.layer != "all":
+        net.layer(options.layer)  # refuses an unknown name with the list of those that are
+    images = Images(images_path)
+    count = len(range(len(images))[: options.limit])
+    skipped: list[dict[str, str]] = []
+    pixels = pixels_of(options, images, net, skipped)
+    on = None if device == "cpu" else device
+    measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
+    how = {"device": device, "positions": options.positions, "seed": options.seed}
+    errors: dict[str, NDArray] = {}
+    for batch in pixels:
+        errors = errors or rounding(net, names, batch[:16], not options.raw, **how)
+        for name, rows in next(embed_layers(net, names, [batch], **how)).items():
+            measured[name].update(rows)
+    if len(skipped) > count - 2:
+        raise InputError(
+            f"{images.source}: {len(skipped)} of {count} images cannot be read, first {skipped[0]['path']}"
+        )
+    notes = net.report["warnings"] + ([f"{len(skipped)} of {count} images were skipped"] if skipped else [])
+    seen = {"path": str(images.source), "count": count - len(skipped), "skipped": skipped}
+    about = {"images": seen, "warnings": notes}
+    return [
+        measured[name].spectrum(options.threshold, options.vectors, errors[name], source=source_of(net, name), **about)
+        for name in names
+    ]
+
+
+def by_depth(results: "Sequence[Spectrum]") -> str:
+    """A line a layer for a reader."""
+    lines = [f"{'layer':<20}{'rows':>9}{'width':>7}{'num. rank':>11}{'rankme':>9}{'eff. rank':>11}{'collapsed':>11}"]
+    for result in results:
+        m = result.metrics()
+        lines.append(
+            f"{result.source['layer']:<20}{result.n:>9}{result.dim:>7}{m['numerical_rank']:>11}{m['rankme']:>9.2f}"
+            f"{m['effective_rank']:>11.2f}{m['collapsed_dimensions']:>11}"
+        )
+    notes = dict.fromkeys(note for result in results for note in result.warnings)
+    return "\n".join([*lines, "", *(f"warning: {note}" for note in notes)]) + "\n"
+
+
+def report(result: "Spectrum") -> str:
+    """A spectrum for a reader: what was measured, the metrics, the warnings."""
+    document = result.to_dict()
+    source = document["source"]
+    what = " ".join(filter(None, (source["path"], source["architecture"], source["layer"])))
+    values = result.singular_values
+    lines = [
+        what or "array",
+        f"{result.n} embeddings of {result.dim} dimensions, "
+        f"{'L2-normalised' if result.l2_normalized else 'as they are'}; method {result.method}",
+        f"singular values of the covariance: {values[0]:.4g} (largest) ... {values[-1]:.4g} (smallest)",
+        f"below {result.floor:.2g} is rounding; collapsed is below {result.threshold:g} of the largest",
+        "",
+    ]
+    errors = result.errors["metrics"] if result.errors else {}
+    for name, value in document["metrics"].items():
+        shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
+        lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
+    lines += ["", *(f"warning: {note}" for note in source["warnings"])] if source["warnings"] else []
+    return "\n".join(lines) + "\n"
