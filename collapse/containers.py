@@ -8,11 +8,13 @@ functions or whole modules inside still gives its tensors, and nothing of it is 
 import hashlib
 import io
 import pickle
+import re
 import struct
 import types
 import warnings
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,20 @@ from typing import IO, Any
 from collapse import InputError
 
 HEADER_LIMIT = 32 << 20  # bytes of a safetensors header; real ones are far below 1 MiB
+
+# The dtype of a storage by its class's name (torch.load looks at the class before this package's unpickler does).
+STORAGES = {
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Double": "float64",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+}
 
 # What other files begin with, and what to do about it.
 MAGIC = {
@@ -45,6 +61,7 @@ class Contents:
     sha256: str
     foreign: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    configs: dict[str, Any] = field(default_factory=dict)  # the JSON files beside the tensors, by name
 
 
 def sha256(path: Path) -> str:
@@ -108,7 +125,7 @@ def _read_safetensors(path: Path, header: int) -> Contents:
         raise InputError(f"{path}: a damaged safetensors file ({error})") from error
 
 
-class _Stub:
+class Stub:
     """Stands for any foreign class or function: takes everything, does nothing, keeps its state."""
 
     name = "?"
@@ -116,7 +133,7 @@ class _Stub:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Stub":
+    def __call__(self, *args: Any, **kwargs: Any) -> "Stub":
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -151,10 +168,11 @@ def _tensor_parts() -> dict[tuple[str, str], Any]:
     for name, value in vars(torch).items():
         if isinstance(value, torch.dtype):
             parts["torch", name] = value
+    parts |= {("torch", f"{name}Storage"): getattr(torch, dtype) for name, dtype in STORAGES.items()}
     return parts
 
 
-def _stub_pickle(foreign: set[str]) -> types.ModuleType:
+def stub_pickle(foreign: set[str]) -> types.ModuleType:
     """A pickle module for torch.load whose unpickler adds each foreign name to `foreign` and returns a stub for it."""
     parts = _tensor_parts()
 
@@ -163,7 +181,7 @@ def _stub_pickle(foreign: set[str]) -> types.ModuleType:
             if (module, name) in parts:
                 return parts[module, name]
             foreign.add(f"{module}.{name}")
-            return type("Stub", (_Stub,), {"name": f"{module}.{name}"})
+            return type("Stub", (Stub,), {"name": f"{module}.{name}"})
 
     def load(file: IO[bytes], **options: Any) -> Any:
         return Unpickler(file, **options).load()
@@ -173,39 +191,95 @@ def _stub_pickle(foreign: set[str]) -> types.ModuleType:
     return stub
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse what torch.load would run or swell: TorchScript, compressed records, damaged records."""
+def _check_zip(path: Path) -> bool:
+    """Refuse what would swell or is damaged; True if it is a TorchScript archive.
+
+    The code in such an archive may be compressed, since it is never read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             names = [record.filename for record in records]
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise InputError(f"{path}: is a TorchScript archive, which holds code; save its state_dict() instead")
             if not any(name.endswith("/data.pkl") for name in names):
                 raise InputError(f"{path}: is a zip archive without data.pkl, not a torch checkpoint")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            script = any(name.endswith("/constants.pkl") for name in names)
+            read = [r for r in records if not script or re.search(r"/data\.pkl$|/data/\d+$", r.filename)]
+            if any(record.compress_type != zipfile.ZIP_STORED for record in read):
                 raise InputError(f"{path}: holds compressed records, which torch never writes; refused")
-            if sum(record.file_size for record in records) > path.stat().st_size:
+            if sum(record.file_size for record in read) > path.stat().st_size:
                 raise InputError(f"{path}: declares more bytes than it has; refused")
-            if bad := archive.testzip():
+            if not script and (bad := archive.testzip()):  # those of a script are verified as they are read
                 raise InputError(f"{path}: record {bad} is damaged (checksum); fetch the file again")
+            return script
     except (zipfile.BadZipFile, EOFError, OSError, struct.error) as error:
         raise InputError(f"{path}: truncated or damaged ({error}); fetch the file again") from error
 
 
 def _read_torch(path: Path, container: str) -> Contents:
+    if container == "torch zip" and _check_zip(path):
+        return _read_script(path)
+    # A legacy file comes from memory: torch would unpack one on disk that is also a tar archive.
+    with open(path, "rb") if container == "torch zip" else io.BytesIO(path.read_bytes()) as file:
+        tree, foreign = unpickle(file, f"{path}: cannot be read as a {container}")
+    return Contents(container, tree, sha256(path), foreign)
+
+
+def unpickle(file: IO[bytes], problem: str) -> tuple[Any, list[str]]:
+    """(what a torch file holds, the foreign names in it). Raises InputError, beginning with `problem`."""
     import torch
 
-    if container == "torch zip":
-        _check_zip(path)
     foreign: set[str] = set()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # A legacy file comes from memory: torch would unpack one on disk that is also a tar archive.
-            with open(path, "rb") if container == "torch zip" else io.BytesIO(path.read_bytes()) as file:
-                tree = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_stub_pickle(foreign))
+            tree = torch.load(file, map_location="cpu", weights_only=False, pickle_module=stub_pickle(foreign))
     except Exception as error:  # an untrusted pickle can fail in any way, and each is the file's fault
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: cannot be read as a {container}: {reason[:160]}") from error
-    return Contents(container, tree, sha256(path), sorted(foreign))
+        raise InputError(f"{problem}: {first_line(error)}") from error
+    return tree, sorted(foreign)
+
+
+def first_line(error: Exception) -> str:
+    """An error of somebody else's in one short line."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def _read_script(path: Path) -> Contents:
+    """The tensors of a TorchScript archive. torch.jit.load and torch.load would run its code; its pickle is data."""
+    foreign: set[str] = set()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            folder = next(n for n in archive.namelist() if n.endswith("/data.pkl")).removesuffix("data.pkl")
+            unpickler = stub_pickle(foreign).Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")))
+            storages: dict[str, Any] = {}
+            unpickler.persistent_load = lambda key: _storage(key, archive, folder, storages)
+            tree = unpickler.load()
+    except Exception as error:  # an untrusted pickle can fail in any way, and each is the file's fault
+        raise InputError(f"{path}: cannot be read as a TorchScript archive: {first_line(error)}") from error
+    return Contents("TorchScript archive", tree, sha256(path), sorted(foreign))
+
+
+def _storage(key: tuple[Any, ...], archive: zipfile.ZipFile, folder: str, known: dict[str, Any]) -> Any:
+    import torch
+
+    kind, dtype, name = key[0], key[1], str(key[2])
+    if kind != "storage" or not isinstance(dtype, torch.dtype):
+        raise InputError(f"an unknown kind of storage {kind!r}")
+    if name not in known:
+        data = bytearray(archive.read(f"{folder}data/{name}"))
+        known[name] = torch.frombuffer(data, dtype=torch.uint8).untyped_storage() if data else torch.UntypedStorage(0)
+    return torch.storage.TypedStorage(wrap_storage=known[name], dtype=dtype, _internal=True)
+
+
+def state_of(value: Any) -> Mapping[str, Any] | None:
+    """The tensors and parts that a pickled module keeps, or None for any other foreign object.
+
+    A module of torch has _parameters, _buffers and _modules; one of TorchScript has them as plain attributes.
+    """
+    if not isinstance(value, Stub):
+        return None
+    state = vars(value)
+    if isinstance(state.get("_modules"), Mapping) and isinstance(state.get("_parameters"), Mapping):
+        parts = {**state["_parameters"], **state.get("_buffers", {}), **state["_modules"]}
+        return {name: part for name, part in parts.items() if name not in state.get("_non_persistent_buffers_set", ())}
+    return state if type(value).name.startswith("__torch__.") else None

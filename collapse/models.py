@@ -19,7 +19,8 @@ class ResNetShape:
 
     blocks: residual blocks a stage; planes: width a stage, before the expansion by 4 of a bottleneck;
     stem: kernel of the first convolution, 7 (stride 2 and max-pool follow) or 3 (neither);
-    stem_planes: its width; pad_shortcut: shortcuts without weights (He et al. 2016, option A).
+    stem_planes: its width; pad_shortcut: shortcuts without weights (He et al. 2016, option A);
+    stem_padding and maxpool: where they are not those of the stem's kernel.
     """
 
     blocks: tuple[int, ...]
@@ -30,6 +31,8 @@ class ResNetShape:
     groups: int = 1
     base_width: int = 64
     pad_shortcut: bool = False
+    stem_padding: int | None = None
+    maxpool: bool | None = None
 
 
 class PadShortcut(nn.Module):
@@ -54,10 +57,12 @@ class ResNet(nn.Module):
         super().__init__()
         block = Bottleneck if shape.bottleneck else BasicBlock
         large = shape.stem == 7
-        self.conv1 = nn.Conv2d(3, shape.stem_planes, shape.stem, 2 if large else 1, shape.stem // 2, bias=False)
+        padding = shape.stem // 2 if shape.stem_padding is None else shape.stem_padding
+        self.conv1 = nn.Conv2d(3, shape.stem_planes, shape.stem, 2 if large else 1, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(shape.stem_planes)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        pooled = large if shape.maxpool is None else shape.maxpool
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if pooled else nn.Identity()
         width = shape.stem_planes
         self.stages = [f"layer{stage + 1}" for stage in range(len(shape.blocks))]
         for stage, (name, count, planes) in enumerate(zip(self.stages, shape.blocks, shape.planes, strict=True)):

@@ -22,6 +22,7 @@ LAYERS = (
     {"collapse.spectra"},
     {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots",
      "collapse.views"},
+    {"collapse.folders"},
     {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
      "collapse.theory"},
     {"collapse.compare", "collapse.measure", "collapse.monitor"},

@@ -1,0 +1,209 @@
+"""Networks of timm and torchvision by name, and by their keys where no other rule knows a file."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision import models as tv
+
+from collapse import InputError
+from collapse.checkpoints.keys import ROOT_LIMIT, Weights
+from collapse.checkpoints.plan import Plan, frame
+from collapse.checkpoints.preprocessing import BICUBIC
+from collapse.containers import Contents, first_line
+from collapse.images import Preprocessing
+
+INDEX = Path(__file__).with_name("networks.txt")
+CLASSIFIERS = ("fc", "head", "heads", "classifier")
+
+
+def known(name: Any) -> bool:
+    """Whether timm or torchvision has a network of this name (timm's may end in a tag: vit_base_patch16_224.mae)."""
+    return isinstance(name, str) and bool(_versions(name))
+
+
+def _versions(name: str) -> list[str]:
+    """The libraries' names for a name: timm's as it is, torchvision's with its library before it."""
+    bare = name.removeprefix("torchvision:")
+    of_timm = [name] if timm.is_model(name.partition(".")[0]) else []
+    return of_timm + ([f"torchvision:{bare}"] if bare in tv.list_models(tv) else [])
+
+
+def pretrained(source: str) -> Contents:
+    """The weights of "timm:NAME" or "torchvision:NAME" that the library has cached or can fetch."""
+    library, _, name = source.partition(":")
+    if library not in ("timm", "torchvision"):
+        raise InputError(f"{source}: expected timm:NAME or torchvision:NAME")
+    names = timm.list_models() if library == "timm" else tv.list_models(tv)
+    if name.partition(".")[0] not in names:
+        close = [n for n in names if name.partition(".")[0][:6] in n][:5]
+        raise InputError(f"{source}: no such network in {library}{'; there are ' if close else ''}{', '.join(close)}")
+    try:
+        if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
+            raise InputError("timm has no weights of this name; timm.list_pretrained() lists those that it has")
+        net = timm.create_model(name, pretrained=True) if library == "timm" else tv.get_model(name, weights="DEFAULT")
+    except Exception as error:  # the library's network code fails in its own ways
+        raise InputError(f"{source}: neither cached nor fetched ({first_line(error)})") from error
+    known_as = name if library == "timm" else source
+    version = timm.__version__ if library == "timm" else torchvision.__version__
+    state = dict(net.state_dict())
+    config = {"pretrained_cfg": _pixels(library, name, net), "architecture": known_as}
+    return Contents(f"{library} {version}", state, _digest(state), configs={"config.json": config})
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
+    """What timm calls a pretrained_cfg."""
+    if library == "timm":
+        config: dict[str, Any] = dict(net.pretrained_cfg)  # type: ignore[arg-type]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
+    preset = tv.get_model_weights(name).DEFAULT.transforms()
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": preset.mean, "std": preset.std,
+            "interpolation": preset.interpolation.value}  # fmt: skip
+
+
+def plan_named(name: str, tensors: Mapping[str, Tensor], root: str | None = None) -> tuple[str, Plan]:
+    """(root, plan) of the network of this name, under the root if one is given; all its keys must be there."""
+    found = [(version, r) for version in _versions(name) for r in _roots(version, tensors) if root in (None, r)]
+    if not found:
+        raise InputError(f"its tensors are not those of {name}")
+    version, shortest = min(found, key=lambda item: len(item[1]))
+    return shortest, plan(version, shortest, tensors)
+
+
+def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """{root: names} of the networks of timm and torchvision with these names and shapes, a classifier's aside.
+
+    networks.txt has the fingerprint of each; what it says is verified with the library.
+    """
+    if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
+        raise InputError("no tensor is a convolution of 3 channels")
+    known_prints = _index()
+    found: dict[str, list[str]] = {}
+    for root in _prefixes(tensors):
+        mine = {key.removeprefix(root): tuple(t.shape) for key, t in tensors.items() if key.startswith(root)}
+        names = [name for name in known_prints.get(fingerprint(mine), []) if _exact(name, root, tensors)]
+        if names:
+            # torchvision's network of the same name and tensors as timm's is the same function.
+            found[root] = [name for name in names if name.removeprefix("torchvision:") not in names or ":" not in name]
+    if not found:
+        raise InputError(
+            "no network of timm or torchvision has its tensors; if it is one under other names, give --arch"
+        )
+    return found
+
+
+def _index() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in INDEX.read_text().splitlines():
+        fingerprint, name = line.split()
+        found.setdefault(fingerprint, []).append(name)
+    return found
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """ "" and the beginnings, of up to five components, of the keys of convolutions of 3 channels."""
+    found = {""}
+    for key, tensor in tensors.items():
+        if tensor.ndim == 4 and tensor.shape[1] == 3:
+            parts = key.split(".")
+            found |= {".".join([*parts[:end], ""]) for end in range(1, min(6, len(parts)))}
+    return sorted(found)[:ROOT_LIMIT]
+
+
+def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A digest of names and shapes, a classifier's aside."""
+    kept = sorted((name, shape) for name, shape in shapes.items() if name.split(".")[0] not in CLASSIFIERS)
+    return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
+
+
+def _exact(name: str, root: str, tensors: Mapping[str, Tensor]) -> bool:
+    if name not in _versions(name):
+        return False
+    state = frame(partial(make, name)).state_dict()
+    return all(root + k in tensors and tensors[root + k].shape == t.shape for k, t in state.items())
+
+
+def write_index() -> None:
+    """Write networks.txt anew, for another version of timm or torchvision (some minutes)."""
+    lines = []
+    for name in [*timm.list_models(), *(f"torchvision:{name}" for name in tv.list_models(tv))]:
+        shapes = {key: tuple(t.shape) for key, t in frame(partial(make, name)).state_dict().items()}
+        lines.append(f"{fingerprint(shapes)} {name}")
+    INDEX.write_text("\n".join(lines) + "\n")
+
+
+def make(name: str) -> nn.Module:
+    """The network with random weights and no classifier: its output is the representation."""
+    if not name.startswith("torchvision:"):
+        return timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = tv.get_model(name.partition(":")[2], weights=None)
+    classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
+    last = getattr(net, classifier)
+    if isinstance(last, nn.Sequential):
+        last[-1] = nn.Identity()
+    else:
+        setattr(net, classifier, nn.Identity())
+    return net
+
+
+def _roots(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The roots under which the file has every tensor of a network."""
+    state = frame(partial(make, name)).state_dict()
+    first = next(iter(state))
+    roots = {key.removesuffix(first) for key in tensors if key.endswith(first)}
+    return [r for r in roots if (not r or r.endswith(".")) and all(r + key in tensors for key in state)]
+
+
+def plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
+    """The plan of a library's network for the tensors under a root."""
+    mine = [key for key in tensors if key.startswith(root)]
+    weights = Weights(
+        {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}
+    )
+    create = partial(make, name)
+    _check_shapes(name, frame(create), weights)
+    net, pixels = create().eval(), _default_pixels(name)
+    with torch.no_grad():  # run once to see the width of its output
+        width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
+    stem = "maxpool" if hasattr(net, "maxpool") and hasattr(net, "layer1") else ""
+    return Plan(name, create, weights, width, pixels, _axes(net), stem)
+
+
+def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:
+    """Before anything of the size of a network is made that a file only names."""
+    for key, tensor in net.state_dict().items():
+        if weights.shape(key) != tuple(tensor.shape):
+            raise InputError(f"not {name}: {key!r} is {weights.shape(key)}, expected {tuple(tensor.shape)}")
+
+
+def _default_pixels(name: str) -> Preprocessing:
+    config = None if name.startswith("torchvision:") else timm.get_pretrained_cfg(name)
+    if config is None:
+        return Preprocessing()
+    crop = config.input_size[-1]
+    way = config.interpolation if config.interpolation in ("bilinear", "bicubic") else BICUBIC.interpolation
+    return Preprocessing(int(crop / config.crop_pct), crop, way, tuple(config.mean), tuple(config.std))
+
+
+def _axes(net: nn.Module) -> str:
+    if getattr(net, "num_prefix_tokens", None) is not None or type(net).__name__ == "VisionTransformer":
+        return "tokens"
+    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC" or type(net).__name__.startswith("SwinTransformer")
+    return "nhwc" if channels_last else "nchw"

@@ -1,0 +1,180 @@
+"""What the tensors of an encoder say it is, and what else in the file helps to say it."""
+
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collapse import InputError
+from collapse.checkpoints.keys import Weights
+from collapse.containers import first_line
+from collapse.images import Preprocessing
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the caller knows better than the file; None leaves the file's or the default value.
+
+    arch: the architecture it must be, or timm's or torchvision's name of it where its tensors do not tell.
+    branch: the root of the encoder; projector: the key prefix of its projector, or "none".
+    heads: attention heads; activation: "gelu" or "quick_gelu"; pool: "cls" or "mean", of a transformer's tokens.
+    stem_padding, maxpool: of a residual network's 3 x 3 stem.  dim: DirectCLR's sub-vector becomes the projector.
+    projector_layers: 2 leaves out the second of three layers (PatrickHua/SimSiam on CIFAR).
+    resize, crop, interpolation, mean, std, no_normalize: preprocessing.
+    allow_unknown: go on when some tensors belong to nothing known.
+    """
+
+    arch: str | None = None
+    branch: str | None = None
+    projector: str | None = None
+    projector_layers: int | None = None
+    heads: int | None = None
+    activation: str | None = None
+    pool: str | None = None
+    dim: int | None = None
+    stem_padding: int | None = None
+    maxpool: bool | None = None
+    resize: int | None = None
+    crop: int | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    no_normalize: bool = False
+    allow_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"),
+                   "interpolation": ("bilinear", "bicubic")}  # fmt: skip
+        for name, allowed in choices.items():
+            if getattr(self, name) not in (None, *allowed):
+                raise InputError(f"{name}: got {getattr(self, name)!r}, expected {' or '.join(allowed)}")
+
+
+@dataclass
+class Clues:
+    """Everything but the tensors of the encoder: the caller's word, the configs, the other keys; and what was assumed.
+
+    keys: all keys of the file.  hints: names and numbers of its config, arguments or hyper-parameters.
+    """
+
+    given: Overrides
+    keys: Collection[str]
+    root: str
+    container: str = ""
+    configs: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    head_is_embedding: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def heads(self) -> int | None:
+        return self.given.heads
+
+    @property
+    def pool(self) -> str | None:
+        return self.given.pool
+
+    @property
+    def activation(self) -> str | None:
+        return self.given.activation
+
+    def has(self, pattern: str) -> bool:
+        """Whether some key of the file matches."""
+        return any(re.search(pattern, key) for key in self.keys)
+
+    def hint(self, name: str) -> Any:
+        return self.hints.get(name)
+
+    def number(self, name: str) -> Any:
+        """A positive number of the config, or None."""
+        value = self.hints.get(name)
+        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        return value if usable else None
+
+
+@dataclass
+class Plan:
+    """An architecture and the tensors that go into it.
+
+    make: builds it, on whatever device is current.  weights: under the names of its state dict, and left-overs.
+    width: d of its output (n, d).  pixels: the layout's preprocessing.
+    axes: how its feature maps lie: "nchw", "nhwc" or "tokens".  stem: the name of what comes before its blocks.
+    constants: tensors of the state dict that no file has.
+    """
+
+    architecture: str
+    make: Callable[[], nn.Module]
+    weights: Weights
+    width: int
+    pixels: Preprocessing
+    axes: str = "nchw"
+    stem: str = ""
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
+    """(the network with all its weights, the file's keys in it, warnings); a missing or misshapen tensor is an error.
+
+    First without memory, so that shapes are compared before anything of the size that a file claims is made.
+    """
+    try:
+        module = frame(plan.make)
+    except Exception as error:  # the libraries' code refuses impossible sizes in many ways, all the file's fault
+        raise InputError(f"{path}: not {plan.architecture}, such a network cannot be: {first_line(error)}") from error
+    expected, given = module.state_dict(), {**plan.constants, **plan.weights.tensors}
+    _compare(plan, path, expected, given)
+    used = [name for name in expected if name in given]
+    notes = _precision(used, given)
+    state = {name: given[name].to(expected[name].dtype).contiguous() for name in used}
+    absent = {name: torch.zeros_like(expected[name], device="cpu") for name in expected if name not in given}
+    module.load_state_dict(state | absent, assign=True)
+    if any(buffer.is_meta for buffer in module.buffers()):  # buffers outside of the state dict need real memory
+        module = plan.make()
+        module.load_state_dict(state | absent)
+    keys = {key for name in used if name in plan.weights.keys for key in plan.weights.keys[name]}
+    return module, keys, notes
+
+
+def frame(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network without memory for its weights, or with it where its code cannot do without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                return make()
+        except (NotImplementedError, RuntimeError):  # it computes with tensors as it is made
+            return make()
+
+
+def _compare(plan: Plan, path: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    # Batch norm counts its batches only since torch 0.4.
+    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(expected)} tensors of {plan.architecture} are missing, "
+            f"first {missing[0]!r}"
+        )
+    wrong = [name for name in expected if name in given and given[name].shape != expected[name].shape]
+    if wrong:
+        shapes = f"{tuple(given[wrong[0]].shape)}, expected {tuple(expected[wrong[0]].shape)}"
+        raise InputError(f"{path}: not {plan.architecture}: {wrong[0]!r} is {shapes} ({len(wrong)} such tensors)")
+    kind = [n for n in expected if n in given and expected[n].is_floating_point() and not given[n].is_floating_point()]
+    if kind:
+        stored = str(given[kind[0]].dtype).removeprefix("torch.")
+        raise InputError(
+            f"{path}: {kind[0]!r} is stored as {stored}, expected floating-point numbers ({len(kind)} such)"
+        )
+    bad = [name for name in expected if name in given and not bool(torch.isfinite(given[name]).all())]
+    if bad:
+        raise InputError(f"{path}: {bad[0]!r} holds NaN or infinity ({len(bad)} such tensors)")
+
+
+def _precision(used: Collection[str], given: Mapping[str, Tensor]) -> list[str]:
+    kinds = {
+        str(given[n].dtype).removeprefix("torch.") for n in used if given[n].dtype in (torch.float16, torch.bfloat16)
+    }
+    return [f"weights are stored as {' and '.join(sorted(kinds))}; computed in float32"] if kinds else []
