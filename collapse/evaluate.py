@@ -1,19 +1,15 @@
 """Embeddings of a set of images, and what they are worth: nearest neighbours and a linear probe."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from collapse.checkpoints import Encoder, Taps
 from collapse.images import Preprocessing
-
-if TYPE_CHECKING:
-    from collapse.checkpoints import Encoder
-
 
 PRECISIONS = ("float32", "bf16")
 
@@ -43,40 +39,9 @@ def _ready(net: Any, device: str, precision: str) -> Any:
     return net.to(device, memory_format=layout).eval()
 
 
-class Taps:
-    """The outputs of a network's inner layers, in one pass: hooks on its modules, and rows from what they see.
-
-    rows: name -> (n, d) of the last forward pass, after it: feature maps (n, d, h, w), and tokens (n, t, d), become
-    their mean over positions, or `positions` of them drawn at random as rows of their own, which see what the mean
-    hides.
-    """
-
-    def __init__(self, net: nn.Module, names: Sequence[str], positions: int = 0, seed: int = 0) -> None:
-        self.rows: dict[str, Tensor] = {}
-        self.positions, self.generator = positions, torch.Generator().manual_seed(seed)
-        modules = dict(net.named_modules())
-        self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in names]
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.ndim == 2:
-            self.rows[name] = output
-            return
-        tokens = output.flatten(2).mT if output.ndim == 4 else output
-        if not self.positions:
-            self.rows[name] = tokens.mean(1)
-            return
-        draw = torch.rand(tokens.shape[:2], generator=self.generator).argsort(1)[:, : self.positions]
-        self.rows[name] = torch.take_along_dim(tokens, draw.to(tokens.device)[..., None], 1).flatten(0, 1)
-
-
 @torch.inference_mode()
 def embed_layers(
-    net: "Encoder",
+    net: Encoder,
     names: Sequence[str],
     batches: Iterable[Tensor],
     device: str = "cpu",
@@ -89,7 +54,7 @@ def embed_layers(
     names: "representation", "projector" and modules of the backbone.
     """
     net = _ready(net, device, precision)
-    taps = Taps(net.backbone, [n for n in names if n not in ("representation", "projector")], positions, seed)
+    taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
     for pixels in batches:
         x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(next(net.parameters()).dtype)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
@@ -101,9 +66,7 @@ def embed_layers(
     taps.remove()
 
 
-def rounding(
-    net: "Encoder", names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any
-) -> dict[str, NDArray]:
+def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any) -> dict[str, NDArray]:
     """The rounding errors of some rows of each layer, {name: (n, d)} float64.
 
     A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through

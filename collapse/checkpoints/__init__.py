@@ -8,8 +8,8 @@ cannot be known from the file takes a documented default with a warning, or a fl
 returned.
 """
 
-from collapse.checkpoints.encoder import Encoder, Layer
+from collapse.checkpoints.encoder import Encoder, Layer, Taps
 from collapse.checkpoints.loading import load
 from collapse.checkpoints.plan import Overrides
 
-__all__ = ["Encoder", "Layer", "Overrides", "load"]
+__all__ = ["Encoder", "Layer", "Overrides", "Taps", "load"]

@@ -1,8 +1,11 @@
 """What a checkpoint becomes: a module that gives representations, and its layers by name."""
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from collapse import InputError
@@ -62,56 +65,82 @@ def block_names(backbone: nn.Module, stem: str = "") -> list[str]:
     return names or [name for name, part in backbone.named_children() if next(part.parameters(), None) is not None]
 
 
+class Taps:
+    """Hooks on inner layers of an encoder that keep the rows (n, d) of its last forward pass, until `remove`.
+
+    Feature maps become their mean over positions; of a transformer's tokens those are taken that its representation
+    takes, the class token or the mean of the patches.  With `positions` K, both become K of their positions (of the
+    patches), drawn at random, as rows of their own, which see what the mean hides.
+
+    rows: name -> (n, d), or (n K, d).
+    """
+
+    def __init__(self, net: Encoder, names: Sequence[str], positions: int = 0, seed: int = 0) -> None:
+        modules = dict(net.backbone.named_modules())
+        for name in names:
+            if not name or name not in modules:
+                inner = ", ".join(_offered(net))
+                raise InputError(f"layer: no {name!r}; there are representation, projector, {inner}")
+        self.net, self.rows, self.positions = net, dict[str, Tensor](), positions
+        self.generator = torch.Generator().manual_seed(seed)
+        self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in names]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        # Pooled at once, since what follows may change a feature map in place.
+        wrong = f"layer {name}: gives no one vector an image"
+        if not isinstance(output, Tensor):
+            raise InputError(f"{wrong}, but a {type(output).__name__}; there are {', '.join(self.net.blocks)}")
+        if output.ndim == 2:
+            self.rows[name] = output.clone()
+            return
+        if output.ndim not in (3, 4):
+            raise InputError(f"{wrong}, but shape {tuple(output.shape)}; there are {', '.join(self.net.blocks)}")
+        places, summary = self._places(name, output)
+        self.rows[name] = self._sampled(places) if self.positions else summary
+
+    def _places(self, name: str, output: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, positions, d) and (n, d) of a feature map or tokens."""
+        if output.ndim == 4:
+            tokens_first = self.net.axes == "nhwc"
+            places = output.flatten(1, 2) if tokens_first else output.flatten(2).mT
+            return places, output.mean((1, 2) if tokens_first else (2, 3))
+        if self.net.axes != "tokens" or name.startswith("patch_embed"):
+            return output, output.mean(1)
+        backbone = self.net.backbone
+        patches = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        by_class = getattr(backbone, "global_pool", "token") == "token"
+        return patches, output[:, 0].clone() if by_class else patches.mean(1)
+
+    def _sampled(self, places: Tensor) -> Tensor:
+        drawn = torch.rand(places.shape[:2], generator=self.generator).argsort(1)[:, : self.positions]
+        return torch.take_along_dim(places, drawn.to(places.device)[..., None], 1).flatten(0, 1)
+
+
 class Layer(nn.Module):
     """Images -> (n, d) at one layer of an encoder."""
 
     def __init__(self, net: Encoder, name: str) -> None:
         super().__init__()
         self.net, self.name = net, name
-        self._seen: Tensor | None = None
         if name == "projector" and net.projector is None:
             projector = net.report.get("projector_problem")
             why = f"its projector is not read: {projector}" if projector else "has no projector"
             raise InputError(f"{net.report['path']}: {why}; use --layer representation")
-        if name not in ("representation", "projector"):
-            modules = dict(net.backbone.named_modules())
-            if not name or name not in modules:
-                inner = ", ".join(_offered(net))
-                raise InputError(f"layer: no {name!r}; there are representation, projector, {inner}")
-            modules[name].register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Averaged at once, since what follows may change a feature map in place.
-        self._seen = self._pooled(output)
-
-    def _pooled(self, output: Any) -> Tensor:
-        wrong = f"layer {self.name}: gives no one vector an image"
-        if not isinstance(output, Tensor):
-            raise InputError(f"{wrong}, but a {type(output).__name__}; there are {', '.join(self.net.blocks)}")
-        if output.ndim == 4 and (self.net.axes != "tokens" or self.name.startswith("patch_embed")):
-            return output.mean((1, 2) if self.net.axes == "nhwc" else (2, 3))
-        if output.ndim == 3:
-            return self._tokens(output)
-        if output.ndim == 2:
-            return output.clone()
-        raise InputError(f"{wrong}, but shape {tuple(output.shape)}; there are {', '.join(self.net.blocks)}")
-
-    def _tokens(self, output: Tensor) -> Tensor:
-        backbone = self.net.backbone
-        if self.net.axes != "tokens" or self.name.startswith("patch_embed"):
-            return output.mean(1)
-        if getattr(backbone, "global_pool", "token") == "token":
-            return output[:, 0].clone()
-        return output[:, getattr(backbone, "num_prefix_tokens", 0) :].mean(1)
+        self.taps = Taps(net, [] if name in ("representation", "projector") else [name])
 
     def forward(self, images: Tensor) -> Tensor:
-        self._seen = None
+        self.taps.rows.clear()
         r = self.net(images)
         if self.name == "representation":
             return r
         if self.name == "projector" and self.net.projector is not None:
             return self.net.projector(r)
-        seen, self._seen = self._seen, None
+        seen = self.taps.rows.pop(self.name, None)
         if seen is None or len(seen) != len(images):
             raise InputError(f"layer {self.name}: gives no one vector an image; there are {', '.join(self.net.blocks)}")
         return seen

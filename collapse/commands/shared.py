@@ -24,8 +24,18 @@ def add_measure(command: argparse.ArgumentParser) -> None:
 
 def add_model(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("reading the checkpoint and the images")
-    model.add_argument("--arch", help="the architecture it must be, as resnet50")
+    model.add_argument("--arch", help="the architecture it must be, or timm's or torchvision's name of it")
     model.add_argument("--branch", help="which of several encoders in the file")
+    model.add_argument("--projector", metavar="KEY", help="the prefix of the projector's keys, or none")
+    model.add_argument("--projector-layers", type=positive, metavar="N", help="how many of the stored layers are used")
+    model.add_argument("--heads", type=positive, metavar="N", help="attention heads")
+    model.add_argument("--activation", choices=("gelu", "quick_gelu"))
+    model.add_argument("--pool", choices=("cls", "mean"), help="which tokens of a transformer are the representation")
+    model.add_argument("--dim", type=positive, metavar="D0", help="DirectCLR: the first D0 entries are the projector")
+    model.add_argument("--stem-padding", type=count, metavar="PX", help="of a 3 x 3 first convolution")
+    model.add_argument(
+        "--maxpool", action=argparse.BooleanOptionalAction, help="whether one follows a 3 x 3 first convolution"
+    )
     model.add_argument("--allow-unknown", action="store_true", help="go on when some tensors belong to nothing known")
     model.add_argument("--resize", type=positive, metavar="PX", help="shorter side")
     model.add_argument("--crop", type=positive, metavar="PX", help="centre crop")
@@ -124,12 +134,11 @@ def pixels_of(options: argparse.Namespace, images: "Images", net: "Encoder", ski
 
 
 def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
-    from collapse.checkpoints import load
+    from collapse.checkpoints import Overrides, load
 
     exact_float32()
-    known = ("arch", "branch", "resize", "crop", "interpolation", "no_normalize", "allow_unknown")
-    triples = {name: tuple(value) for name in ("mean", "std") if (value := getattr(options, name))}
-    return load(path, **{name: getattr(options, name) for name in known}, **triples)
+    given = {name: getattr(options, name) for name in Overrides.__dataclass_fields__}
+    return load(path, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def source_of(net: "Encoder", layer: str) -> dict[str, Any]:
