@@ -1,8 +1,12 @@
 """Networks of timm and torchvision by name, and by their keys where no other rule knows a file."""
 
+import contextlib
 import hashlib
+import io
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,9 @@ def pretrained(source: str) -> Contents:
     try:
         if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
             raise InputError("timm has no weights of this name; timm.list_pretrained() lists those that it has")
-        net = timm.create_model(name, pretrained=True) if library == "timm" else tv.get_model(name, weights="DEFAULT")
+        with _silent():
+            timms = library == "timm"
+            net = timm.create_model(name, pretrained=True) if timms else tv.get_model(name, weights="DEFAULT")
     except Exception as error:  # the library's network code fails in its own ways
         raise InputError(f"{source}: neither cached nor fetched ({first_line(error)})") from error
     known_as = name if library == "timm" else source
@@ -56,6 +62,17 @@ def pretrained(source: str) -> Contents:
     state = dict(net.state_dict())
     config = {"pretrained_cfg": _pixels(library, name, net), "architecture": known_as}
     return Contents(f"{library} {version}", state, _digest(state), configs={"config.json": config})
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the libraries say of each attempt to fetch: the last failure becomes the error."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
