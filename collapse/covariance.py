@@ -55,7 +55,7 @@ class _Gram:
             self.centred = np.empty(z.shape)
         centred, one = self.centred[: len(z)], np.ones(len(z))
         # Near the mean first, in the precision of the rows; what it misses is found exactly and taken off at the end.
-        near = (one.astype(z.dtype) @ z / len(z)).astype(np.float64)
+        near = np.asarray(one.astype(z.dtype) @ z / len(z), np.float64)
         np.subtract(z, near, out=centred)
         missed = one @ centred / len(z)
         # One triangle of z^T z, added in place: half of a product, and no second matrix.
@@ -355,7 +355,7 @@ class Covariance:
         from torch import distributed
 
         self._sum.all_reduce()
-        about = torch.tensor([float(self.zero_rows), self.roundoff], dtype=torch.float64, device=self.device)
+        about = torch.as_tensor(np.array([self.zero_rows, self.roundoff])).to(self.device or "cpu")
         distributed.all_reduce(about[:1])
         distributed.all_reduce(about[1:], distributed.ReduceOp.MAX)
         self.zero_rows, self.roundoff = int(about[0]), float(about[1])

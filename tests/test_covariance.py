@@ -1,5 +1,6 @@
 """The accumulators against an SVD of all rows, which never forms a covariance."""
 
+import io
 import json
 import math
 
@@ -119,6 +120,62 @@ def test_tensors_and_arrays_of_the_same_numbers_give_the_same(dtype):
     on_device = spectrum(z, method="covariance", device="cpu")
     np.testing.assert_array_equal(from_tensor.singular_values, from_array.singular_values)
     np.testing.assert_allclose(on_device.singular_values, from_array.singular_values, rtol=1e-12)
+
+
+def test_float32_rows_are_accumulated_in_float64_on_a_device_too():
+    z = rows(0, 300, 7, 50.0).astype(np.float32)
+    exact = reference(z.astype(np.float64))
+    for batch in (z, torch.tensor(z)):
+        for device in (None, "cpu"):
+            found = spectrum(batch, normalize=False, method="covariance", device=device).singular_values
+            np.testing.assert_allclose(found, exact, rtol=0, atol=bound(z, 50.0))
+
+
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_saved_accumulator_goes_on(method, device):
+    z = rows(0, 90, 5, 1.0)
+    z[3] = 0
+    whole, first = (Covariance(5, method, True, device) for _ in range(2))
+    whole.update(z[:40]).update(z[40:])
+    file = io.BytesIO()
+    torch.save(first.update(z[:40]).state_dict(), file)
+    first.update(z[:7])  # what is saved is a copy
+    again = Covariance.from_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert (again.device, again.zero_rows) == (device, 1)
+    assert again.update(z[40:]).spectrum().to_json() == whole.spectrum().to_json()
+
+
+def test_shards_add_up_their_zero_rows():
+    z = rows(0, 30, 4, 0.0)
+    z[[2, 20, 21]] = 0
+    parts = [Covariance(4, normalize=True).update(part) for part in (z[:10], z[10:])]
+    assert parts[0].merge(parts[1]).zero_rows == 3
+    assert parts[1].zero_rows == 2
+
+
+def test_one_process_alone_joins_with_itself(tmp_path):
+    from torch import distributed
+
+    z = rows(0, 30, 4, 2.0)
+    z[3] = 0
+    distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    for method in ("covariance", "qr"):
+        for device in (None, "cpu"):
+            total = Covariance(4, method, True, device).update(z)
+            before = total.spectrum()
+            joined = total.all_reduce().spectrum()
+            np.testing.assert_allclose(joined.singular_values, before.singular_values, rtol=1e-12)
+            assert (joined.n, joined.floor) == (30, pytest.approx(before.floor, rel=1e-12, abs=0))
+            assert total.zero_rows == 1
+    distributed.destroy_process_group()
+
+
+def test_vectors_are_kept_only_if_asked_for():
+    z = rows(0, 30, 4, 2.0)
+    assert spectrum(z).vectors is None
+    assert spectrum(z, rounding=1e-9 * z[:5]).vectors is None
+    assert spectrum(z, vectors=True).vectors.shape == (4, 4)
 
 
 def test_a_device_accumulates_by_qr_as_numpy_does():

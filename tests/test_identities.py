@@ -22,7 +22,8 @@ scales = st.sampled_from([1e-3, 1.0, 30.0, 1e3])
 
 
 def pair(seed, shape, scale=1.0, shift=0.0):
-    """Two views and, exactly, the same two views moved by -shift: what float64 holds at 1e6 is exact near 0."""
+    """Two views and, exactly, the same two views moved by -+shift: what float64 holds at 1e6 is exact near 0."""
+    shift = shift * np.resize([1.0, -1.0], shape[1])
     rng = np.random.default_rng(seed)
     first = scale * rng.standard_normal(shape) / np.arange(1, shape[1] + 1)
     second = first + scale * rng.standard_normal(shape) / 2

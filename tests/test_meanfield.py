@@ -340,3 +340,18 @@ def test_modes_of_anisotropic_data_follow_the_gradient_of_the_whole_matrix():
     flow = matrix_flow(t, [np.diag(s) for s in sigma], along, 1e-7, "DOP853")
     found = np.stack([np.einsum("tkk->tk", W) for W in flow], axis=1)
     np.testing.assert_allclose(field.modes(t, sigma), found, rtol=0, atol=3e-4)
+
+
+def test_modes_of_very_different_speed_take_few_evaluations(monkeypatch):
+    field, calls = MeanField(np.eye(8), np.diag(np.geomspace(1e-2, 100, 8))), []
+    gradient = field.mode_gradient
+    monkeypatch.setattr(field, "mode_gradient", lambda m: calls.append(1) or gradient(m))
+    field.modes(np.array([0.0, 50.0]), np.full((1, 8), 0.3))
+    assert len(calls) < 1000  # 200 by an implicit method, 4,500 by an explicit one
+
+
+def test_the_defaults_are_the_official_toy_scripts():
+    field = MeanField(np.eye(2), np.eye(2))
+    assert (field.batch, field.temperature, len(field.x)) == (128, 0.1, 2048)
+    again = MeanField(np.eye(2), np.eye(2), 128, 0.1, 2048, 0)
+    np.testing.assert_array_equal(field.x, again.x)

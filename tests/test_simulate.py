@@ -88,8 +88,8 @@ def test_a_step_is_that_of_autograd_and_torch_optim_on_the_same_draws(widths, st
 @pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
 def test_every_loss_and_activation_has_the_gradient_of_autograd(similarity, activation):
     descent = Descent(lr=0.3, steps=1, batch=24, temperature=0.7, similarity=similarity, activation=activation)
-    layers = initial((4, 6, 5, 3), [6])
-    found = sgd(layers, VIEWS, [6], descent, [1])
+    layers = initial((4, 6, 5, 3), [6, 7, 8])
+    found = sgd(layers, VIEWS, [6, 7, 8], descent, [1])
     expected, logit, gradient = by_autograd([W[0] for W in layers], draws(VIEWS, 6, 1, 24), descent)
     relative = (2 * logit * 20 + 18 + 2 * 24) * EPS32
     for got, want in zip(found, expected, strict=True):
