@@ -9,7 +9,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,19 @@ class Preprocessing:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> float32, on the pixels' device."""
-        x = pixels.float() / 255
+        return self.standardise(pixels.float() / 255)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """(x - mean) / std of x (n, 3, h, w) in 0..1."""
         if self.mean is None or self.std is None:
             return x
         mean, std = (torch.tensor(a, device=x.device).view(-1, 1, 1) for a in (self.mean, self.std))
         return (x - mean) / std
+
+    def keeps(self, size: Sequence[int]) -> bool:
+        """Whether images of (height, width) `size` go through resize and crop unchanged."""
+        sides = {self.resize, self.crop} - {None}
+        return not sides or (size[0] == size[1] and sides == {size[0]})
 
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
@@ -76,7 +84,7 @@ class Images:
     def __init__(self, source: str | os.PathLike) -> None:
         self.source = Path(source)
         archive = next((p for p in (self.source, *self.source.parents) if p.suffix == ".zip" and p.is_file()), None)
-        self.archive, self._open_archive = archive, None
+        self.archive, self._open_archive, self._opened_by = archive, None, 0
         if archive is None and not self.source.is_dir():
             problem = "is not a folder or a zip" if self.source.exists() else "no such folder or zip"
             raise InputError(f"{self.source}: {problem}; give a folder of images, or a zip of one")
@@ -109,15 +117,23 @@ class Images:
         """Image `index`, decoded; raises InputError if it cannot be."""
         name = self.names[index]
         try:
+            contents = self._bytes(name)
+        except Exception as error:  # a missing file, or a damaged record of a zip
+            raise _unreadable(self.source / name, error) from error
+        return self.decode(contents, self.source / name)
+
+    @staticmethod
+    def decode(contents: bytes, path: Path) -> Image.Image:
+        """The image in the bytes of file `path`; raises InputError if there is none."""
+        try:
             with warnings.catch_warnings():
                 # Pillow only warns of a decompression bomb.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self._bytes(name)))
+                image = Image.open(io.BytesIO(contents))
                 image.load()
             return image
         except Exception as error:  # decoders of damaged files fail in many ways, all the file's fault
-            reason = str(error).splitlines()[0].replace(repr(error), "") if str(error) else type(error).__name__
-            raise InputError(f"{self.source / name}: not a readable image ({reason[:120]})") from error
+            raise _unreadable(path, error) from error
 
     def _bytes(self, name: str) -> bytes:
         if self.archive is None:
@@ -125,15 +141,20 @@ class Images:
             if not path.is_file():
                 raise OSError("not a regular file")
             return path.read_bytes()
-        if self._open_archive is None:  # opened once a worker
-            self._open_archive = zipfile.ZipFile(self.archive)  # type: ignore[assignment]
+        if self._opened_by != os.getpid():  # once a process: a forked one would share the file's position
+            self._open_archive, self._opened_by = zipfile.ZipFile(self.archive), os.getpid()  # type: ignore[assignment]
         return self._open_archive.read(name)  # type: ignore[attr-defined]
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0].replace(repr(error), "") if str(error) else type(error).__name__
+    return InputError(f"{path}: not a readable image ({reason[:120]})")
 
 
 class _Pixels(Dataset):
     """What a worker does: image -> uint8 tensor, or the text of the error, which then is raised in one place."""
 
-    def __init__(self, images: Images, preprocessing: Preprocessing) -> None:
+    def __init__(self, images: Any, preprocessing: Preprocessing) -> None:
         self.images, self.preprocessing = images, preprocessing
 
     def __len__(self) -> int:
@@ -156,9 +177,11 @@ def _stack(items: list[Tensor | str]) -> Tensor | str:
 
 
 def pixel_batches(
-    images: Images, preprocessing: Preprocessing, batch_size: int = 64, workers: int = 0, limit: int | None = None
+    images: Any, preprocessing: Preprocessing, batch_size: int = 64, workers: int = 0, limit: int | None = None
 ) -> Iterator[Tensor]:
     """Batches of images in order, (b, 3, h, w) uint8, decoded by `workers` processes (0: in this one).
+
+    images: `Images`, or anything else with a length and `open`.
 
     Raises InputError at the first image that cannot be read.
     """

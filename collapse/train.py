@@ -1,204 +1,364 @@
 """Contrastive training: SimCLR with any head, and DirectCLR (arXiv 2110.09348, sections 3 and 6).
 
-A RUN is a folder: config.json, metrics.jsonl (one line an epoch), resume.pt while it goes on, and encoder.safetensors
-at its end.  Calling `train` again with the same RUN goes on from the last save and gives the same bytes on a CPU.
+`train` goes on where the RUN's last save is, and on a CPU gives the same weights and curve as if it had never stopped:
+batches and draws are functions of (seed, epoch, image, view), the schedule of the step, and all else is in the save.
 """
 
-import json
 import math
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from collapse import InputError
-from collapse.images import Preprocessing
-from collapse.models import ResNet, ResNetShape, Subvector, make_head
-from collapse.results import save_text, to_json, versions, whole
-from collapse.views import Augmentation, uniforms
+from collapse import InputError, parallel
+from collapse.config import Config
+from collapse.data import Batch, Labelled, Plan, batches, to_memory
+from collapse.network import Network, backward, checkpoint_blocks, finite, save_encoder
+from collapse.online import Monitor, rank_metrics
+from collapse.optim import learning_rate, make_optimizer, parameter_groups
+from collapse.run import Run
+from collapse.views import uniforms
+
+SAVE_SECONDS = 600  # a save is due after so long, whatever the steps
 
 
 @dataclass(frozen=True)
-class Config:
-    """All that decides a run's result.
+class Options:
+    """What may differ between two parts of one run: where and how it is computed and watched, not what.
 
-    method: simclr (the loss sees head(r)) or directclr (it sees the first `dim` entries of r).
-    head: of simclr, see models.make_head; dim: width of the embedding.
-    batch_size: images a step; lr: peak, for SGD with momentum 0.9, after `warmup` epochs, then a cosine to zero.
+    save_every, spectrum_every: steps (None: at the end of every epoch; 0: no spectra).  knn_every: epochs (0: never).
+    held: images of each evaluation.  checkpoint: recompute activations instead of keeping them.
+    stop: asked at each step, returns the number of a signal that came, or 0.
     """
 
-    method: str = "simclr"
-    head: str = "mlp"
-    dim: int = 128
-    seed: int = 0
-    epochs: int = 100
-    batch_size: int = 256
-    lr: float = 0.3
-    warmup: float = 10
-    weight_decay: float = 1e-4
-    temperature: float = 0.1
-    shape: ResNetShape = field(default_factory=lambda: ResNetShape((1, 1, 1), (32, 64, 128), stem=3, stem_planes=32))
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-
-def infonce(z: Tensor, z_prime: Tensor, temperature: float) -> Tensor:
-    """Cosine InfoNCE of two views (n, m), negatives from the other view only, both directions averaged: a scalar.
-
-    The loss of the paper's trainer; the mean over anchors of -ln softmax_j(cos(z_i, z'_j) / temperature)[i].
-    """
-    z, z_prime = F.normalize(z.float()), F.normalize(z_prime.float())
-    logits = z @ z_prime.T / temperature
-    positives = torch.arange(len(z), device=z.device)
-    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
-
-
-def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Linear warm-up over `warmup` steps, then half a cosine to zero at `steps`: a function of the step alone."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
-
-
-class Network(nn.Module):
-    """backbone: images -> r; projector: r -> z."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.backbone = ResNet(config.shape)
-            if config.method == "directclr":
-                self.projector: nn.Module = self._subvector(config)
-            else:
-                self.projector = make_head(config.head, self.backbone.width, config.dim)
-
-    def _subvector(self, config: Config) -> nn.Module:
-        if config.head != "none":
-            raise InputError(f"directclr has no projector: --head none, not {config.head}")
-        if not 1 <= config.dim <= self.backbone.width:
-            raise InputError(
-                f"directclr: d0 = {config.dim}, expected 1..{self.backbone.width}, the representation's width"
-            )
-        return Subvector(config.dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.projector(self.backbone(images))
+    device: str = "cpu"
+    workers: int = 0
+    save_every: int | None = None
+    spectrum_every: int | None = None
+    knn_every: int = 10
+    log_every: int = 50
+    held: int = 10_000
+    compile: bool = False
+    checkpoint: bool = False
+    tensorboard: bool = False
+    stop: Callable[[], int] = field(default=lambda: 0)
 
 
 class Training:
-    """A network, its optimizer and the next epoch: everything that a save holds."""
+    """A network, its optimizer, the next step, and the losses that no line of the log has yet: what a save holds."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.epoch, self.log_bytes = config, 0, 0
-        self.network = Network(config)
-        # Vectors (biases, batch norm) are not decayed, as in the paper's recipe.
-        groups = [[p for p in self.network.parameters() if (p.ndim > 1) == decayed] for decayed in (True, False)]
-        self.optimizer = torch.optim.SGD(
-            [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
-            lr=config.lr,
-            momentum=0.9,
-        )
+    def __init__(self, config: Config, classes: int, plan: Plan, options: Options) -> None:
+        self.plan, self.options, self.device = plan, options, options.device
+        self.network = Network(config, classes)
+        self.config = self.network.config
+        if options.checkpoint:
+            checkpoint_blocks(self.network.backbone)
+        self.network = parallel.synchronise(self.network, self.device).to(self.device)  # type: ignore[assignment]
+        if self.device.startswith("cuda"):
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self.network.train()
+        self.optimizer = self._make_optimizer()
+        self.net: nn.Module = torch.compile(self.network) if options.compile else self.network  # type: ignore[assignment]
+        if parallel.world() > 1:
+            self.net = nn.parallel.DistributedDataParallel(self.net)
+        self.augmentations = (self.config.augmentation(0), self.config.augmentation(1))
+        self.preprocess = self.config.preprocessing()
+        self.step, self.log_bytes = 0, 0
+        self.window: list[float] = []  # since the last line
+        self.epoch_losses: list[float] = []
+        self.unread: list[Tensor] = []  # on the device
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config, network = self.config, self.network
+        groups = parameter_groups(nn.ModuleList([network.backbone, network.projector]), config.weight_decay)
+        for group in groups:
+            group["peak"] = config.lr
+        online = {"weight_decay": 0.0, "adapt": False, "peak": config.classifier_lr}
+        groups.append({"params": list(network.classifier.parameters()), **online})
+        return make_optimizer(config.optimizer, groups, config.momentum, config.eta)
 
     def state(self) -> dict[str, Any]:
+        self.read()
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**parts, "epoch": self.epoch, "log_bytes": self.log_bytes}
+        losses = {"window": self.window, "epoch_losses": self.epoch_losses}
+        return {**parts, **losses, "step": self.step, "log_bytes": self.log_bytes, "environment": environment()}
 
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.log_bytes = state["epoch"], state["log_bytes"]
+        self.step, self.log_bytes = state["step"], state["log_bytes"]
+        self.window, self.epoch_losses = state["window"], state["epoch_losses"]
+        changed = [f"{k} {v}, now {environment()[k]}" for k, v in state["environment"].items() if environment()[k] != v]
+        if changed and parallel.rank() == 0:
+            print(f"warning: {', '.join(changed)}: same data and schedule, other last digits", file=sys.stderr)
 
-    def run_epoch(self, images: Tensor, preprocess: Preprocessing) -> float:
-        """One pass over `images`, (n, 3, h, w) uint8, the last incomplete batch left out; returns the mean loss."""
-        config, total = self.config, 0.0
-        order = np.random.default_rng([config.seed, self.epoch]).permutation(len(images))
-        per_epoch = len(images) // config.batch_size
-        self.network.train()
-        for step in range(per_epoch):
-            rate = learning_rate(
-                self.epoch * per_epoch + step, config.epochs * per_epoch, config.warmup * per_epoch, config.lr
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both views, (n, 3, s, s) float32, normalised, on the device, each image its own draw."""
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        made = []
+        for view, augmentation in enumerate(self.augmentations):
+            u = uniforms(self.config.seed, batch.epoch, batch.images, view, augmentation.DRAWS)
+            cropped = pixels.ndim == 5
+            x = augmentation.colour(pixels[:, view].float() / 255, u) if cropped else augmentation(pixels, u)
+            x = self.preprocess.standardise(x)
+            made.append(x.contiguous(memory_format=torch.channels_last))
+        return made[0], made[1]
+
+    def run_step(self, views: tuple[Tensor, Tensor], labels: Tensor) -> None:
+        """One optimiser step; nothing is read back from the device."""
+        config, per_epoch = self.config, self.plan.per_epoch
+        for group in self.optimizer.param_groups:
+            schedule = (self.step, config.epochs * per_epoch, config.warmup * per_epoch)
+            group["lr"] = learning_rate(*schedule, group["peak"], config.final_lr * group["peak"])
+        self.unread.append(backward(self.net, self.network, views, labels, self.device))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def read(self) -> None:
+        """Fetch the losses of the steps since the last call, the mean of all processes.
+
+        Raises InputError, in all processes: one is not finite.
+        """
+        if not self.unread:
+            return
+        losses = parallel.mean(torch.stack(self.unread)).tolist()
+        self.unread = []
+        if (bad := finite(losses)) is not None:
+            step, rate = self.step - len(losses) + bad, self.optimizer.param_groups[0]["lr"]
+            raise InputError(
+                f"epoch {step // self.plan.per_epoch}, step {step}: the loss is {losses[bad]}; "
+                f"lower lr (now {rate:.3g}); the last save is kept"
             )
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
-            # One pass a view: each view has its own batch norm statistics, as in the paper's trainer.
-            z, z_prime = (self.network(view) for view in self._views(images, batch, preprocess))
-            loss = infonce(z, z_prime, config.temperature)
-            if not math.isfinite(loss.item()):
-                raise InputError(
-                    f"epoch {self.epoch}, step {step}: the loss is {loss.item()}; lower lr (now {rate:.3g})"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total += loss.item()
-        self.epoch += 1
-        return total / per_epoch
-
-    def _views(self, images: Tensor, batch: np.ndarray, preprocess: Preprocessing) -> Iterator[Tensor]:
-        pixels = images[torch.from_numpy(batch)].float() / 255
-        augment = self.config.augmentation
-        for view in range(2):
-            draws = uniforms(self.config.seed, self.epoch, batch, view, augment.DRAWS)
-            yield preprocess.normalize(255 * augment(pixels, draws))
+        self.window += losses
+        self.epoch_losses += losses
 
 
-def train(run: Path, config: Config, images: Tensor, preprocess: Preprocessing, save_every: int = 10) -> Iterator[int]:
-    """Train, or go on training, in the folder `run`; yields the number of epochs done after each.
+def environment() -> dict[str, Any]:
+    """What changes the last digits of a run, as a save holds it."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": parallel.world(),
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
-    images: (n, 3, h, w) uint8. save_every: epochs between saves. A finished run yields nothing.
 
-    Raises InputError: a run of another configuration in `run`, fewer images than a batch, a loss that is not finite.
+def train(
+    folder: Path, config: Config, data: Labelled, val: Labelled | None = None, options: Options | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train, or go on training, in `folder`; yields each line of the log, as it is written, and at an epoch's end.
+
+    val: held-out images for the spectra and the other measurements; None measures nothing.
+    In several processes, every one calls it with the same arguments; the first writes. A finished run yields nothing.
+
+    Raises:
+        InputError: a run of another configuration or another process in `folder`, fewer images than a batch, a batch
+            that the processes cannot share, a loss that is not finite, a disk without room, no memory.
+        SystemExit, KeyboardInterrupt: `options.stop` returned a signal; the state is saved.
     """
-    if len(images) < config.batch_size:
-        raise InputError(f"{len(images)} images, but a batch of {config.batch_size}; lower the batch size")
-    _same_config(run, config)
-    if (run / "encoder.safetensors").exists():
+    options = options or Options()
+    plan = _plan(config, data)
+    training = Training(config, len(data.classes), plan, options)
+    about = {"images": len(data), "digest": data.digest}
+    parallel.agree(repr((training.config, about, torch.__version__)), "configuration, data or torch")
+    run = _open_run(folder, training, about)
+    try:
+        if _lead(lambda: run is not None and run.finished):
+            return
+        data = to_memory(data, options.workers)
+        monitor = None
+        if val is not None and options.spectrum_every != 0:
+            monitor = Monitor(training.network, data, val, options.held, options.workers, options.device)
+        yield from _Loop(training, run, monitor).run(data)
+        if run is not None:
+            save_encoder(folder / "encoder.safetensors", training.network)
+            (folder / "resume.prev.pt").unlink(missing_ok=True)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory at {plan.batch_size // plan.world} images a process; give --checkpoint or --chunks"
+        ) from error
+    finally:
+        if run is not None:
+            run.close()
+
+
+def _plan(config: Config, data: Labelled) -> Plan:
+    world = parallel.world()
+    if len(data) < config.batch_size:
+        raise InputError(f"{len(data)} images, but a batch of {config.batch_size}; lower the batch size")
+    if config.batch_size % world:
+        raise InputError(f"a batch of {config.batch_size} cannot be shared by {world} processes; change one of them")
+    return Plan(len(data), config.batch_size, config.epochs, config.seed, parallel.rank(), world)
+
+
+def _lead(act: Callable[[], Any]) -> Any:
+    """What `act` returns in the first process, in all; an InputError there is raised in all."""
+    result: Any = None
+    if parallel.rank() == 0:
+        try:
+            result = act()
+        except InputError as error:
+            result = error
+    result = parallel.broadcast(result)
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
+def _open_run(folder: Path, training: Training, about: dict[str, Any]) -> Run | None:
+    """Open RUN in the first process; restore its state, if there is one, in all."""
+    opened: list[Run] = []
+
+    def act() -> dict[str, Any] | None:
+        opened.append(Run(folder, training.config.as_dict(), about))
+        size = sum(t.numel() * t.element_size() for t in training.network.state_dict().values())
+        opened[0].require_space(2 * size)
+        return opened[0].load()
+
+    state = _lead(act)
+    if state is not None:
+        training.restore(state)
+    if opened and not opened[0].finished:
+        opened[0].cut_log(training.log_bytes)
+    return opened[0] if opened else None
+
+
+class _Loop:
+    """The steps of a run, with its log, measurements and saves; `run` is None in all processes but the first."""
+
+    def __init__(self, training: Training, run: Run | None, monitor: Monitor | None) -> None:
+        self.training, self.run_folder, self.monitor, self.options = training, run, monitor, training.options
+        self.unreadable: set[str] = set()
+        self.saved = self.marked = time.monotonic()
+        self.waited, self.marked_step = 0.0, training.step
+        self.board = self._board() if run is not None and self.options.tensorboard else None
+
+    def _board(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("--tensorboard: not installed; pip install tensorboard") from error
+        return SummaryWriter(str(self.run_folder and self.run_folder.folder), purge_step=self.training.step)
+
+    def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
+        training, per_epoch = self.training, self.training.plan.per_epoch
+        labels = torch.from_numpy(data.labels)
+        loader = batches(
+            data, training.plan, training.augmentations, training.step, self.options.workers, training.device
+        )
+        for batch, views in self._timed(ahead(loader, training.views, training.device)):
+            self._note_unreadable(batch, len(data))
+            training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
+            step = training.step
+            ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
+            measures = self._due(self.options.spectrum_every, ends) or last
+            if step % self.options.log_every == 0 or ends or (measures and self.monitor is not None):
+                yield self._line(ends, measures)
+            stopped = parallel.largest(self.options.stop())
+            late = parallel.largest(int(time.monotonic() - self.saved > SAVE_SECONDS))
+            if self._due(self.options.save_every, ends) or last or stopped or late:
+                self._save()
+            if stopped == signal.SIGINT:
+                raise KeyboardInterrupt
+            if stopped:
+                raise SystemExit(128 + stopped)
+
+    def _due(self, every: int | None, ends: bool) -> bool:
+        return ends if every is None else every > 0 and self.training.step % every == 0
+
+    def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same items; counts the time spent waiting for them."""
+        while True:
+            start = time.monotonic()
+            item = next(items, None)
+            self.waited += time.monotonic() - start
+            if item is None:
+                return
+            yield item
+
+    def _note_unreadable(self, batch: Batch, n: int) -> None:
+        new = set(batch.unreadable) - self.unreadable
+        self.unreadable |= new
+        for text in sorted(new):
+            print(f"warning: {text}; another image is taken instead", file=sys.stderr)
+        if len(self.unreadable) > max(10, n // 100):
+            raise InputError(f"{len(self.unreadable)} images cannot be read, the last: {batch.unreadable[-1]}")
+
+    def _line(self, ends: bool, measures: bool) -> dict[str, Any]:
+        """Write and return one line: means since the last one, and what is due at this step."""
+        training, now = self.training, time.monotonic()
+        training.read()
+        line: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.step // training.plan.per_epoch,
+            "loss": math.fsum(training.window) / len(training.window),
+            "lr": training.optimizer.param_groups[0]["lr"],
+        }
+        if ends:
+            line["epoch_loss"] = math.fsum(training.epoch_losses) / len(training.epoch_losses)
+            training.epoch_losses = []
+        training.window = []
+        if self.monitor is not None:
+            line |= self._measure(self.monitor, ends, measures)
+        seconds = max(now - self.marked, 1e-9)
+        steps = training.step - self.marked_step
+        line["images_per_second"] = steps * training.plan.batch_size / seconds
+        line["waited"] = self.waited / seconds
+        self.marked, self.marked_step, self.waited = time.monotonic(), training.step, 0.0
+        training.log_bytes = self._write("log", line)
+        if self.board is not None:
+            for name, value in line.items():
+                self.board.add_scalar(name, value, training.step)
+        return line
+
+    def _measure(self, monitor: Monitor, ends: bool, measures: bool) -> dict[str, Any]:
+        line: dict[str, Any] = {}
+        epoch, every = self.training.step // self.training.plan.per_epoch, self.options.knn_every
+        if measures:
+            spectra, line = monitor.spectra()
+            line |= rank_metrics(spectra)
+            values = {name: s.singular_values for name, s in spectra.items()}
+            self._write("add_spectra", self.training.step, values)
+        if ends and every and (epoch % every == 0 or epoch == self.training.config.epochs):
+            line |= monitor.neighbours()
+        return line
+
+    def _save(self) -> None:
+        self._write("save", self.training.state())
+        self.saved = time.monotonic()
+
+    def _write(self, what: str, *values: Any) -> Any:
+        """Call a method of the first process's run; its result, or its error, reaches all."""
+        return _lead(lambda: getattr(self.run_folder, what)(*values))
+
+
+def ahead(
+    items: Iterable[Batch], prepare: Callable[[Batch], tuple[Tensor, Tensor]], device: str
+) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """(batch, its views); on CUDA the next batch is copied and augmented on a stream beside the current step."""
+    if not device.startswith("cuda"):
+        yield from ((batch, prepare(batch)) for batch in items)
         return
-    training = Training(config)
-    if (run / "resume.pt").exists():
-        training.restore(run / "resume.pt")
-    log = run / "metrics.jsonl"
-    with open(log, "ab") as file:
-        file.truncate(training.log_bytes)
-    while training.epoch < config.epochs:
-        loss = training.run_epoch(images, preprocess)
-        line = json.dumps({"epoch": training.epoch, "loss": loss, "lr": training.optimizer.param_groups[0]["lr"]})
-        with open(log, "ab") as file:
-            file.write(line.encode() + b"\n")
-            training.log_bytes = file.tell()
-        if training.epoch % save_every == 0 and training.epoch < config.epochs:
-            with whole(run / "resume.pt") as partial:
-                torch.save(training.state(), partial)
-        yield training.epoch
-    _save_encoder(run / "encoder.safetensors", training.network, config, preprocess)
-    (run / "resume.pt").unlink(missing_ok=True)
+    stream, source = torch.cuda.Stream(device), iter(items)
 
+    def following() -> tuple[Batch, tuple[Tensor, Tensor]] | None:
+        with torch.cuda.stream(stream):  # the loader's own copies too
+            batch = next(source, None)
+            return None if batch is None else (batch, prepare(batch))
 
-def _same_config(run: Path, config: Config) -> None:
-    path, wanted = run / "config.json", json.loads(to_json(asdict(config)))
-    if not path.exists():
-        save_text(path, to_json({"schema": "collapse.run/1", "config": wanted, "versions": versions("numpy", "torch")}))
-        return
-    stored = json.loads(path.read_text())["config"]
-    different = [key for key in wanted if stored.get(key) != wanted[key]]
-    if different:
-        key = different[0]
-        raise InputError(f"{run}: holds a run with {key} = {stored.get(key)}, not {wanted[key]}; choose another folder")
-
-
-def _save_encoder(path: Path, network: Network, config: Config, preprocess: Preprocessing) -> None:
-    """The backbone under torchvision's names, the head under projector., and in the header what a reader must know."""
-    tensors = {key.removeprefix("backbone."): value.contiguous() for key, value in network.state_dict().items()}
-    facts = {"architecture": asdict(config.shape), "preprocessing": preprocess.as_dict(), "training": asdict(config)}
-    with whole(path) as partial:
-        # One entry: safetensors writes several in random order, and equal runs shall give equal bytes.
-        save_file(tensors, os.fspath(partial), {"collapse": to_json(facts)})
+    item = following()
+    while item is not None:
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for view in item[1]:
+            view.record_stream(torch.cuda.current_stream(device))
+        ready, item = item, following()
+        yield ready

@@ -18,11 +18,14 @@ PACKAGE = Path(collapse.__file__).parent
 # A module may import those of the layers before its own, and others of its own only within theory.
 LAYERS = (
     {"collapse"},
-    {"collapse.metrics", "collapse.results"},
-    {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots",
-     "collapse.views"},
-    {"collapse.arrays", "collapse.checkpoints", "collapse.evaluate", "collapse.experiment", "collapse.train",
-     "collapse.theory"},
+    {"collapse.metrics", "collapse.parallel", "collapse.results"},
+    {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.losses", "collapse.models",
+     "collapse.optim", "collapse.plots", "collapse.run", "collapse.views"},
+    {"collapse.arrays", "collapse.checkpoints", "collapse.config", "collapse.data", "collapse.evaluate",
+     "collapse.experiment", "collapse.theory"},
+    {"collapse.network", "collapse.probes"},
+    {"collapse.online"},
+    {"collapse.train"},
     {"collapse.cli"},
     {"collapse.__main__"},
 )  # fmt: skip

@@ -1,0 +1,371 @@
+"""Labelled images for training and probes: folders and zips of classes, tar shards, arrays, CIFAR-10, the digits.
+
+Every source is `len(images)` and `images.open(index)`, in a fixed order; small sets of one size are decoded once into
+one tensor, others by workers.  Which images make batch k of an epoch is a function of (seed, epoch, k), and what is
+drawn for an image of (seed, epoch, image, view): neither the workers nor their number can change a run.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from collapse import InputError
+from collapse.images import SUFFIXES, Images, Preprocessing, pixel_batches
+from collapse.views import Augmentation, uniforms
+
+IN_MEMORY = 2 << 30  # bytes of decoded pixels up to which a set is kept as one tensor
+
+
+class Source(Protocol):
+    """Images in a fixed order."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image.Image:
+        """Image `index`; raises InputError if it cannot be read."""
+
+
+class Pixels:
+    """Images in one tensor (n, 3, h, w) uint8."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index].permute(1, 2, 0).numpy())
+
+
+class Subset:
+    """Some images of a source."""
+
+    def __init__(self, images: Source, indices: NDArray) -> None:
+        self.images, self.indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def open(self, index: int) -> Image.Image:
+        return self.images.open(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A set: images, labels (n,) int64, the classes' names, and a digest of all that identifies it."""
+
+    images: Source
+    labels: NDArray
+    classes: tuple[str, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: NDArray) -> "Labelled":
+        """The images at `indices`, in that order."""
+        return Labelled(Subset(self.images, indices), self.labels[indices], self.classes, self.digest)
+
+    def batches(self, preprocess: Preprocessing, batch_size: int, workers: int) -> Iterator[Tensor]:
+        """All images in order as a network's evaluation sees them, (b, 3, h, w) uint8."""
+        if isinstance(self.images, Pixels) and preprocess.keeps(self.images.pixels.shape[-2:]):
+            return iter(self.images.pixels.split(batch_size))
+        return pixel_batches(self.images, preprocess, batch_size, workers)
+
+
+def open_data(source: str | os.PathLike, split: str) -> Labelled:
+    """The "train" or "val" part of a data set.
+
+    source: a folder with train/CLASS/* and val/CLASS/*, or a zip of one; a folder with train*.tar and val*.tar shards
+    of NAME.jpg and NAME.cls; a .npz of x_train, y_train, x_test, y_test, (n, h, w[, 3]) uint8 and (n,) integers;
+    cifar10:FOLDER as torchvision stores it; or sklearn:digits (1,197 and 600 of them, at random but fixed).
+
+    Raises InputError: no such thing, an empty class, labels that do not fit.
+    """
+    text = os.fspath(source)
+    if text == "sklearn:digits":
+        return _digits(split)
+    if text.startswith("cifar10:"):
+        return _cifar10(text.partition(":")[2], split)
+    path = Path(text)
+    if path.suffix == ".npz" and path.is_file():
+        return _npz(path, split)
+    shards = sorted(path.glob(f"{split}*.tar")) if path.is_dir() else []
+    return _shards(shards) if shards else _classes(path, split)
+
+
+def of_arrays(pixels: Tensor, labels: NDArray, classes: Iterable[str] | None = None) -> Labelled:
+    """A set of images in memory, (n, 3, h, w) uint8, and their labels."""
+    names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max()) + 1)))
+    digest = hashlib.sha256(pixels.contiguous().numpy().tobytes() + np.asarray(labels, np.int64).tobytes())
+    return Labelled(Pixels(pixels), np.asarray(labels, np.int64), names, digest.hexdigest())
+
+
+def _digest(names: list[str], labels: NDArray) -> str:
+    text = "\n".join(f"{name} {label}" for name, label in zip(names, labels.tolist(), strict=True))
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def _classes(path: Path, split: str) -> Labelled:
+    """One folder a class, in a folder or a zip, whose own top folder may be left out."""
+    images = Images(_root(path, split))
+    names = sorted({name.split("/")[0] for name in images.names if "/" in name}, key=os.fsencode)
+    loose = next((name for name in images.names if "/" not in name), None)
+    if loose is not None:
+        raise InputError(f"{images.source / loose}: lies in no class; {split} wants one folder a class")
+    if images.archive is None:
+        empty = sorted(d.name for d in images.source.iterdir() if d.is_dir() and d.name not in names)
+        empty = [name for name in empty if not name.startswith((".", "__MACOSX"))]
+        if empty:
+            raise InputError(f"{images.source / empty[0]}: a class without images; fill the folder or remove it")
+    number = {name: index for index, name in enumerate(names)}
+    labels = np.array([number[name.split("/")[0]] for name in images.names], np.int64)
+    return Labelled(images, labels, tuple(names), _digest(images.names, labels))
+
+
+def _root(path: Path, split: str) -> Path:
+    """Where the classes of a split lie: path/split, or path/TOP/split in a zip that was made of a folder TOP."""
+    if path.suffix != ".zip" or not path.is_file():
+        if path.is_dir() and not (path / split).is_dir():
+            raise InputError(f"{path}: has no folder {split}; --data wants train/CLASS/* and val/CLASS/*")
+        return path / split
+    names = Images(path).names
+    place = next((name.split("/").index(split) for name in names if split in name.split("/")[:2]), None)
+    if place is None:
+        raise InputError(f"{path}: has no folder {split}; --data wants train/CLASS/* and val/CLASS/*")
+    top = next(name for name in names if split in name.split("/")[:2]).split("/")[:place]
+    return path.joinpath(*top, split)
+
+
+def _npz(path: Path, split: str) -> Labelled:
+    keys = ("x_train", "y_train") if split == "train" else ("x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = (file[key] for key in keys)
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot read {' and '.join(keys)} ({error})") from error
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or len(y) != len(x):
+        raise InputError(f"{path}: {keys[0]} is {x.dtype} {x.shape}, expected uint8 (n, h, w) or (n, h, w, 3)")
+    x = np.repeat(x[..., None], 3, 3) if x.ndim == 3 else x
+    return of_arrays(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), y.reshape(-1))
+
+
+def _digits(split: str) -> Labelled:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.images))
+    chosen = order[:1197] if split == "train" else order[1197:]
+    pixels = torch.from_numpy(np.rint(data.images[chosen] * 255 / 16).astype(np.uint8))
+    return of_arrays(pixels[:, None].expand(-1, 3, -1, -1).contiguous(), data.target[chosen])
+
+
+def _cifar10(folder: str, split: str) -> Labelled:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        data = CIFAR10(folder, train=split == "train")
+    except RuntimeError as error:
+        raise InputError(f"{folder}: holds no CIFAR-10 (cifar-10-batches-py) as torchvision stores it") from error
+    return of_arrays(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), np.array(data.targets), data.classes)
+
+
+class Shards:
+    """Images in tar files (WebDataset's layout), read where their headers say they lie: any order costs the same."""
+
+    def __init__(self, entries: list[tuple[Path, str, int, int]]) -> None:
+        self.entries = entries  # (shard, name, offset, bytes)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def open(self, index: int) -> Image.Image:
+        path, name, offset, size = self.entries[index]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return Images.decode(file.read(size), path / name)
+
+
+def _shards(paths: list[Path]) -> Labelled:
+    entries, found = [], {}
+    for path in paths:
+        try:
+            with tarfile.open(path) as archive:
+                for member in filter(tarfile.TarInfo.isfile, archive):
+                    key, suffix = os.path.splitext(member.name)
+                    if suffix.lower() in SUFFIXES:
+                        entries.append((path, member.name, member.offset_data, member.size))
+                    elif suffix in (".cls", ".json"):
+                        found[path, key] = _label(archive, member, f"{path}/{member.name}")
+        except tarfile.TarError as error:
+            raise InputError(f"{path}: a damaged tar ({error})") from error
+    missing = next((f"{p}/{n}" for p, n, _, _ in entries if (p, os.path.splitext(n)[0]) not in found), None)
+    if missing or not entries:
+        raise InputError(f"{missing or paths[0]}: no image with a label; shards want NAME.jpg beside NAME.cls")
+    labels = np.array([found[path, os.path.splitext(name)[0]] for path, name, _, _ in entries], np.int64)
+    names = [f"{path.name}/{name}" for path, name, _, _ in entries]
+    return Labelled(Shards(entries), labels, tuple(map(str, range(labels.max() + 1))), _digest(names, labels))
+
+
+def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> int:
+    file = archive.extractfile(member)
+    try:
+        value = json.loads(file.read() if file else b"")
+        return int(value["label"] if isinstance(value, dict) else value)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: expected a class number") from error
+
+
+def same_classes(train: Labelled, val: Labelled, source: str) -> None:
+    """Raise InputError unless both parts have the same classes."""
+    odd = sorted(set(train.classes) ^ set(val.classes))
+    if odd:
+        where = "train" if odd[0] in train.classes else "val"
+        raise InputError(f"{source}: class {odd[0]!r} is in {where} alone ({len(odd)} such classes)")
+
+
+def to_memory(data: Labelled, workers: int) -> Labelled:
+    """The same set in one tensor, if its images are of one size and small together; else as it is."""
+    if isinstance(data.images, Pixels):
+        return data
+    whole = Preprocessing(None, None)
+    first = whole.pixels(data.images.open(0))
+    second = whole.pixels(data.images.open(len(data) - 1))
+    if first.shape != second.shape or len(data) * first.numel() > IN_MEMORY:
+        return data
+    try:
+        pixels = torch.cat(list(pixel_batches(data.images, whole, 256, workers)))
+    except InputError:
+        return data  # several sizes, or one that cannot be read: the workers' way deals with both
+    return Labelled(Pixels(pixels), data.labels, data.classes, data.digest)
+
+
+def order(seed: int, epoch: int, n: int) -> NDArray:
+    """(n,) the order of the images in an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images each step takes: `batch_size` of n a step over all processes, of which this one takes a part."""
+
+    n: int
+    batch_size: int
+    epochs: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps an epoch; the last incomplete batch is left out."""
+        return self.n // self.batch_size
+
+    def batches(self, first: int) -> Iterator[tuple[int, NDArray]]:
+        """(epoch, this process's images) of each step from `first` on to the last epoch's end."""
+        own = self.batch_size // self.world
+        for epoch in range(first // self.per_epoch, self.epochs):
+            images = order(self.seed, epoch, self.n)
+            for step in range(first % self.per_epoch if epoch == first // self.per_epoch else 0, self.per_epoch):
+                start = step * self.batch_size + self.rank * own
+                yield epoch, images[start : start + own]
+
+
+@dataclass
+class Batch:
+    """images: (b,) indices; pixels: (b, 3, h, w) whole, or (b, views, 3, s, s) cropped, uint8; unreadable: messages."""
+
+    epoch: int
+    images: NDArray
+    pixels: Tensor
+    unreadable: list[str]
+
+
+class _Views(Dataset):
+    """What a worker does: decode once, crop every view.
+
+    An image that cannot be read is replaced by the next that can: a function of the set alone.
+    """
+
+    def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int) -> None:
+        self.images, self.augmentations, self.seed = data.images, augmentations, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]]:
+        epoch, first = key
+        unreadable: list[str] = []
+        for index in range(first, first + 10):
+            try:
+                image = self.images.open(index % len(self.images)).convert("RGB")
+                return first, self._crops(torch.from_numpy(np.array(image)).permute(2, 0, 1), epoch, first), unreadable
+            except InputError as error:
+                unreadable.append(str(error))
+        return first, torch.empty(0), unreadable
+
+    def _crops(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
+        draws = [
+            uniforms(self.seed, epoch, np.array([index]), view, a.DRAWS)[0] for view, a in enumerate(self.augmentations)
+        ]
+        return torch.stack([a.crop_one(pixels, u) for a, u in zip(self.augmentations, draws, strict=True)])
+
+
+def _collate(items: list[tuple[int, Tensor, list[str]]]) -> tuple[NDArray, Tensor, list[str]]:
+    unreadable = [text for _, _, texts in items for text in texts]
+    if any(len(pixels) == 0 for _, pixels, _ in items):
+        return np.array([]), torch.empty(0), unreadable
+    return np.array([i for i, _, _ in items]), torch.stack([pixels for _, pixels, _ in items]), unreadable
+
+
+def batches(
+    data: Labelled, plan: Plan, augmentations: tuple[Augmentation, ...], first: int, workers: int, device: str = "cpu"
+) -> Iterator[Batch]:
+    """This process's batches from step `first` on: whole images of a set in memory, else crops by `workers`.
+
+    Raises InputError: ten images in a row cannot be read, or a worker died.
+    """
+    if isinstance(data.images, Pixels):
+        pixels = data.images.pixels.to(device)
+        for epoch, images in plan.batches(first):
+            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device)], [])
+        return
+    keys = ([(epoch, int(i)) for i in images] for epoch, images in plan.batches(first))
+    loader: DataLoader = DataLoader(
+        _Views(data, augmentations, plan.seed),
+        batch_sampler=_Sampler(keys),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.startswith("cuda"),
+        collate_fn=_collate,
+    )
+    epochs = (epoch for epoch, _ in plan.batches(first))
+    try:
+        for epoch, (images, pixels, unreadable) in zip(epochs, loader, strict=True):
+            if len(pixels) == 0:
+                raise InputError(f"ten images in a row cannot be read, the last: {unreadable[-1]}")
+            yield Batch(epoch, images, pixels, unreadable)
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
+
+
+class _Sampler:
+    """The keys of each batch, made as they are needed."""
+
+    def __init__(self, keys: Iterable[list[tuple[int, int]]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys)
