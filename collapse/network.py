@@ -61,14 +61,17 @@ def resolve(config: Config) -> Config:
 @contextmanager
 def frozen_statistics(net: nn.Module) -> Iterator[None]:
     """Batch norms normalise as in training, and leave their running statistics alone."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())  # copies to write to; the kernels need some
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)
 
 
 def checkpoint_blocks(net: nn.Module) -> None:

@@ -144,7 +144,7 @@ class Training:
 def environment() -> dict[str, Any]:
     """What changes the last digits of a run, as a save holds it."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processes": parallel.world(),
         "machine": platform.machine(),

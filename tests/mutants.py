@@ -92,7 +92,13 @@ def main() -> int:
     for name in survivors:
         print(f"{found[name]}: {name}\n{chosen[name]}\n")
     killed = 1 - len(survivors) / len(chosen)
-    about = {"schema": 1, **provenance(), "seed": options.seed, "mutants": {name: found[name] for name in chosen}, "killed": killed}
+    about = {
+        "schema": 1,
+        **provenance(),
+        "seed": options.seed,
+        "mutants": {name: found[name] for name in chosen},
+        "killed": killed,
+    }
     save_text(ROOT / "benchmarks/results/mutants.json", to_json(about))
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed: {killed:.1%} (seed {options.seed})")
     return 0 if killed >= 0.95 else 1
