@@ -63,6 +63,33 @@ class Subset:
         return self.images.open(int(self.indices[index]))
 
 
+def open_next(images: Source, index: int) -> tuple[Image.Image, list[str]]:
+    """The first image from `index` on that can be read, of ten, and what was wrong with the others.
+
+    Raises InputError: none can be read.
+    """
+    unreadable: list[str] = []
+    for candidate in range(index, index + 10):
+        try:
+            return images.open(candidate % len(images)), unreadable
+        except InputError as error:
+            unreadable.append(str(error))
+    raise InputError(f"ten images in a row cannot be read, the last: {unreadable[-1]}")
+
+
+class Tolerant:
+    """A source in which an image that cannot be read is the next that can."""
+
+    def __init__(self, images: Source) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> Image.Image:
+        return open_next(self.images, index)[0]
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A set: images, labels (n,) int64, the classes' names, and a digest of all that identifies it."""
@@ -295,24 +322,19 @@ class Batch:
 
 
 class _Views(Dataset):
-    """What a worker does: decode once, crop every view.
-
-    An image that cannot be read is replaced by the next that can: a function of the set alone.
-    """
+    """What a worker does: decode once, crop every view; (index, crops, what could not be read), or the error's text."""
 
     def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int) -> None:
         self.images, self.augmentations, self.seed = data.images, augmentations, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]]:
-        epoch, first = key
-        unreadable: list[str] = []
-        for index in range(first, first + 10):
-            try:
-                image = self.images.open(index % len(self.images)).convert("RGB")
-                return first, self._crops(torch.from_numpy(np.array(image)).permute(2, 0, 1), epoch, first), unreadable
-            except InputError as error:
-                unreadable.append(str(error))
-        return first, torch.empty(0), unreadable
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]] | str:
+        epoch, index = key
+        try:
+            image, unreadable = open_next(self.images, index)
+        except InputError as error:
+            return str(error)
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return index, self._crops(pixels, epoch, index), unreadable
 
     def _crops(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
         draws = [
@@ -321,11 +343,12 @@ class _Views(Dataset):
         return torch.stack([a.crop_one(pixels, u) for a, u in zip(self.augmentations, draws, strict=True)])
 
 
-def _collate(items: list[tuple[int, Tensor, list[str]]]) -> tuple[NDArray, Tensor, list[str]]:
-    unreadable = [text for _, _, texts in items for text in texts]
-    if any(len(pixels) == 0 for _, pixels, _ in items):
-        return np.array([]), torch.empty(0), unreadable
-    return np.array([i for i, _, _ in items]), torch.stack([pixels for _, pixels, _ in items]), unreadable
+def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray, Tensor, list[str]] | str:
+    whole = [item for item in items if not isinstance(item, str)]
+    if len(whole) < len(items):
+        return next(item for item in items if isinstance(item, str))
+    indices, pixels, unreadable = zip(*whole, strict=True)
+    return np.array(indices), torch.stack(pixels), [text for texts in unreadable for text in texts]
 
 
 def batches(
@@ -351,10 +374,10 @@ def batches(
     )
     epochs = (epoch for epoch, _ in plan.batches(first))
     try:
-        for epoch, (images, pixels, unreadable) in zip(epochs, loader, strict=True):
-            if len(pixels) == 0:
-                raise InputError(f"ten images in a row cannot be read, the last: {unreadable[-1]}")
-            yield Batch(epoch, images, pixels, unreadable)
+        for epoch, item in zip(epochs, loader, strict=True):
+            if isinstance(item, str):
+                raise InputError(item)
+            yield Batch(epoch, *item)
     except RuntimeError as error:
         if "worker" not in str(error):
             raise

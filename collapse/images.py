@@ -7,6 +7,7 @@ as in the pipelines of torchvision with which these networks were evaluated.
 
 import io
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -147,7 +148,7 @@ class Images:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0].replace(repr(error), "") if str(error) else type(error).__name__
+    reason = re.sub(r" ?<.*? object at .*?>", "", str(error)).partition("\n")[0] or type(error).__name__
     return InputError(f"{path}: not a readable image ({reason[:120]})")
 
 

@@ -1,6 +1,7 @@
 """What is measured while a network trains: spectra, the online classifier, nearest neighbours."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from collapse import parallel
 from collapse.covariance import Covariance, Spectrum
-from collapse.data import Labelled
+from collapse.data import Labelled, Tolerant
 from collapse.evaluate import Accuracy, knn
 from collapse.network import Network
 
@@ -37,8 +38,10 @@ class _Share:
 
 
 def _some(data: Labelled, count: int, seed: list[int]) -> Labelled:
-    """Up to `count` images at random, in order."""
-    return data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:count]))
+    """Up to `count` images at random, in order; one that cannot be read is replaced by the next."""
+    return replace(data, images=Tolerant(data.images)).subset(
+        np.sort(np.random.default_rng(seed).permutation(len(data))[:count])
+    )
 
 
 class Monitor:
@@ -73,7 +76,7 @@ class Monitor:
             for r, labels in self._pass(self.held):
                 z = self.network.projector(r).flatten(1)
                 for name, rows in (("representation", r), ("embedding", z)):
-                    sums.setdefault(name, Covariance(rows.shape[1])).update(rows.cpu().numpy())
+                    sums.setdefault(name, Covariance(rows.shape[1], normalize=True)).update(rows.cpu().numpy())
                 found += Accuracy.of(self.network.classifier(r), labels)
         if parallel.world() > 1:
             for total in sums.values():

@@ -50,7 +50,13 @@ class Run:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()} on {os.uname().nodename}")
         self._lock.flush()
-        self._same({"config": dict(config), "data": dict(data)})
+        for partial in folder.glob(".*.*.*"):  # left by a process that was killed while it wrote
+            partial.unlink(missing_ok=True)
+        try:
+            self._same({"config": dict(config), "data": dict(data)})
+        except InputError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let others have it."""

@@ -224,7 +224,12 @@ def _open_run(folder: Path, training: Training, about: dict[str, Any]) -> Run | 
         opened[0].require_space(2 * size)
         return opened[0].load()
 
-    state = _lead(act)
+    try:
+        state = _lead(act)
+    except InputError:
+        for run in opened:
+            run.close()
+        raise
     if state is not None:
         training.restore(state)
     if opened and not opened[0].finished:
