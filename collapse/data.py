@@ -149,8 +149,12 @@ def _digest(names: list[str], labels: NDArray) -> str:
 def _classes(path: Path, split: str) -> Labelled:
     """One folder a class, in a folder or a zip, whose own top folder may be left out."""
     images = Images(_root(path, split))
-    names = sorted({name.split("/")[0] for name in images.names if "/" in name}, key=os.fsencode)
-    loose = next((name for name in images.names if "/" not in name), None)
+    inside = (
+        images.source.relative_to(images.archive).parts if images.archive else ()
+    )  # of a zip, names are from its top
+    places = [name.split("/")[len(inside) :] for name in images.names]
+    names = sorted({place[0] for place in places if len(place) > 1}, key=os.fsencode)
+    loose = next((place[0] for place in places if len(place) == 1), None)
     if loose is not None:
         raise InputError(f"{images.source / loose}: lies in no class; {split} wants one folder a class")
     if images.archive is None:
@@ -159,7 +163,7 @@ def _classes(path: Path, split: str) -> Labelled:
         if empty:
             raise InputError(f"{images.source / empty[0]}: a class without images; fill the folder or remove it")
     number = {name: index for index, name in enumerate(names)}
-    labels = np.array([number[name.split("/")[0]] for name in images.names], np.int64)
+    labels = np.array([number[place[0]] for place in places], np.int64)
     return Labelled(images, labels, tuple(names), _digest(images.names, labels))
 
 

@@ -61,8 +61,7 @@ class Training:
         if options.checkpoint:
             checkpoint_blocks(self.network.backbone)
         self.network = parallel.synchronise(self.network, self.device).to(self.device)  # type: ignore[assignment]
-        if self.device.startswith("cuda"):
-            self.network = self.network.to(memory_format=torch.channels_last)
+        self.network = self.network.to(memory_format=torch.channels_last)
         self.network.train()
         self.optimizer = self._make_optimizer()
         self.net: nn.Module = torch.compile(self.network) if options.compile else self.network  # type: ignore[assignment]

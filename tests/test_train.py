@@ -432,6 +432,8 @@ def test_wilsons_interval_is_its_own_equation():
 def test_the_evaluations_of_a_checkpoint_are_above_chance(photos, tmp_path_factory, tmp_path, capsys, recipe):
     config = make_config("imagenet", arch="resnet18", planes=(8, 16, 32, 64), image_size=32, batch_size=16, epochs=2)
     data = open_data(photos, "train")
+    assert data.classes == ("a", "b", "c")
+    assert np.bincount(data.labels).tolist() == [16, 16, 16]
     list(train(tmp_path / "run", config, data))
     out = tmp_path / "out.json"
     call = [recipe[0], tmp_path / "run/encoder.safetensors", "--data", photos, "--workers", 0, "--batch-size", 16]
