@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from collapse.config import Config, make_config
-from collapse.data import Labelled, Plan, batches, of_arrays, open_data
+from collapse.data import Labelled, of_arrays, open_data
+from collapse.loader import Plan, batches
 from collapse.losses import infonce
 from collapse.results import provenance, save_text, to_json
 from collapse.train import Options, Training, ahead

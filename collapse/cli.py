@@ -261,6 +261,7 @@ def _add_train(commands: Any) -> None:
     fast = command.add_argument_group("computing")
     fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory, the same result")
+    fast.add_argument("--nvjpeg", action="store_true", help="decode JPEGs on the device instead of in the workers")
     values = command.add_argument_group("the recipe (defaults: the preset's)")
     for name, kind, count in flags():
         options: dict[str, Any] = {"type": kind, "nargs": count, "metavar": kind.__name__.upper()}
@@ -284,7 +285,17 @@ def _train(options: argparse.Namespace) -> None:
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
     compiled = device.startswith("cuda") if options.compile is None else options.compile
-    names = ("workers", "save_every", "spectrum_every", "knn_every", "log_every", "held", "checkpoint", "tensorboard")
+    names = (
+        "workers",
+        "save_every",
+        "spectrum_every",
+        "knn_every",
+        "log_every",
+        "held",
+        "checkpoint",
+        "nvjpeg",
+        "tensorboard",
+    )
     chosen = {name: getattr(options, name) for name in names}
     lead = parallel.rank() == 0
     if lead:

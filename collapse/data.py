@@ -1,8 +1,7 @@
 """Labelled images for training and probes: folders and zips of classes, tar shards, arrays, CIFAR-10, the digits.
 
-Every source is `len(images)` and `images.open(index)`, in a fixed order; small sets of one size are decoded once into
-one tensor, others by workers.  Which images make batch k of an epoch is a function of (seed, epoch, k), and what is
-drawn for an image of (seed, epoch, image, view): neither the workers nor their number can change a run.
+Every source is `len(images)` and `images.open(index)`, in a fixed order; files have `images.read(index)` too, their
+bytes.  Batches for training are in loader.py.
 """
 
 import hashlib
@@ -12,18 +11,16 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
 from collapse.images import SUFFIXES, Images, Preprocessing, pixel_batches
-from collapse.views import Augmentation, uniforms
 
 IN_MEMORY = 2 << 30  # bytes of decoded pixels up to which a set is kept as one tensor
 
@@ -223,11 +220,15 @@ class Shards:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def open(self, index: int) -> Image.Image:
-        path, name, offset, size = self.entries[index]
+    def read(self, index: int) -> bytes:
+        path, _, offset, size = self.entries[index]
         with open(path, "rb") as file:
             file.seek(offset)
-            return Images.decode(file.read(size), path / name)
+            return file.read(size)
+
+    def open(self, index: int) -> Image.Image:
+        path, name, _, _ = self.entries[index]
+        return Images.decode(self.read(index), path / name)
 
 
 def _shards(paths: list[Path]) -> Labelled:
@@ -282,117 +283,3 @@ def to_memory(data: Labelled, workers: int) -> Labelled:
     except InputError:
         return data  # several sizes, or one that cannot be read: the workers' way deals with both
     return Labelled(Pixels(pixels), data.labels, data.classes, data.digest)
-
-
-def order(seed: int, epoch: int, n: int) -> NDArray:
-    """(n,) the order of the images in an epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which images each step takes: `batch_size` of n a step over all processes, of which this one takes a part."""
-
-    n: int
-    batch_size: int
-    epochs: int
-    seed: int
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps an epoch; the last incomplete batch is left out."""
-        return self.n // self.batch_size
-
-    def batches(self, first: int) -> Iterator[tuple[int, NDArray]]:
-        """(epoch, this process's images) of each step from `first` on to the last epoch's end."""
-        own = self.batch_size // self.world
-        for epoch in range(first // self.per_epoch, self.epochs):
-            images = order(self.seed, epoch, self.n)
-            for step in range(first % self.per_epoch if epoch == first // self.per_epoch else 0, self.per_epoch):
-                start = step * self.batch_size + self.rank * own
-                yield epoch, images[start : start + own]
-
-
-@dataclass
-class Batch:
-    """images: (b,) indices; pixels: (b, 3, h, w) whole, or (b, views, 3, s, s) cropped, uint8; unreadable: messages."""
-
-    epoch: int
-    images: NDArray
-    pixels: Tensor
-    unreadable: list[str]
-
-
-class _Views(Dataset):
-    """What a worker does: decode once, crop every view; (index, crops, what could not be read), or the error's text."""
-
-    def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int) -> None:
-        self.images, self.augmentations, self.seed = data.images, augmentations, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]] | str:
-        epoch, index = key
-        try:
-            image, unreadable = open_next(self.images, index)
-        except InputError as error:
-            return str(error)
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        return index, self._crops(pixels, epoch, index), unreadable
-
-    def _crops(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
-        draws = [
-            uniforms(self.seed, epoch, np.array([index]), view, a.DRAWS)[0] for view, a in enumerate(self.augmentations)
-        ]
-        return torch.stack([a.crop_one(pixels, u) for a, u in zip(self.augmentations, draws, strict=True)])
-
-
-def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray, Tensor, list[str]] | str:
-    whole = [item for item in items if not isinstance(item, str)]
-    if len(whole) < len(items):
-        return next(item for item in items if isinstance(item, str))
-    indices, pixels, unreadable = zip(*whole, strict=True)
-    return np.array(indices), torch.stack(pixels), [text for texts in unreadable for text in texts]
-
-
-def batches(
-    data: Labelled, plan: Plan, augmentations: tuple[Augmentation, ...], first: int, workers: int, device: str = "cpu"
-) -> Iterator[Batch]:
-    """This process's batches from step `first` on: whole images of a set in memory, else crops by `workers`.
-
-    Raises InputError: ten images in a row cannot be read, or a worker died.
-    """
-    if isinstance(data.images, Pixels):
-        pixels = data.images.pixels.to(device)
-        for epoch, images in plan.batches(first):
-            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device)], [])
-        return
-    keys = ([(epoch, int(i)) for i in images] for epoch, images in plan.batches(first))
-    loader: DataLoader = DataLoader(
-        _Views(data, augmentations, plan.seed),
-        batch_sampler=_Sampler(keys),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.startswith("cuda"),
-        collate_fn=_collate,
-    )
-    epochs = (epoch for epoch, _ in plan.batches(first))
-    try:
-        for epoch, item in zip(epochs, loader, strict=True):
-            if isinstance(item, str):
-                raise InputError(item)
-            yield Batch(epoch, *item)
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
-
-
-class _Sampler:
-    """The keys of each batch, made as they are needed."""
-
-    def __init__(self, keys: Iterable[list[tuple[int, int]]]) -> None:
-        self.keys = keys
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.keys)

@@ -10,8 +10,9 @@ from torch import nn
 
 from collapse import InputError
 from collapse.checkpoints import Encoder
-from collapse.data import Labelled, Plan, batches, to_memory
+from collapse.data import Labelled, to_memory
 from collapse.evaluate import Accuracy, embed
+from collapse.loader import Plan, batches
 from collapse.optim import learning_rate
 from collapse.views import Augmentation, uniforms
 

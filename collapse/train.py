@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from collapse import InputError, parallel
 from collapse.config import Config
-from collapse.data import Batch, Labelled, Plan, batches, to_memory
+from collapse.data import Labelled, to_memory
+from collapse.loader import Batch, Plan, batches
 from collapse.network import Network, backward, checkpoint_blocks, finite, save_encoder
 from collapse.online import Monitor, rank_metrics
 from collapse.optim import learning_rate, make_optimizer, parameter_groups
@@ -34,7 +35,8 @@ class Options:
     """What may differ between two parts of one run: where and how it is computed and watched, not what.
 
     save_every, spectrum_every: steps (None: at the end of every epoch; 0: no spectra).  knn_every: epochs (0: never).
-    held: images of each evaluation.  checkpoint: recompute activations instead of keeping them.
+    held: images of each evaluation.  checkpoint: recompute activations instead of keeping them.  nvjpeg: decode JPEGs
+    on the device, where pixels may differ from the workers' by a grey level.
     stop: asked at each step, returns the number of a signal that came, or 0.
     """
 
@@ -47,6 +49,7 @@ class Options:
     held: int = 10_000
     compile: bool = False
     checkpoint: bool = False
+    nvjpeg: bool = False
     tensorboard: bool = False
     stop: Callable[[], int] = field(default=lambda: 0)
 
@@ -256,9 +259,8 @@ class _Loop:
     def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
         training, per_epoch = self.training, self.training.plan.per_epoch
         labels = torch.from_numpy(data.labels)
-        loader = batches(
-            data, training.plan, training.augmentations, training.step, self.options.workers, training.device
-        )
+        options = (self.options.workers, training.device, self.options.nvjpeg)
+        loader = batches(data, training.plan, training.augmentations, training.step, *options)
         for batch, views in self._timed(ahead(loader, training.views, training.device)):
             self._note_unreadable(batch, len(data))
             training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))

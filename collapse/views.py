@@ -67,29 +67,37 @@ class Augmentation:
         """(n, 3, h, w) uint8, or float in 0..1, and u (n, DRAWS) in [0, 1), on the CPU -> views in 0..1."""
         return self.colour(self.crop(images, u), u)
 
-    def boxes(self, u: Tensor, height: int, width: int) -> Tensor:
-        """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre."""
+    def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
+        """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
+
+        sizes: (n, 2), or (1, 2) for all: heights and widths of the images.
+        """
         low, high = self.scale
+        height, width = sizes[:, :1], sizes[:, 1:]
         area = height * width * (low + (high - low) * u[:, :10].double())
         ratio = torch.exp(math.log(self.ratio) * (2 * u[:, 10:20].double() - 1))
         w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
         first = fits.int().argmax(1, keepdim=True)
-        w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-        top, left = ((u[:, 20] * (height - h + 1)).long(), (u[:, 21] * (width - w + 1)).long())
-        box = torch.stack([top, left, h, w], 1)
-        return torch.where(fits.any(1, keepdim=True), box, self._centre(height, width))
+        w, h = w.gather(1, first), h.gather(1, first)
+        top, left = (u[:, 20:21] * (height - h + 1)).long(), (u[:, 21:22] * (width - w + 1)).long()
+        return torch.where(fits.any(1, keepdim=True), torch.cat([top, left, h, w], 1), self._centre(height, width))
 
-    def _centre(self, height: int, width: int) -> Tensor:
-        h, w = min(height, round(width * self.ratio)), min(width, round(height * self.ratio))
-        return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
+    def _centre(self, height: Tensor, width: Tensor) -> Tensor:
+        h = torch.minimum(height, (width * self.ratio).round().long())
+        w = torch.minimum(width, (height * self.ratio).round().long())
+        return torch.cat([(height - h) // 2, (width - w) // 2, h, w], 1)
 
-    def crop(self, images: Tensor, u: Tensor) -> Tensor:
-        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1."""
+    def crop(self, images: Tensor, u: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1.
+
+        sizes: (n, 2) on the CPU, where images of several sizes lie in the top left corners of a larger tensor.
+        """
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         height, width = images.shape[-2:]
+        sizes = torch.tensor([[height, width]]) if sizes is None else sizes
         # Draws stay on the host: what they decide costs no synchronisation with the device.
-        top, left, h, w = self.boxes(u, height, width).float().to(x.device, non_blocking=True).unbind(1)
+        top, left, h, w = self.boxes(u, sizes).float().to(x.device, non_blocking=True).unbind(1)
         mirror = (u[:, 22] < self.flip).to(x.device, non_blocking=True)
         rows = _resampling(top, h, self.size or height, height)
         columns = _resampling(left, w, self.size or width, width)
@@ -101,7 +109,7 @@ class Augmentation:
         """As `crop`, of one image (3, h, w) uint8 by torchvision's kernels, for a CPU worker: (3, size, size) uint8."""
         from torchvision.transforms.v2 import functional
 
-        box = self.boxes(u[None], *image.shape[-2:])[0].tolist()
+        box = self.boxes(u[None], torch.tensor([image.shape[-2:]]))[0].tolist()
         size = [self.size or image.shape[-2], self.size or image.shape[-1]]
         view = functional.resized_crop(image, *box, size, functional.InterpolationMode.BICUBIC, antialias=True)
         view = view.flip(2) if u[22] < self.flip else view

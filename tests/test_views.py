@@ -70,7 +70,7 @@ def test_batched_crops_are_torchvisions_crop_and_resize(images, size):
     u = draws(12)
     batched = augmentation.crop(images, u)
     for image, box, mirror, ours in zip(
-        images, augmentation.boxes(u, 48, 60).tolist(), u[:, 22] < 0.5, batched, strict=True
+        images, augmentation.boxes(u, torch.tensor([[48, 60]])).tolist(), u[:, 22] < 0.5, batched, strict=True
     ):
         pil = F.resized_crop(F.to_pil_image(image), *box, [size, size], Image.Resampling.BICUBIC)
         theirs = F.to_tensor(ImageOps.mirror(pil) if mirror else pil)
@@ -93,10 +93,10 @@ def test_crops_have_the_distribution_of_torchvisions(images):
     theirs = np.array(
         [transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     )
-    ours = Augmentation().boxes(draws(4000), 48, 60).numpy()
+    ours = Augmentation().boxes(draws(4000), torch.tensor([[48, 60]])).numpy()
     for mine, other in zip(ours.T, theirs.T, strict=True):
         assert kstest(mine, other).pvalue > 1e-4
-    wide = Augmentation(scale=(1, 1)).boxes(draws(5), 10, 60)
+    wide = Augmentation(scale=(1, 1)).boxes(draws(5), torch.tensor([[10, 60]]))
     assert wide.tolist() == [[0, 23, 10, 13]] * 5  # nothing fits: the centre at the largest ratio, as torchvision
     assert transforms.RandomResizedCrop.get_params(torch.zeros(1, 10, 60), [1, 1], [3 / 4, 4 / 3]) == (0, 23, 10, 13)
 
