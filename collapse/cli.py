@@ -285,18 +285,8 @@ def _train(options: argparse.Namespace) -> None:
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
     compiled = device.startswith("cuda") if options.compile is None else options.compile
-    names = (
-        "workers",
-        "save_every",
-        "spectrum_every",
-        "knn_every",
-        "log_every",
-        "held",
-        "checkpoint",
-        "nvjpeg",
-        "tensorboard",
-    )
-    chosen = {name: getattr(options, name) for name in names}
+    names = "workers save_every spectrum_every knn_every log_every held checkpoint nvjpeg tensorboard"
+    chosen = {name: getattr(options, name) for name in names.split()}
     lead = parallel.rank() == 0
     if lead:
         print("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()), file=sys.stderr)

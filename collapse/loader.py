@@ -154,8 +154,8 @@ def batches(
                 raise InputError(item)
             images, pixels, unreadable = item
             if isinstance(pixels, list):
-                pixels, more = _decode(data, images, pixels, device)
-                pixels = _crops(pixels, augmentations, plan.seed, epoch, images)
+                decoded, more = _decode(data, images, pixels, device)
+                pixels = _crops(decoded, augmentations, plan.seed, epoch, images)
                 unreadable += more
             yield Batch(epoch, images, pixels, unreadable)
     except RuntimeError as error:
