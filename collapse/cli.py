@@ -274,7 +274,7 @@ def _train(options: argparse.Namespace) -> None:
     from collapse import parallel
     from collapse.config import make_config
     from collapse.data import open_data, same_classes
-    from collapse.network import resolve
+    from collapse.network import memory_estimate, resolve
     from collapse.run import Signals
     from collapse.train import Options, train
 
@@ -290,6 +290,8 @@ def _train(options: argparse.Namespace) -> None:
     lead = parallel.rank() == 0
     if lead:
         print("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()), file=sys.stderr)
+        size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
+        print(f"activations: about {size:.1f} GiB a process without --checkpoint", file=sys.stderr)
     try:
         with Signals() as signals:
             how = Options(device=device, compile=compiled, stop=signals, **chosen)

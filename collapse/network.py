@@ -124,23 +124,21 @@ def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labe
     return loss.detach()
 
 
-def memory_estimate(network: Network, images: int) -> float:
-    """Bytes that the activations of a step with `images` images take, roughly: one forward pass of one is counted."""
-    config, seen = network.config, 0
+def memory_estimate(config: Config, images: int) -> float:
+    """Bytes, roughly, of the activations that a step keeps for `images` images: what every layer puts out, twice."""
+    entries = 0
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal seen
+        nonlocal entries
         if not list(module.children()) and isinstance(output, Tensor):
-            seen += output.numel()
+            entries += output.numel()
 
-    hooks = [module.register_forward_hook(count) for module in network.backbone.modules()]
-    was = network.training
-    with torch.no_grad():
-        network.backbone.eval()(torch.zeros(1, 3, config.image_size, config.image_size))
-    network.train(was)
-    for hook in hooks:
-        hook.remove()
-    return 2.0 * seen * images / config.chunks * (2 if config.precision == "bf16" else 4)
+    with torch.device("meta"), torch.no_grad():
+        network = Network(config, 1).eval()
+        for module in network.backbone.modules():
+            module.register_forward_hook(count)
+        network.backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+    return 2.0 * entries * images / config.chunks * (2 if config.precision == "bf16" else 4)
 
 
 def save_encoder(path: Path, network: Network) -> None:

@@ -41,6 +41,12 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an operation failed because another process died or hangs."""
+    signs = ("gloo", "connection", "nccl", "timed out")
+    return world() > 1 and (isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs))
+
+
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

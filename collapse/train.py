@@ -188,6 +188,10 @@ def train(
         raise InputError(
             f"out of memory at {plan.batch_size // plan.world} images a process; give --checkpoint or --chunks"
         ) from error
+    except RuntimeError as error:
+        if not parallel.is_lost(error):
+            raise
+        raise InputError("another process is gone; start all again: the run goes on from its last save") from error
     finally:
         if run is not None:
             run.close()
@@ -269,9 +273,9 @@ class _Loop:
             measures = self._due(self.options.spectrum_every, ends) or last
             if step % self.options.log_every == 0 or ends or (measures and self.monitor is not None):
                 yield self._line(ends, measures)
-            stopped = parallel.largest(self.options.stop())
-            late = parallel.largest(int(time.monotonic() - self.saved > SAVE_SECONDS))
-            if self._due(self.options.save_every, ends) or last or stopped or late:
+            late = time.monotonic() - self.saved > SAVE_SECONDS
+            stopped, overdue = divmod(parallel.largest(2 * self.options.stop() + late), 2)  # one message a step
+            if self._due(self.options.save_every, ends) or last or stopped or overdue:
                 self._save()
             if stopped == signal.SIGINT:
                 raise KeyboardInterrupt

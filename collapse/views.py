@@ -64,7 +64,10 @@ class Augmentation:
     DRAWS = 37
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8, or float in 0..1, and u (n, DRAWS) in [0, 1), on the CPU -> views in 0..1."""
+        """(n, 3, h, w) uint8, or float in 0..1, and u (n, DRAWS) in [0, 1), on the CPU -> views in 0..1.
+
+        Images of one channel too, if saturation and hue are 0.
+        """
         return self.colour(self.crop(images, u), u)
 
     def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
@@ -170,6 +173,8 @@ def _resampling(start: Tensor, length: Tensor, size: int, source: int) -> Tensor
 
 
 def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x
     return (0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])[:, None]
 
 

@@ -4,14 +4,18 @@ import json
 import os
 import sys
 import tempfile
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import nn
 
 from collapse import parallel
 from collapse.config import make_config
+from collapse.data import open_data
 from collapse.network import Network, backward
+from collapse.train import Options, train
 
 CASES = {
     "mlp": {"head": "mlp"},
@@ -20,6 +24,13 @@ CASES = {
     "directclr": {"method": "directclr", "dim": 24},
     "group": {"head": "group"},
 }
+
+
+SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), epochs=2, batch_size=64, lr=1e-3)
+
+
+def digits():
+    return (open_data("sklearn:digits", split).subset(np.arange(200)) for split in ("train", "val"))
 
 
 def without_norms(net):
@@ -46,7 +57,9 @@ def step(rank, world, folder, port):
         loss = backward(wrapped, net, (views[0, part], views[1, part]), torch.arange(16)[part] % 10, "cpu")
         grads = {key: p.grad for key, p in net.named_parameters() if p.grad is not None}
         results[name] = {"loss": parallel.mean(loss), "grads": grads, "buffers": dict(net.named_buffers())}
+    log = list(train(Path(folder) / f"run{world}", SMALL, *digits(), Options(log_every=1, knn_every=1)))
     if rank == 0:
+        results["log"] = log
         torch.save(results, f"{folder}/{world}.pt")
     parallel.stop()
 
@@ -56,8 +69,13 @@ def main():
         for world in (1, 2, 4):
             mp.start_processes(step, (world, folder, int(sys.argv[1]) + world), world, start_method="fork")
         one, *others = (torch.load(f"{folder}/{world}.pt") for world in (1, 2, 4))
-    report = {}
+    log = one.pop("log")
+    report = {"logs": []}
     for world, other in zip((2, 4), others, strict=True):
+        for mine, whole in zip(other.pop("log"), log, strict=True):
+            report["logs"].append(
+                [abs(mine[key] / whole[key] - 1) for key in ("loss", "effective_rank") if key in whole]
+            )
         for name, mine in other.items():
             whole = one[name]
             error = lambda part, mine=mine, whole=whole: max(
