@@ -7,15 +7,17 @@ peak learning rate 4.8, 10 epochs of warm-up, a cosine to a thousandth of the pe
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from collapse import InputError
-from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from collapse.losses import NEGATIVES
-from collapse.views import Augmentation
+
+if TYPE_CHECKING:  # the command line asks for the flags: without torch, which takes a second
+    from collapse.images import Preprocessing
+    from collapse.views import Augmentation
 
 PRESETS = Path(__file__).with_name("presets")
 METHODS, OPTIMIZERS, PRECISIONS = ("simclr", "directclr"), ("lars", "sgd"), ("bf16", "float32")
+NEGATIVES = ("other", "all")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Config:
     blur: tuple[float, float] = (1.0, 0.1)  # probability in the first and in the second view
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: tuple[float, float] = (0.0, 0.2)  # likewise
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     temperature: float = 0.1
     negatives: str = "other"  # other: of the other view, the paper's; all: of both (NT-Xent)
@@ -66,14 +68,18 @@ class Config:
     precision: str = "bf16"  # bf16: autocast, the loss in float32
     seed: int = 0
 
-    def augmentation(self, view: int) -> Augmentation:
+    def augmentation(self, view: int) -> "Augmentation":
         """The random views of place `view`, 0 or 1."""
+        from collapse.views import Augmentation
+
         same = ("scale", "ratio", "degrees", "flip", "jitter", "brightness", "contrast", "saturation", "hue")
         values = {name: getattr(self, name) for name in (*same, "grayscale", "sigma")}
         return Augmentation(self.image_size, blur=self.blur[view], solarize=self.solarize[view], **values)
 
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> "Preprocessing":
         """How images are seen when the network is evaluated: the paper's resize and centre crop; small ones whole."""
+        from collapse.images import Preprocessing
+
         resize = round(self.image_size * 256 / 224) if self.image_size > 96 else self.image_size
         return Preprocessing(resize, self.image_size, "bilinear", self.mean, self.std)
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collapse import InputError
+from collapse.config import NEGATIVES
 from collapse.parallel import gather, rank
-
-NEGATIVES = ("other", "all")
 
 
 def infonce(z: Tensor, z_prime: Tensor, temperature: float, negatives: str = "other") -> Tensor:

@@ -18,10 +18,10 @@ PACKAGE = Path(collapse.__file__).parent
 # A module may import those of the layers before its own, and others of its own only within theory.
 LAYERS = (
     {"collapse"},
-    {"collapse.metrics", "collapse.parallel", "collapse.results"},
+    {"collapse.config", "collapse.metrics", "collapse.parallel", "collapse.results"},
     {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.losses", "collapse.models",
      "collapse.optim", "collapse.plots", "collapse.run", "collapse.views"},
-    {"collapse.arrays", "collapse.checkpoints", "collapse.config", "collapse.data", "collapse.evaluate",
+    {"collapse.arrays", "collapse.checkpoints", "collapse.data", "collapse.evaluate",
      "collapse.experiment", "collapse.theory"},
     {"collapse.loader", "collapse.network"},
     {"collapse.online", "collapse.probes"},
