@@ -72,7 +72,7 @@ class Monitor:
         """Spectra of the representation and the embedding, exact over the held images; top-1 of the classifier."""
         sums: dict[str, Covariance] = {}
         found = Accuracy(0, 0, 0)
-        with torch.autocast(torch.device(self.device).type, enabled=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a spectrum sees TF32's rounding
             for r, labels in self._pass(self.held):
                 z = self.network.projector(r).flatten(1)
                 for name, rows in (("representation", r), ("embedding", z)):

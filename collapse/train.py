@@ -65,6 +65,7 @@ class Training:
             checkpoint_blocks(self.network.backbone)
         self.network = parallel.synchronise(self.network, self.device).to(self.device)  # type: ignore[assignment]
         self.network = self.network.to(memory_format=torch.channels_last)
+        torch.backends.cudnn.benchmark = True  # shapes never change
         self.network.train()
         self.optimizer = self._make_optimizer()
         self.net: nn.Module = torch.compile(self.network) if options.compile else self.network  # type: ignore[assignment]
@@ -328,6 +329,7 @@ class _Loop:
         if self.board is not None:
             for name, value in line.items():
                 self.board.add_scalar(name, value, training.step)
+            self.board.flush()
         return line
 
     def _measure(self, monitor: Monitor, ends: bool, measures: bool) -> dict[str, Any]:

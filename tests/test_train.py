@@ -131,6 +131,10 @@ def test_a_zip_of_images_trains_every_head_by_the_command(photos, tmp_path, head
     with np.load(tmp_path / "run/spectra.npz") as spectra:
         assert spectra["steps"].tolist() == [3, 6]
         assert spectra["representation"].shape == (2, 16)
+    before = (tmp_path / "run/encoder.safetensors").stat().st_mtime_ns
+    assert cli.main([*map(str, call), *map(str, small), "--device", "cpu", "--knn-every", "1"]) == 0
+    assert capsys.readouterr().out == out  # a finished run says again what it was
+    assert (tmp_path / "run/encoder.safetensors").stat().st_mtime_ns == before
     stored = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert stored["head"] == head
     assert stored["lr"] == pytest.approx(4.8 * 16 / 4096)
@@ -202,8 +206,9 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_taken(digits, tmp_path
     data = data_of(digits, 200)
     val = of_arrays(digits[0][200:300], digits[1][200:300])
     options = Options(save_every=2)
-    list(train(tmp_path / "unbroken", TINY, data, val, options))
-    running = train(tmp_path / "run", TINY, data, val, options)
+    config = replace(TINY, optimizer="lars", lr=2.0, precision="bf16")
+    list(train(tmp_path / "unbroken", config, data, val, options))
+    running = train(tmp_path / "run", config, data, val, options)
     for _ in range(3):
         next(running)
     running.close()
@@ -211,7 +216,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_taken(digits, tmp_path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    list(train(tmp_path / "run", TINY, data, val, options))
+    list(train(tmp_path / "run", config, data, val, options))
     assert "resume.pt is damaged" in capsys.readouterr().err
     same(tmp_path / "unbroken", tmp_path / "run")
 
