@@ -84,22 +84,12 @@ def knn_top1(
     return found.top1 / found.n
 
 
-def probe(
-    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, decay: float | None = None
-) -> Accuracy:
-    """Logistic regression (L-BFGS, float64) on features standardised with the training rows' mean and deviation.
+def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -> Tensor:
+    """Minimise mean cross-entropy + decay |W|^2 / 2 by L-BFGS; x (n, d) float64 -> [W b], (classes, d + 1).
 
-    Minimises mean cross-entropy + decay |W|^2 / 2; decay None is 1 / n, scikit-learn's C = 1.  The bias is free.
-    Rows (n, d); labels (n,) integers from 0.
+    The bias b is free. decay 1 / n is scikit-learn's C = 1.
     """
-    x, y = (torch.as_tensor(z).double() for z in (train, test))
-    labels, wanted = (torch.as_tensor(a).to(x.device) for a in (train_labels, test_labels))
-    mean, deviation = x.mean(0), x.std(0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)
-    x, y = (x - mean) / deviation, (y - mean) / deviation
-    classes = int(max(labels.max(), wanted.max())) + 1
-    weight = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
-    decay = 1 / len(x) if decay is None else decay
+    weight = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS(
         [weight],
         max_iter=2000,
@@ -117,8 +107,23 @@ def probe(
 
     with torch.enable_grad():
         solver.step(closure)
-    with torch.no_grad():
-        return Accuracy.of(y @ weight[:, :-1].T + weight[:, -1], wanted)
+    return weight.detach()
+
+
+def probe(
+    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, decay: float | None = None
+) -> Accuracy:
+    """Logistic regression on features standardised with the training rows' mean and deviation.
+
+    Rows (n, d); labels (n,) integers from 0; decay None is 1 / n, see `logistic_regression`.
+    """
+    x, y = (torch.as_tensor(z).double() for z in (train, test))
+    labels, wanted = (torch.as_tensor(a).to(x.device) for a in (train_labels, test_labels))
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, 1.0)
+    classes = int(max(labels.max(), wanted.max())) + 1
+    weight = logistic_regression((x - mean) / deviation, labels, classes, 1 / len(x) if decay is None else decay)
+    return Accuracy.of((y - mean) / deviation @ weight[:, :-1].T + weight[:, -1], wanted)
 
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:

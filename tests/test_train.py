@@ -27,10 +27,11 @@ import collapse
 from collapse import InputError, cli
 from collapse.config import Config, load_preset, make_config, presets
 from collapse.data import of_arrays, open_data
-from collapse.evaluate import Accuracy, embed, knn, knn_top1, probe, probe_top1, wilson
+from collapse.evaluate import Accuracy, embed, knn, knn_top1, logistic_regression, probe, probe_top1, wilson
 from collapse.losses import infonce
 from collapse.models import HEADS, make_backbone
 from collapse.network import Network, save_encoder
+from collapse.optim import learning_rate
 from collapse.run import Run
 from collapse.train import Options, Training, _plan, train
 
@@ -142,9 +143,11 @@ def test_a_zip_of_images_trains_every_head_by_the_command(photos, tmp_path, head
 
 def test_the_log_and_the_spectra_are_those_of_the_network(digits, tmp_path):
     data, val = data_of(digits, 200), of_arrays(digits[0][200:400], digits[1][200:400])
-    config = replace(TINY, epochs=2, head="linear")
+    config = replace(TINY, epochs=2, head="linear", final_lr=0.2)
     log = list(train(tmp_path, config, data, val, Options(spectrum_every=2, log_every=2, knn_every=1)))
     assert [line["step"] for line in log] == [2, 3, 4, 6]
+    rates = [learning_rate(step - 1, 6, 3, config.lr, 0.2 * config.lr) for step in (2, 3, 4, 6)]
+    assert [line["lr"] for line in log] == pytest.approx(rates)
     net = collapse.load(tmp_path / "encoder.safetensors")
     for name, layer in (("representation", "representation"), ("embedding", "projector")):
         z = torch.cat(list(embed(net.layer(layer), [val.images.pixels], net.preprocess))).numpy()
@@ -379,6 +382,15 @@ def test_backbones_come_by_name():
         make_backbone("timm:resnet19", 64)
 
 
+@pytest.mark.parametrize(("head", "dim"), [("orthogonal", 32), ("lowrank", 12)])
+def test_fixed_heads_are_orthonormal_and_stay_as_they_were(digits, tmp_path, head, dim):
+    config = replace(TINY, head=head, dim=dim, epochs=1)
+    start = Network(config, 10).projector[0].weight
+    torch.testing.assert_close(start @ start.T, torch.eye(dim), rtol=0, atol=1e-5)
+    list(train(tmp_path, config, data_of(digits, 200)))
+    assert torch.equal(load_file(tmp_path / "encoder.safetensors")["projector.0.weight"], start)
+
+
 def test_seeds_change_the_start_and_nothing_else_does():
     weights = lambda seed: Network(replace(TINY, seed=seed), 10).backbone.conv1.weight
     torch.manual_seed(5)
@@ -417,6 +429,10 @@ def test_the_linear_probe_is_scikit_learns_logistic_regression_on_standardised_f
     data = load_digits()
     split = (data.data[:1000], data.target[:1000], data.data[1000:], data.target[1000:])
     theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, tol=1e-8)).fit(*split[:2])
+    rows = torch.from_numpy(theirs[0].transform(split[0]))
+    weight = logistic_regression(rows, torch.from_numpy(split[1]), 10, 1e-3)
+    # A gradient of 1e-6 over a curvature of at least 1e-3 leaves errors below 1e-3.
+    np.testing.assert_allclose(weight[:, :-1], theirs[1].coef_, rtol=0, atol=1e-3)
     found = probe(*split)
     likely = np.argsort(-theirs.predict_proba(split[2]), 1)
     assert found.top1 / found.n == pytest.approx(theirs.score(*split[2:]), abs=1e-9)
