@@ -44,6 +44,7 @@ class Pixels:
         return len(self.pixels)
 
     def open(self, index: int) -> Image.Image:
+        """Image `index`."""
         return Image.fromarray(self.pixels[index].permute(1, 2, 0).numpy())
 
 
@@ -57,6 +58,7 @@ class Subset:
         return len(self.indices)
 
     def open(self, index: int) -> Image.Image:
+        """Image `index` of the chosen ones."""
         return self.images.open(int(self.indices[index]))
 
 
@@ -84,6 +86,7 @@ class Tolerant:
         return len(self.images)
 
     def open(self, index: int) -> Image.Image:
+        """Image `index`, or the next that can be read."""
         return open_next(self.images, index)[0]
 
 
@@ -221,12 +224,14 @@ class Shards:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
+        """The file of image `index`."""
         path, _, offset, size = self.entries[index]
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(size)
 
     def open(self, index: int) -> Image.Image:
+        """Image `index`, decoded; raises InputError if it cannot be."""
         path, name, _, _ = self.entries[index]
         return Images.decode(self.read(index), path / name)
 

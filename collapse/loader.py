@@ -158,8 +158,8 @@ def batches(
                 pixels = _crops(decoded, augmentations, plan.seed, epoch, images)
                 unreadable += more
             yield Batch(epoch, images, pixels, unreadable)
-    except RuntimeError as error:
-        if "worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
 

@@ -88,6 +88,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the final encoder is written."""
         return (self.folder / "encoder.safetensors").exists()
 
     def require_space(self, size: int) -> None:

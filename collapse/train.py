@@ -88,12 +88,14 @@ class Training:
         return make_optimizer(config.optimizer, groups, config.momentum, config.eta)
 
     def state(self) -> dict[str, Any]:
+        """All that a save holds; raises InputError if a loss since the last line was not finite."""
         self.read()
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         losses = {"window": self.window, "epoch_losses": self.epoch_losses}
         return {**parts, **losses, "step": self.step, "log_bytes": self.log_bytes, "environment": environment()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go back to `state`; a warning where the environment now differs in what changes last digits."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.log_bytes = state["step"], state["log_bytes"]

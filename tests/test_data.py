@@ -1,7 +1,11 @@
 """Data sets of every kind, and the batches that training takes from them."""
 
 import io
+import multiprocessing
+import os
 import pickle
+import shutil
+import signal
 import tarfile
 
 import numpy as np
@@ -167,9 +171,16 @@ def test_workers_and_the_devices_decoder_make_the_same_crops(jpegs):
         assert difference.mean() < 0.5
 
 
-def test_a_damaged_jpeg_among_the_devices_is_replaced(jpegs, tmp_path):
-    import shutil
+def test_the_death_of_a_worker_is_one_line(jpegs):
+    running = batches(open_data(jpegs, "train"), Plan(20, 2, 1000, 0), (Augmentation(24),), 0, 2)
+    next(running)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(InputError, match="a loader process died .*; try --workers 0"):
+        for _ in running:
+            pass
 
+
+def test_a_damaged_jpeg_among_the_devices_is_replaced(jpegs, tmp_path):
     shutil.copytree(jpegs, tmp_path / "set")
     path = tmp_path / "set/train/a/00.jpg"
     path.write_bytes(path.read_bytes()[:300])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -362,7 +363,6 @@ def test_torchvision_and_timm_load_the_encoder(tmp_path):
     torch.testing.assert_close(theirs.eval()(x), network.backbone.eval()(x), rtol=1e-5, atol=1e-6)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
         assert json.loads(file.metadata()["collapse"])["training"]["head"] == "linear"
-    timm = pytest.importorskip("timm")
     other = timm.create_model("resnet50", num_classes=0)
     other.load_state_dict(backbone)
     torch.testing.assert_close(other.eval()(x), network.backbone(x), rtol=1e-5, atol=1e-6)
@@ -375,7 +375,6 @@ def test_backbones_come_by_name():
         assert net(x).shape == (2, net.width)
     with pytest.raises(InputError, match="has no such network"):
         make_backbone("torchvision:resnet19", 64)
-    pytest.importorskip("timm")
     net = make_backbone("timm:resnet10t", 64).eval()
     assert net(x).shape == (2, net.width)
     with pytest.raises(InputError, match="has no such network"):
