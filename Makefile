@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-PACKAGE := $(wildcard collapse/*.py collapse/*.mplstyle)
+PACKAGE := $(wildcard collapse/*.py collapse/training/*.py collapse/training/presets/*.json collapse/*.mplstyle)
 THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
 TOYS := $(filter-out digits,$(notdir $(basename $(wildcard experiments/*.py))))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from collapse import InputError, __version__
-from collapse.commands import checkpoint, spectrum
+from collapse.commands import checkpoint, spectrum, training
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,4 +45,7 @@ def parser() -> argparse.ArgumentParser:
     spectrum.add_compare(commands)
     checkpoint.add_inspect(commands)
     checkpoint.add_embed(commands)
+    training.add_train(commands)
+    training.add_probe(commands)
+    training.add_knn(commands)
     return root

@@ -1,11 +1,14 @@
-"""Embeddings of a set of images, and what they are worth: nearest neighbours and a linear probe."""
+"""Embeddings of a set of images, and what they are worth: nearest neighbours and linear probes."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from collapse.checkpoints import Encoder, Taps
@@ -85,33 +88,114 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
     return found
 
 
+def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's interval for a share, of `right` successes in n; the default z is that of 95 %."""
+    share, spread = right / n, z * z / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
+    return centre - half, centre + half
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many of n images have their class among the k most likely, k = 1 and 5."""
+
+    top1: int
+    top5: int
+    n: int
+
+    @classmethod
+    def of(cls, scores: Tensor, labels: Tensor) -> "Accuracy":
+        """scores: (n, classes), higher is likelier; labels: (n,)."""
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+        return cls(int(best[:, 0].sum()), int(best.any(1).sum()), len(labels))
+
+    def __add__(self, other: "Accuracy") -> "Accuracy":
+        return Accuracy(self.top1 + other.top1, self.top5 + other.top5, self.n + other.n)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Shares, and their 95 % intervals (Wilson)."""
+        parts = {"top1": self.top1, "top5": self.top5}
+        shares = {name: count / self.n for name, count in parts.items()}
+        return {**shares, **{f"{name}_interval": wilson(count, self.n) for name, count in parts.items()}, "n": self.n}
+
+
+def knn(
+    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, k: int = 20,
+    temperature: float = 0.07,
+) -> Accuracy:  # fmt: skip
+    """Weighted vote of the k nearest training rows: cosine similarity, weight exp(similarity / temperature).
+
+    Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.
+    """
+    keys, queries = (F.normalize(torch.as_tensor(z).float()) for z in (train, test))
+    labels, wanted = (torch.as_tensor(y).to(keys.device) for y in (train_labels, test_labels))
+    classes = int(max(labels.max(), wanted.max())) + 1
+    total = Accuracy(0, 0, 0)
+    for rows, truth in zip(queries.split(1024), wanted.split(1024), strict=True):
+        similarity, nearest = (rows @ keys.T).topk(min(k, len(keys)))
+        votes = torch.zeros(len(rows), classes, device=keys.device)
+        votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
+        total += Accuracy.of(votes, truth)
+    return total
+
+
 def knn_top1(
     train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """Share of test rows whose weighted vote of the k nearest training rows is right.
+    """Share of test rows whose vote among the k nearest training rows is right; see `knn`."""
+    found = knn(train, train_labels, test, test_labels, k, temperature)
+    return found.top1 / found.n
 
-    Cosine similarity; each neighbour votes with exp(similarity / temperature) (Wu et al., arXiv 1805.01978).
-    Rows (n, d); labels (n,) integers from 0.
+
+def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -> Tensor:
+    """Minimise mean cross-entropy + decay |W|^2 / 2 by L-BFGS; x (n, d) float64 -> [W b], (classes, d + 1).
+
+    The bias b is free. decay 1 / n is scikit-learn's C = 1.
     """
-    keys, queries = (torch.nn.functional.normalize(torch.as_tensor(z, dtype=torch.float32)) for z in (train, test))
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    labels, right = torch.as_tensor(train_labels), 0
-    for start in range(0, len(queries), 1024):
-        similarity, nearest = (queries[start : start + 1024] @ keys.T).topk(min(k, len(keys)))
-        votes = torch.zeros(len(nearest), classes)
-        votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
-        right += int((votes.argmax(1) == torch.as_tensor(test_labels[start : start + 1024])).sum())
-    return right / len(test)
+    weight = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype, device=x.device, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight],
+        max_iter=2000,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(x @ weight[:, :-1].T + weight[:, -1], labels) + decay / 2 * weight[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    return weight.detach()
+
+
+def probe(
+    train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, decay: float | None = None
+) -> Accuracy:
+    """Logistic regression on features standardised with the training rows' mean and deviation.
+
+    Rows (n, d); labels (n,) integers from 0; decay None is 1 / n, see `logistic_regression`.
+    """
+    x, y = (torch.as_tensor(z).double() for z in (train, test))
+    labels, wanted = (torch.as_tensor(a).to(x.device) for a in (train_labels, test_labels))
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, 1.0)
+    classes = int(max(labels.max(), wanted.max())) + 1
+    weight = logistic_regression((x - mean) / deviation, labels, classes, 1 / len(x) if decay is None else decay)
+    return Accuracy.of((y - mean) / deviation @ weight[:, :-1].T + weight[:, -1], wanted)
 
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
-    """Share of test rows that a linear classifier gets right: logistic regression (L-BFGS, L2 with C = 1) on features
-    standardised with the training rows' mean and deviation."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    """Share of test rows that `probe` gets right."""
+    found = probe(train, train_labels, test, test_labels)
+    return found.top1 / found.n
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return float(
-        probe.fit(np.asarray(train, np.float64), train_labels).score(np.asarray(test, np.float64), test_labels)
-    )
+
+def features(net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str) -> NDArray:
+    """All embeddings in one array, (n, d) float32."""
+    return np.concatenate([z.cpu().numpy() for z in embed(net, batches, preprocess, device)])

@@ -146,12 +146,15 @@ class Images:
 
     def open(self, index: int) -> Image.Image:
         """Image `index`, decoded; raises InputError if it cannot be."""
+        return self.decode(self.read(index), self.source / self.names[index])
+
+    def read(self, index: int) -> bytes:
+        """The file of image `index`; raises InputError if it cannot be read."""
         name = self.names[index]
         try:
-            contents = self._bytes(name)
+            return self._bytes(name)
         except Exception as error:  # a missing file, or a damaged record of a zip
             raise _unreadable(self.source / name, error) from error
-        return self.decode(contents, self.source / name)
 
     @staticmethod
     def decode(contents: bytes, path: Path) -> Image.Image:

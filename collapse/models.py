@@ -5,7 +5,10 @@ contrastive loss sees.  The paper: arXiv 2110.09348.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
@@ -50,11 +53,12 @@ class ResNet(nn.Module):
     """torchvision's residual blocks in any number of stages; keys are torchvision's, without the classifier `fc`.
 
     forward: (n, 3, h, w) float -> (n, d), the average-pooled output of the last stage.
-    Attribute width: d.
+    Attributes: width, d; shape.
     """
 
     def __init__(self, shape: ResNetShape) -> None:
         super().__init__()
+        self.shape = shape
         block = Bottleneck if shape.bottleneck else BasicBlock
         large = shape.stem == 7
         padding = shape.stem // 2 if shape.stem_padding is None else shape.stem_padding
@@ -94,6 +98,89 @@ def _shortcut(inputs: int, outputs: int, stride: int, pad: bool) -> nn.Module | 
     return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
+class MLP(nn.Module):
+    """Three layers for arrays and small images: (n, 3, h, w) -> (n, d), each layer linear, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = [inputs, *widths]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        self.layers, self.width = nn.Sequential(*layers), widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
+}
+
+
+def make_backbone(
+    arch: str, image_size: int, blocks: tuple[int, ...] = (), planes: tuple[int, ...] = (), stem: int = 7
+) -> nn.Module:
+    """A network with attribute `width`, d.
+
+    arch: "mlp"; a residual network ("resnet18" ... "resnet152"), whose blocks, planes and stem (7, or 3 for small
+    images) may be changed; "torchvision:NAME" or "timm:NAME", whose classifier is taken off.
+
+    Raises InputError: none of these, or timm is not installed.
+    """
+    if arch == "mlp":
+        return MLP(3 * image_size**2, planes or (512, 512, 512))
+    if arch in RESNETS:
+        usual, bottleneck = RESNETS[arch]
+        planes = planes or (64, 128, 256, 512)[: len(blocks or usual)]
+        if len(planes) != len(blocks or usual):
+            raise InputError(
+                f"planes: {len(planes)} stages, but {len(blocks or usual)} of blocks; give as many of both"
+            )
+        if stem not in (3, 7):
+            raise InputError(f"stem: got {stem}, expected 7 or 3")
+        return ResNet(ResNetShape(blocks or usual, planes, bottleneck, stem, planes[0]))
+    library, _, name = arch.partition(":")
+    if library not in ("timm", "torchvision") or not name:
+        raise InputError(f"arch: got {arch!r}, expected mlp, {', '.join(RESNETS)}, torchvision:NAME or timm:NAME")
+    return _foreign(library, name)
+
+
+def _foreign(library: str, name: str) -> nn.Module:
+    try:
+        if library == "timm":
+            from timm import create_model
+
+            net = create_model(name, pretrained=False, num_classes=0)
+            net.width = net.num_features
+            return net
+        from torchvision.models import get_model
+
+        net = get_model(name, weights=None)
+    except ImportError as error:
+        raise InputError(f"arch {library}:{name}: timm is not installed; pip install timm") from error
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"arch {library}:{name}: {library} has no such network") from error
+    for last in ("fc", "classifier", "heads", "head"):
+        if isinstance(classifier := getattr(net, last, None), nn.Module):
+            net.width = next(m.in_features for m in classifier.modules() if isinstance(m, nn.Linear))
+            setattr(net, last, nn.Identity())
+            return net
+    raise InputError(f"arch {library}:{name}: its classifier is not known; use timm:NAME")
+
+
+def zero_last_norms(net: nn.Module) -> None:
+    """Start every residual block as the identity: the last batch norm's weight is zero (arXiv 1706.02677)."""
+    for module in net.modules():
+        last = getattr(module, "bn3", None) if isinstance(module, Bottleneck) else getattr(module, "bn2", None)
+        if isinstance(module, (BasicBlock, Bottleneck)) and last is not None:
+            nn.init.zeros_(last.weight)
+
+
 class Subvector(nn.Module):
     """DirectCLR's head (section 6): the first d0 entries of r are the embedding; it has no parameters."""
 
@@ -105,20 +192,94 @@ class Subvector(nn.Module):
         return r[:, : self.dim]
 
 
-HEADS = ("none", "linear", "mlp")
+class Diagonal(nn.Module):
+    """A trainable factor for each entry of r (proposition 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, r: Tensor) -> Tensor:
+        return r * self.scale
 
 
-def make_head(name: str, width: int, dim: int) -> nn.Module:
-    """A projector of table 1, from a representation of `width` to an embedding of `dim`.
+class Groups(nn.Module):
+    """r in 8 groups of entries, at random but fixed, each with a loss of its own: (n, d) -> (n, 8, d / 8)."""
 
-    none: the loss sees r itself.  linear: one layer, no bias.
+    COUNT = 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % self.COUNT:
+            raise InputError(f"head group: {width} dimensions do not make {self.COUNT} equal groups")
+        self.register_buffer("order", torch.randperm(width))
+
+    def forward(self, r: Tensor) -> Tensor:
+        return r[:, self.get_buffer("order")].unflatten(1, (self.COUNT, -1))
+
+
+HEADS = ("none", "linear", "mlp", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal", "group")
+
+
+def default_dim(head: str, width: int) -> int:
+    """The paper's width of the embedding: 128 of a trained head, 360 of 2048 of a fixed low-rank one, else d."""
+    if head in ("linear", "mlp"):
+        return 128
+    return max(1, round(width * 360 / 2048)) if head.startswith("lowrank") else width
+
+
+def make_head(name: str, width: int, dim: int, depth: int = 1) -> nn.Module:
+    """A projector of tables 1 and 2, from a representation of `width` to an embedding of `dim`.
+
+    none: the loss sees r itself.  linear: `depth` linear layers without bias or activation.
     mlp: Linear, BatchNorm, ReLU, Linear, BatchNorm; the linear maps without bias, the hidden width that of r.
+    orthogonal: a fixed random rotation of r.  diagonal: a trainable factor an entry.
+    lowrank: fixed, `dim` random orthonormal directions of r.  lowrank-diagonal: fixed, its first `dim` entries, which
+    is DirectCLR.  group: 8 groups of entries, see `Groups`.
+    Random ones draw from torch's global generator.
+
+    Raises InputError: an unknown name, or a dim that the head cannot have.
     """
-    if name == "none":
-        return nn.Identity()
-    if name == "linear":
-        return nn.Sequential(nn.Linear(width, dim, bias=False))
-    if name == "mlp":
-        hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        return nn.Sequential(*hidden, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
-    raise InputError(f"head: got {name!r}, expected one of {', '.join(HEADS)}")
+    if name not in HEADS:
+        raise InputError(f"head: got {name!r}, expected one of {', '.join(HEADS)}")
+    if name.startswith("lowrank") and not 1 <= dim <= width:
+        raise InputError(f"head {name}: d0 = {dim}, expected 1..{width}, the representation's width; give --dim")
+    if name in ("none", "orthogonal", "diagonal", "group") and dim != width:
+        raise InputError(f"head {name}: its embedding has the representation's {width} dimensions; leave --dim out")
+    if depth < 1 or (depth > 1 and name != "linear"):
+        raise InputError(f"head {name}: depth {depth}; only linear takes more than one layer")
+    return _BUILDERS[name](width, dim, depth)
+
+
+def _linear(width: int, dim: int, depth: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(width, dim if last else width, bias=False) for last in [0] * (depth - 1) + [1]))
+
+
+def _mlp(width: int, dim: int, depth: int) -> nn.Module:
+    hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
+
+
+def _fixed(width: int, dim: int, depth: int) -> nn.Module:
+    layer = nn.Linear(width, dim, bias=False).requires_grad_(False)
+    nn.init.orthogonal_(layer.weight)
+    return nn.Sequential(layer)
+
+
+_BUILDERS: dict[str, Any] = {
+    "none": lambda width, dim, depth: nn.Identity(),
+    "linear": _linear,
+    "mlp": _mlp,
+    "orthogonal": _fixed,
+    "lowrank": _fixed,
+    "diagonal": lambda width, dim, depth: Diagonal(width),
+    "lowrank-diagonal": lambda width, dim, depth: Subvector(dim),
+    "group": lambda width, dim, depth: Groups(width),
+}
+
+
+def head_tensors(head: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a head: its state; a diagonal as the matrix that any reader of linear layers knows."""
+    if isinstance(head, Diagonal):
+        return {"0.weight": torch.diag(head.scale.detach())}
+    return {} if isinstance(head, Groups) else dict(head.state_dict())

@@ -30,17 +30,16 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import collapse
-from collapse import models, plots, views
-from collapse import train as training
+from collapse import models, plots
 from collapse.evaluate import embed, knn_top1, probe_top1
 from collapse.experiment import Arrays, Meta, main
-from collapse.images import Preprocessing
 from collapse.measure import spectrum
-from collapse.models import ResNetShape
 from collapse.results import to_json, whole
 from collapse.spectra import Spectrum
-from collapse.train import Config
-from collapse.views import Augmentation
+from collapse.training import losses, network, optim, views
+from collapse.training import train as training
+from collapse.training.config import Config, make_config
+from collapse.training.data import of_arrays
 
 RUNS = Path("runs/digits")  # below the folder in which the script is started
 
@@ -52,16 +51,9 @@ HEADS = {
 }
 TEMPERATURES = (0.1, 0.5)
 LABELS = {"none": "no projector", "linear": "linear projector", "mlp": "2-layer projector", "directclr": "DirectCLR"}
-BASE = Config(
-    epochs=20,
-    batch_size=128,
-    lr=0.1,
-    warmup=5,
-    shape=ResNetShape((1, 1, 1), (16, 32, 128), stem=3, stem_planes=16),
-    augmentation=Augmentation(scale=(0.5, 1.0), degrees=15, flip=0.0),
-)
-PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+BASE = make_config("digits")
 TRAIN = 1197
+SAVE_EVERY = 10 * (TRAIN // BASE.batch_size)  # steps of ten epochs
 
 epochs_done: Any = None  # a counter that the worker processes share
 
@@ -77,7 +69,7 @@ def digits() -> tuple[torch.Tensor, NDArray, NDArray, NDArray]:
 def run_folder(runs: Path, head: str, config: Config) -> Path:
     """Where a run is kept: its name tells apart every configuration and every version of the training code."""
     digest = hashlib.sha256(to_json(asdict(config)).encode())
-    for module in (models, training, views):
+    for module in (models, network, optim, losses, training, views):
         digest.update(Path(str(module.__file__)).read_bytes())
     return runs / f"{head}-t{config.temperature:g}-seed{config.seed}-{digest.hexdigest()[:8]}"
 
@@ -89,10 +81,11 @@ def _share(counter: Any) -> None:
 
 
 def _train(run: Path, config: Config) -> None:
-    pixels, _, train_indices, _ = digits()
-    for _ in training.train(run, config, pixels[torch.from_numpy(train_indices)], PREPROCESSING):
+    pixels, labels, train_indices, _ = digits()
+    data = of_arrays(pixels[torch.from_numpy(train_indices)], labels[train_indices])
+    for line in training.train(run, config, data, options=training.Options(save_every=SAVE_EVERY)):
         with epochs_done.get_lock():
-            epochs_done.value += 1
+            epochs_done.value += "epoch_loss" in line
 
 
 def train_all(runs: dict[Path, Config]) -> None:
@@ -120,7 +113,8 @@ def train_all(runs: dict[Path, Config]) -> None:
 def _logged(run: Path) -> int:
     """Epochs that a resumed run will not repeat."""
     resume = run / "resume.pt"
-    return torch.load(resume, weights_only=True)["epoch"] if resume.exists() else 0
+    steps = torch.load(resume, weights_only=True)["step"] if resume.exists() else 0
+    return steps // (TRAIN // BASE.batch_size)
 
 
 def evaluate(run: Path) -> tuple[Spectrum, float, float]:

@@ -18,9 +18,10 @@ from sklearn.datasets import load_digits
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.views import Augmentation, uniforms
+from collapse.training.config import make_config
+from collapse.training.views import Augmentation, uniforms
 
-AUGMENTATION = Augmentation(scale=(0.5, 1.0), degrees=15, flip=0.0)
+AUGMENTATION = make_config("digits").augmentation(0)
 HEIGHT, MIDDLE, APART = 2.3, 1.02, 1.1
 HALF = 0.4  # of the height of a representation
 Box = tuple[str, str, float, float, float, float]  # text, kind, x, y, width, height

@@ -40,9 +40,10 @@ from collapse.experiment import Arrays, Meta, main
 from collapse.results import r_squared
 from collapse.theory import Descent, MeanField, matrix_flow, population_gradient, sgd, singular_values
 from collapse.theory.arrays import Floats
-from collapse.views import Augmentation, uniforms
+from collapse.training.config import make_config
+from collapse.training.views import Augmentation, uniforms
 
-AUGMENTATION = Augmentation(scale=(0.5, 1.0), degrees=15, flip=0.0)
+AUGMENTATION = make_config("digits").augmentation(0)
 START, POINTS = 0.03, 4096
 MARKERS = "os^v"
 SETS = {

@@ -117,6 +117,9 @@ def test_the_readme_quotes_what_the_result_files_hold():
     quoted += [mean(digits["effective_rank"][:, t]) for t in (0, 1)] + [mean(100 * digits["probe"][:, 1])]
     benchmark = json.loads((ROOT / "benchmarks/results/spectrum.json").read_text())
     quoted.append(f"| {benchmark['cases'][-1]['ratios']['ours / product']:.2f} |")
+    training = json.loads((ROOT / "benchmarks/results/train.json").read_text())
+    shares = [f"{training['ratios'][f'train / {name}']:.2f}" for name in ("synthetic", "bare")]
+    quoted.append(f"{shares[0]}; {shares[1]} of their speed")
     meta, _ = load_result(ROOT / "experiments/results/phase_diagram.npz")
     quoted.append(f"{meta['exact']['mean_field']} of 15, {meta['r2']:.4f}")
     toy = json.loads((ROOT / "benchmarks/results/toy.json").read_text())["ratios"]

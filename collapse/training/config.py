@@ -1,0 +1,151 @@
+"""What decides a training run's result: the paper's recipe as defaults, presets as plain JSON, any value by flag.
+
+The defaults are those of the paper's trainer for ResNet-50 on ImageNet (arXiv 2110.09348, section 6): batch 4096, LARS,
+peak learning rate 4.8, 10 epochs of warm-up, a cosine to a thousandth of the peak, and an asymmetric pair of views.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from collapse import InputError
+
+if TYPE_CHECKING:  # the command line asks for the flags: without torch, which takes a second
+    from collapse.images import Preprocessing
+    from collapse.training.views import Augmentation
+
+PRESETS = Path(__file__).with_name("presets")
+METHODS, OPTIMIZERS, PRECISIONS = ("simclr", "directclr"), ("lars", "sgd"), ("bf16", "float32")
+NEGATIVES = ("other", "all")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides a run's result; the comments say what a value means."""
+
+    method: str = "simclr"  # simclr: the loss sees head(r); directclr: the first dim entries of r
+    head: str = ""  # one of models.HEADS; empty: mlp for simclr, none for directclr
+    dim: int = 0  # width of the embedding, d0 of a low-rank one; 0: the paper's share of the width
+    depth: int = 1  # layers of a linear head
+    arch: str = "resnet50"  # see models.make_backbone; of a resnet, these change:
+    blocks: tuple[int, ...] = ()  # residual blocks a stage
+    planes: tuple[int, ...] = ()  # width a stage; of an mlp, its layers' widths
+    stem: int = 7  # first convolution: 7, or 3 for small images
+    zero_init: bool = True  # residual blocks start as the identity
+
+    image_size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: float = 4 / 3
+    degrees: float = 0.0
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: tuple[float, float] = (1.0, 0.1)  # probability in the first and in the second view
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: tuple[float, float] = (0.0, 0.2)  # likewise
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    temperature: float = 0.1
+    negatives: str = "other"  # other: of the other view, the paper's; all: of both (NT-Xent)
+
+    optimizer: str = "lars"
+    epochs: int = 100
+    batch_size: int = 4096  # images a step, of all processes together
+    lr: float = 4.8  # at the peak; when a batch size is given without it, it is scaled in proportion
+    final_lr: float = 0.001  # share of the peak at the end
+    warmup: float = 10  # epochs
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    eta: float = 0.001  # LARS: length of a step as a share of the weights
+    classifier_lr: float = 0.1  # peak for the online classifier
+    chunks: int = 1  # gradient caching: batch norm sees 1 / chunks of the batch, which changes the result
+    precision: str = "bf16"  # bf16: autocast, the loss in float32
+    seed: int = 0
+
+    def augmentation(self, view: int) -> "Augmentation":
+        """The random views of place `view`, 0 or 1."""
+        from collapse.training.views import Augmentation
+
+        same = ("scale", "ratio", "degrees", "flip", "jitter", "brightness", "contrast", "saturation", "hue")
+        values = {name: getattr(self, name) for name in (*same, "grayscale", "sigma")}
+        return Augmentation(self.image_size, blur=self.blur[view], solarize=self.solarize[view], **values)
+
+    def preprocessing(self) -> "Preprocessing":
+        """How images are seen when the network is evaluated: the paper's resize and centre crop; small ones whole."""
+        from collapse.images import Preprocessing
+
+        resize = round(self.image_size * 256 / 224) if self.image_size > 96 else self.image_size
+        return Preprocessing(resize, self.image_size, "bilinear", self.mean, self.std)
+
+    def check(self) -> "Config":
+        """Itself; raises InputError for a value that means nothing."""
+        for name, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: got {getattr(self, name)!r}, expected {' or '.join(known)}")
+        if self.negatives not in NEGATIVES:
+            raise InputError(f"negatives: got {self.negatives!r}, expected {' or '.join(NEGATIVES)}")
+        if self.method == "directclr" and self.head not in ("", "none", "lowrank-diagonal"):
+            raise InputError(f"directclr has no projector: --head none, not {self.head}")
+        for name in ("image_size", "epochs", "batch_size", "lr", "temperature", "chunks", "ratio"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        if self.batch_size % self.chunks:
+            raise InputError(f"chunks: {self.chunks} do not divide the batch of {self.batch_size}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"scale: got {self.scale}, expected two shares of the area in rising order")
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def presets() -> list[str]:
+    """The names that `load_preset` knows."""
+    return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The values of a preset, by its name or the path of a JSON file.
+
+    Raises InputError: no such preset, or a value that Config does not have.
+    """
+    path = PRESETS / f"{name}.json" if name in presets() else Path(name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"preset: no {name!r}; there are {', '.join(presets())}, or give a JSON file") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a preset, which is a JSON object ({error})") from error
+    known = {field.name for field in fields(Config)}
+    unknown = sorted(values.keys() - known) if isinstance(values, dict) else ["(no object)"]
+    if unknown:
+        raise InputError(f"{path}: unknown value {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def make_config(preset: str, **given: Any) -> Config:
+    """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion."""
+    values = load_preset(preset)
+    usual = Config(**values)
+    if "batch_size" in given and "lr" not in given:
+        given["lr"] = usual.lr * given["batch_size"] / usual.batch_size
+    return Config(**{**values, **given}).check()
+
+
+def flags() -> list[tuple[str, type, int | str | None]]:
+    """(name, type of one value, number of values: None for one, "*" for any) of each field of Config."""
+    found: list[tuple[str, type, int | str | None]] = []
+    for name, hint in get_type_hints(Config).items():
+        inner = getattr(hint, "__args__", None)
+        if inner is None:
+            found.append((name, hint, None))
+        else:
+            found.append((name, inner[0], "*" if inner[-1] is Ellipsis else len(inner)))
+    return found

@@ -1,0 +1,191 @@
+"""Batches for training: whole images of a set in memory, crops by workers, or files that the device decodes.
+
+Which images make step k is a function of (seed, k), and what is drawn for an image of (seed, epoch, image, view):
+neither the workers nor their number, nor where a run was interrupted, can change a batch.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from collapse import InputError
+from collapse.training.data import Labelled, Pixels, open_next
+from collapse.training.views import Augmentation, uniforms
+
+JPEG = b"\xff\xd8\xff"
+
+
+def order(seed: int, epoch: int, n: int) -> NDArray:
+    """(n,) the order of the images in an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images each step takes: `batch_size` of n a step over all processes, of which this one takes a part."""
+
+    n: int
+    batch_size: int
+    epochs: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps an epoch; the last incomplete batch is left out."""
+        return self.n // self.batch_size
+
+    def batches(self, first: int) -> Iterator[tuple[int, NDArray]]:
+        """(epoch, this process's images) of each step from `first` on to the last epoch's end."""
+        own = self.batch_size // self.world
+        for epoch in range(first // self.per_epoch, self.epochs):
+            images = order(self.seed, epoch, self.n)
+            for step in range(first % self.per_epoch if epoch == first // self.per_epoch else 0, self.per_epoch):
+                start = step * self.batch_size + self.rank * own
+                yield epoch, images[start : start + own]
+
+
+@dataclass
+class Batch:
+    """images: (b,) indices; pixels: (b, 3, h, w) whole, or (b, views, 3, s, s) cropped, uint8; unreadable: messages."""
+
+    epoch: int
+    images: NDArray
+    pixels: Tensor
+    unreadable: list[str]
+
+
+class _Views(Dataset):
+    """What a worker does: decode once, crop every view; (index, crops, what could not be read), or the error's text.
+
+    With `encoded`, a JPEG is left to the device: its bytes, (n,) uint8, stand for the crops.
+    """
+
+    def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int, encoded: bool) -> None:
+        self.images, self.augmentations, self.seed, self.encoded = data.images, augmentations, seed, encoded
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]] | str:
+        epoch, index = key
+        try:
+            if self.encoded:
+                return self._encoded(index)
+            image, unreadable = open_next(self.images, index)
+        except InputError as error:
+            return str(error)
+        return index, self._crops(_pixels(image), epoch, index), unreadable
+
+    def _encoded(self, index: int) -> tuple[int, Tensor, list[str]]:
+        contents = self.images.read(index)  # type: ignore[attr-defined]
+        if contents.startswith(JPEG):
+            return index, torch.frombuffer(bytearray(contents), dtype=torch.uint8), []
+        image, unreadable = open_next(self.images, index)
+        return index, _pixels(image), unreadable
+
+    def _crops(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
+        draws = [
+            uniforms(self.seed, epoch, np.array([index]), view, a.DRAWS)[0] for view, a in enumerate(self.augmentations)
+        ]
+        return torch.stack([a.crop_one(pixels, u) for a, u in zip(self.augmentations, draws, strict=True)])
+
+
+def _pixels(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray, Any, list[str]] | str:
+    whole = [item for item in items if not isinstance(item, str)]
+    if len(whole) < len(items):
+        return next(item for item in items if isinstance(item, str))
+    indices, pixels, unreadable = zip(*whole, strict=True)
+    same = all(p.ndim == 4 for p in pixels)
+    return np.array(indices), torch.stack(pixels) if same else list(pixels), [t for texts in unreadable for t in texts]
+
+
+class _Sampler:
+    """The keys of each batch, made as they are needed."""
+
+    def __init__(self, keys: Iterable[list[tuple[int, int]]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys)
+
+
+def batches(
+    data: Labelled,
+    plan: Plan,
+    augmentations: tuple[Augmentation, ...],
+    first: int,
+    workers: int,
+    device: str = "cpu",
+    encoded: bool = False,
+) -> Iterator[Batch]:
+    """This process's batches from step `first` on; encoded: JPEGs are decoded on the device (nvJPEG on CUDA).
+
+    Raises InputError: ten images in a row cannot be read, or a worker died.
+    """
+    if isinstance(data.images, Pixels):
+        pixels = data.images.pixels.to(device)
+        for epoch, images in plan.batches(first):
+            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device)], [])
+        return
+    encoded = encoded and hasattr(data.images, "read")
+    keys = ([(epoch, int(i)) for i in images] for epoch, images in plan.batches(first))
+    loader: DataLoader = DataLoader(
+        _Views(data, augmentations, plan.seed, encoded),
+        batch_sampler=_Sampler(keys),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.startswith("cuda"),
+        collate_fn=_collate,
+    )
+    epochs = (epoch for epoch, _ in plan.batches(first))
+    try:
+        for epoch, item in zip(epochs, loader, strict=True):
+            if isinstance(item, str):
+                raise InputError(item)
+            images, pixels, unreadable = item
+            if isinstance(pixels, list):
+                decoded, more = _decode(data, images, pixels, device)
+                pixels = _crops(decoded, augmentations, plan.seed, epoch, images)
+                unreadable += more
+            yield Batch(epoch, images, pixels, unreadable)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            raise
+        raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
+
+
+def _decode(data: Labelled, images: NDArray, items: list[Tensor], device: str) -> tuple[list[Tensor], list[str]]:
+    """Each image's pixels (3, h, w) uint8 on the device, and what could not be read."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    jpegs = [item for item in items if item.ndim == 1]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision announces that its decoders will move to torchcodec
+            decoded = iter(decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device) if jpegs else [])
+        return [next(decoded) if item.ndim == 1 else item.to(device) for item in items], []
+    except RuntimeError:  # one of them is damaged, or of a kind that this decoder does not know: Pillow, one by one
+        opened = [open_next(data.images, int(index)) for index in images]
+        return [_pixels(image).to(device) for image, _ in opened], [text for _, texts in opened for text in texts]
+
+
+def _crops(
+    pixels: list[Tensor], augmentations: tuple[Augmentation, ...], seed: int, epoch: int, images: NDArray
+) -> Tensor:
+    """(n, views, 3, s, s) uint8: every view's crop of images of several sizes, as one batch on their device."""
+    sizes = torch.tensor([p.shape[-2:] for p in pixels])
+    whole = pixels[0].new_zeros(len(pixels), 3, *sizes.amax(0).tolist())
+    for row, image in zip(whole, pixels, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    made = [a.crop(whole, uniforms(seed, epoch, images, view, a.DRAWS), sizes) for view, a in enumerate(augmentations)]
+    return (torch.stack(made, 1) * 255).round_().to(torch.uint8)

@@ -1,0 +1,162 @@
+"""What is trained: backbone, projector and an online linear classifier, and how a step's gradients are made."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from collapse import InputError
+from collapse.models import ResNet, default_dim, head_tensors, make_backbone, make_head, zero_last_norms
+from collapse.results import to_json, whole
+from collapse.training.config import Config
+from collapse.training.losses import infonce
+
+
+class Network(nn.Module):
+    """backbone: images -> r; projector: r -> z; classifier: detached r -> class logits.
+
+    forward: two views (n, 3, h, w) -> z, z_prime, logits of the first view.  Each view is a pass of its own, so each
+    has its own batch norm statistics, as in the paper's trainer.
+    Attribute config: with the head and the width of its embedding filled in.
+    """
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        direct = config.method == "directclr"
+        head = config.head or ("none" if direct else "mlp")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.backbone = make_backbone(config.arch, config.image_size, config.blocks, config.planes, config.stem)
+            if config.zero_init:
+                zero_last_norms(self.backbone)
+            self.width: int = self.backbone.width  # type: ignore[assignment]
+            kind = "lowrank-diagonal" if direct else head
+            dim = config.dim or default_dim(kind, self.width)
+            self.projector = make_head(kind, self.width, dim, config.depth)
+            self.classifier = nn.Linear(self.width, classes)
+        self.config = replace(config, head=head, dim=dim)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r = self.backbone(first)
+        return self.projector(r), self.projector(self.backbone(second)), self.classifier(r.detach())
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with the head and the width of its embedding filled in; raises InputError as Network does."""
+    with torch.device("meta"):
+        return Network(config, 1).config
+
+
+@contextmanager
+def frozen_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch norms normalise as in training, and leave their running statistics alone."""
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())  # copies to write to; the kernels need some
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Keep only what enters each residual block; the backward pass computes the rest again, to the same bits."""
+    blocks = [module for module in net.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    if not blocks:
+        raise InputError("--checkpoint: the network has no residual blocks; use --chunks")
+    for block in blocks:
+        again = partial(lambda block: (nullcontext(), frozen_statistics(block)), block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=again)
+
+
+def backward(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labels: Tensor, device: str) -> Tensor:
+    """Add the gradients of a batch to the parameters; returns the contrastive loss, detached.
+
+    net: `network`, perhaps compiled and wrapped for several processes.  views: two of (n, 3, h, w); labels: (n,).
+    The gradient of the online classifier's loss reaches the classifier alone.
+    """
+    config = network.config
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16")
+    if config.chunks > 1:
+        return _cached(net, network, views, labels, half)
+    with half:
+        z, z_prime, logits = net(*views)
+    loss = infonce(z, z_prime, config.temperature, config.negatives)
+    (loss + F.cross_entropy(logits.float(), labels)).backward()
+    return loss.detach()
+
+
+def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labels: Tensor, half: Any) -> Tensor:
+    """Gradient caching (arXiv 2101.06983): embeddings without graph, the loss's gradient at them, then chunk by chunk.
+
+    Exact without batch norm.  With it, each chunk is normalised by its own statistics in both passes: other
+    mathematics, that of a smaller batch for the norms and the whole batch for the loss.
+    """
+    config = network.config
+    parts = [part.chunk(config.chunks) for part in (*views, labels)]
+    with torch.no_grad(), frozen_statistics(network), half:
+        embedded = [network(first, second)[:2] for first, second in zip(*parts[:2], strict=True)]
+    z, z_prime = (torch.cat(rows).detach().requires_grad_() for rows in zip(*embedded, strict=True))
+    loss = infonce(z, z_prime, config.temperature, config.negatives)
+    grads = [grad.chunk(config.chunks) for grad in torch.autograd.grad(loss, (z, z_prime))]
+    for k, (first, second, label) in enumerate(zip(*parts, strict=True)):
+        waits = isinstance(net, nn.parallel.DistributedDataParallel) and k < config.chunks - 1
+        with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with half:
+                z, z_prime, logits = net(first, second)
+            online = F.cross_entropy(logits.float(), label) / config.chunks
+            torch.autograd.backward([z, z_prime, online], [grads[0][k], grads[1][k], None])
+    return loss.detach()
+
+
+def memory_estimate(config: Config, images: int) -> float:
+    """Bytes, roughly, of the activations that a step keeps for `images` images: what every layer puts out, twice."""
+    entries = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal entries
+        if not list(module.children()) and isinstance(output, Tensor):
+            entries += output.numel()
+
+    with torch.device("meta"), torch.no_grad():
+        network = Network(config, 1).eval()
+        for module in network.backbone.modules():
+            module.register_forward_hook(count)
+        network.backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+    return 2.0 * entries * images / config.chunks * (2 if config.precision == "bf16" else 4)
+
+
+def save_encoder(path: Path, network: Network) -> None:
+    """The backbone under its library's names, the head under projector., and in the header what a reader must know."""
+    config, preprocess = network.config, network.config.preprocessing()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.backbone.state_dict().items()}
+    tensors |= {
+        f"projector.{name}": value.detach().cpu().contiguous()
+        for name, value in head_tensors(network.projector).items()
+    }
+    known = asdict(network.backbone.shape) if isinstance(network.backbone, ResNet) else None
+    architecture = known or {"arch": config.arch, "image_size": config.image_size, "planes": config.planes}
+    facts = {"architecture": architecture, "preprocessing": preprocess.as_dict(), "training": config.as_dict()}
+    with whole(path) as partial:
+        # One entry: safetensors writes several in random order, and equal runs shall give equal bytes.
+        save_file(tensors, partial, {"collapse": to_json(facts)})
+
+
+def finite(losses: list[float]) -> int | None:
+    """Position of the first loss that is not finite, or None."""
+    return next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)

@@ -1,0 +1,222 @@
+"""Augmented views of batched images, each image its own draw.
+
+No generator has a state: every draw is a hash of (seed, epoch, image, view), so a view does not depend on the batch it
+is in, on the number of workers, or on what was drawn before, and a resumed run draws what the unbroken one would have.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def _mix(x: Any) -> Any:
+    """splitmix64's finaliser (Steele, Lea and Flood 2014): every bit of x changes half of the bits of the result."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed: int, epoch: int, images: NDArray, view: int, count: int) -> Tensor:
+    """(n, count) float32 in [0, 1): the draws of view `view` of `images`, (n,) indices in the data set, in `epoch`."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key = _mix(np.uint64(seed) * golden + np.uint64(epoch))
+        key = _mix(key + np.uint64(view) * golden)
+        rows = _mix(key + np.asarray(images, np.uint64) * golden)
+        bits = _mix(rows[:, None] + np.arange(1, count + 1, dtype=np.uint64) * golden)
+    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One random view of an image: the operations and their order are those of the paper's trainer (torchvision's).
+
+    size: of the view, in pixels (None: that of the images); scale: share of the area that is kept; ratio: largest
+    aspect ratio of the crop (log-uniform up to it and its inverse); degrees: largest rotation; flip: probability of a
+    left-right flip; jitter: probability of the colour jitter, which changes brightness, contrast, saturation (largest
+    relative change) and hue (largest shift, in turns) in an order of its own; grayscale, blur, solarize:
+    probabilities; sigma: least and largest deviation of the blur, in pixels.
+    """
+
+    size: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: float = 4 / 3
+    degrees: float = 0.0
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+    DRAWS = 37
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8, or float in 0..1, and u (n, DRAWS) in [0, 1), on the CPU -> views in 0..1.
+
+        Images of one channel too, if saturation and hue are 0.
+        """
+        return self.colour(self.crop(images, u), u)
+
+    def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
+        """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
+
+        sizes: (n, 2), or (1, 2) for all: heights and widths of the images.
+        """
+        low, high = self.scale
+        height, width = sizes[:, :1], sizes[:, 1:]
+        area = height * width * (low + (high - low) * u[:, :10].double())
+        ratio = torch.exp(math.log(self.ratio) * (2 * u[:, 10:20].double() - 1))
+        w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.int().argmax(1, keepdim=True)
+        w, h = w.gather(1, first), h.gather(1, first)
+        top, left = (u[:, 20:21] * (height - h + 1)).long(), (u[:, 21:22] * (width - w + 1)).long()
+        return torch.where(fits.any(1, keepdim=True), torch.cat([top, left, h, w], 1), self._centre(height, width))
+
+    def _centre(self, height: Tensor, width: Tensor) -> Tensor:
+        h = torch.minimum(height, (width * self.ratio).round().long())
+        w = torch.minimum(width, (height * self.ratio).round().long())
+        return torch.cat([(height - h) // 2, (width - w) // 2, h, w], 1)
+
+    def crop(self, images: Tensor, u: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1.
+
+        sizes: (n, 2) on the CPU, where images of several sizes lie in the top left corners of a larger tensor.
+        """
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        height, width = images.shape[-2:]
+        sizes = torch.tensor([[height, width]]) if sizes is None else sizes
+        # Draws stay on the host: what they decide costs no synchronisation with the device.
+        top, left, h, w = self.boxes(u, sizes).float().to(x.device, non_blocking=True).unbind(1)
+        mirror = (u[:, 22] < self.flip).to(x.device, non_blocking=True)
+        rows = _resampling(top, h, self.size or height, height)
+        columns = _resampling(left, w, self.size or width, width)
+        columns = torch.where(mirror[:, None, None], columns.flip(1), columns)
+        x = (rows[:, None] @ x @ columns[:, None].mT).clamp_(0, 1)
+        return self._rotate(x, u) if self.degrees else x
+
+    def crop_one(self, image: Tensor, u: Tensor) -> Tensor:
+        """As `crop`, of one image (3, h, w) uint8 by torchvision's kernels, for a CPU worker: (3, size, size) uint8."""
+        from torchvision.transforms.v2 import functional
+
+        box = self.boxes(u[None], torch.tensor([image.shape[-2:]]))[0].tolist()
+        size = [self.size or image.shape[-2], self.size or image.shape[-1]]
+        view = functional.resized_crop(image, *box, size, functional.InterpolationMode.BICUBIC, antialias=True)
+        view = view.flip(2) if u[22] < self.flip else view
+        if self.degrees:
+            view = (self._rotate(view[None].float(), u[None])[0]).round().to(torch.uint8)
+        return view
+
+    def _rotate(self, x: Tensor, u: Tensor) -> Tensor:
+        angle = math.radians(self.degrees) * (2 * u[:, 23] - 1)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        maps = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x.device)
+        grid = F.affine_grid(maps, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+    def colour(self, x: Tensor, u: Tensor) -> Tensor:
+        """Jitter, grayscale, blur and solarisation of views (n, 3, h, w) in 0..1; x itself may be changed."""
+        order = u[:, 29:33].argsort(1)
+        jittered = u[:, 24] < self.jitter
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        for place in range(4):
+            for kind, (change, strength) in enumerate(zip(CHANGES, strengths, strict=True)):
+                if strength:
+                    base = 0.0 if kind == 3 else 1.0
+                    amount = base + strength * (2 * u[:, 25 + kind] - 1)
+                    x = _where(x, jittered & (order[:, place] == kind), change, amount)
+        x = _where(x, u[:, 33] < self.grayscale, lambda rows: _grey(rows).expand_as(rows))
+        low, high = self.sigma
+        x = _where(x, u[:, 34] < self.blur, partial(_blur, reach=math.ceil(3 * high)), low + (high - low) * u[:, 35])
+        return _where(x, u[:, 36] < self.solarize, _solarize)
+
+
+def _where(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
+    """x with `change` made in the rows chosen, (n,) bool on the host; amounts (n,) go with them."""
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == 0:
+        return x
+    amounts = tuple(a[rows].to(x, non_blocking=True).view(-1, 1, 1, 1) for a in amounts)
+    if len(rows) == len(x):
+        return change(x, *amounts)
+    rows = rows.to(x.device, non_blocking=True)
+    return x.index_copy_(0, rows, change(x.index_select(0, rows), *amounts))
+
+
+def _resampling(start: Tensor, length: Tensor, size: int, source: int) -> Tensor:
+    """(n, size, source) float32: the rows that resample `length` pixels from `start` on to `size` pixels.
+
+    Bicubic with a = -1/2, widened when it shrinks (antialiased), within the crop alone: the filter of Pillow.
+    """
+    scale = (length / size)[:, None, None]
+    wide = scale.clamp(min=1)
+    centres = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale
+    pixels = torch.arange(source, device=start.device) - start[:, None, None]
+    t = ((pixels + 0.5 - centres) / wide).abs()
+    near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
+    weights = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+    weights = weights * ((pixels >= 0) & (pixels < length[:, None, None]))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x
+    return (0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])[:, None]
+
+
+def _brightness(x: Tensor, amount: Tensor) -> Tensor:
+    return (x * amount).clamp_(0, 1)
+
+
+def _contrast(x: Tensor, amount: Tensor) -> Tensor:
+    return torch.lerp(_grey(x).mean((1, 2, 3), keepdim=True), x, amount).clamp_(0, 1)
+
+
+def _saturation(x: Tensor, amount: Tensor) -> Tensor:
+    return torch.lerp(_grey(x), x, amount).clamp_(0, 1)
+
+
+def _hue(x: Tensor, turns: Tensor) -> Tensor:
+    """The hue of HSV moved by `turns`; value and saturation stay."""
+    red, green, blue = x.unbind(1)
+    value, least = x.amax(1), x.amin(1)
+    chroma = value - least
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sextant = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    sextant = torch.where(value == red, (green - blue) / safe, sextant) + 6 * turns[:, 0]
+    # Channel c of the pure hue is clamp(2 - |k - 3|...) of k = (n_c + sextant) mod 6, n = 5, 3, 1 (HSV to RGB).
+    k = torch.stack([(sextant + n) % 6 for n in (5.0, 3.0, 1.0)], 1)
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+CHANGES = (_brightness, _contrast, _saturation, _hue)
+
+
+def _blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
+    """Gaussian of deviation `sigma` pixels, cut at `reach`; pixels beyond the edge repeat it."""
+    sides = []
+    for size in x.shape[-2:]:
+        pixels = torch.arange(-reach, size + reach, device=x.device)
+        distance = pixels - torch.arange(size, device=x.device)[:, None]
+        kernel = torch.exp(-0.5 * (distance / sigma[:, 0]) ** 2) * (distance.abs() <= reach)
+        edges = F.one_hot(pixels.clamp(0, size - 1), size).to(x)
+        sides.append((kernel / kernel.sum(2, keepdim=True)) @ edges)
+    return sides[0][:, None] @ x @ sides[1][:, None].mT
+
+
+def _solarize(x: Tensor) -> Tensor:
+    return torch.where(x >= 128 / 255, 1 - x, x)

@@ -1,0 +1,87 @@
+"""Run by test_train.py in a process of its own: runs that are killed and go on, each life a fork of this program.
+
+Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import torch
+
+from collapse import cli
+from collapse.training import online, train  # noqa: F401  (loaded once, for all lives)
+from collapse.training.data import open_data
+from collapse.training.run import Run
+
+CALL = (
+    "train --preset digits --data sklearn:digits --workers 0 --device cpu --blocks 1 1 --planes 8 32 --batch-size 128 "
+    "--epochs 2 --dim 8 --save-every 3 --log-every 4 --spectrum-every 7 --held 200"
+)
+
+
+def strike_at(place):
+    """Send the process a signal at the `place`-th moment before or after a step, a line, a sync or a rename."""
+    passed = 0
+
+    def watched(function):
+        def call(*arguments, **options):
+            nonlocal passed
+            for moment in range(2):
+                passed += 1
+                if passed == place:
+                    os.kill(os.getpid(), signal.SIGKILL if place % 4 else signal.SIGTERM)
+                if moment == 0:
+                    result = function(*arguments, **options)
+            return result
+
+        return call
+
+    os.replace, os.fsync = watched(os.replace), watched(os.fsync)
+    train.Training.run_step, Run.log = watched(train.Training.run_step), watched(Run.log)
+
+
+def begin(folder, place=0, more=(), errors=os.devnull):
+    """The id of a forked process that trains in `folder`."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115
+        strike_at(place)
+        code = cli.main([*CALL.split(), "--out", folder, *more])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        os._exit(code)
+
+
+def end(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main():
+    torch.set_num_threads(1)
+    root, rng, ends = sys.argv[1], random.Random(0), []
+    open_data("sklearn:digits", "train")
+    assert end(begin(f"{root}/unbroken")) == 0
+    for chain in range(3):
+        while not ends or ends[-1] or not os.path.exists(f"{root}/broken{chain}/encoder.safetensors"):
+            ends.append(end(begin(f"{root}/broken{chain}", rng.randrange(1, 50))))
+    report = {"ends": ends, "first": begin(f"{root}/locked", more=["--epochs", "100000"])}
+    while not os.path.exists(f"{root}/locked/resume.pt"):
+        time.sleep(0.02)
+    report["second"] = end(begin(f"{root}/locked", more=["--epochs", "100000"], errors=f"{root}/refusal"))
+    with open(f"{root}/refusal") as file:
+        report["refusal"] = "".join(line for line in file if line.startswith("collapse:"))
+    os.kill(report["first"], signal.SIGTERM)
+    report["stopped"] = end(report["first"])
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

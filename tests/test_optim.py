@@ -1,0 +1,65 @@
+"""LARS against a step by hand under the paper's exclusions, the groups, and the schedule."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from collapse.training.config import make_config
+from collapse.training.network import Network
+from collapse.training.optim import LARS, learning_rate, make_optimizer, parameter_groups
+
+
+def by_hand(p, g, m, lr, decay, momentum, eta, adapt):
+    if adapt:
+        g = g + decay * p
+        norms = np.sqrt((p**2).sum()), np.sqrt((g**2).sum())
+        g = g * (eta * norms[0] / norms[1] if min(norms) > 0 else 1.0)
+    m = momentum * m + g
+    return p - lr * m, m
+
+
+def test_lars_is_three_steps_by_hand():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
+    nn.init.zeros_(net[2].weight)  # a norm of zero: the step is not scaled
+    values = {name: (p.detach().numpy().copy(), np.zeros(p.shape)) for name, p in net.named_parameters()}
+    optimizer = make_optimizer("lars", parameter_groups(net, 1e-2), 0.9, 1e-3)
+    for step in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 + step
+        for name, p in net.named_parameters():
+            p.grad = torch.randn(p.shape, dtype=p.dtype)
+            adapts = name in ("0.weight", "2.weight")
+            values[name] = by_hand(
+                *values[name][:1], p.grad.numpy().copy(), values[name][1], 0.5 + step, 1e-2, 0.9, 1e-3, adapts
+            )
+        optimizer.step()
+        for name, p in net.named_parameters():
+            np.testing.assert_allclose(p.detach().numpy(), values[name][0], rtol=1e-12, err_msg=name)
+
+
+def test_lars_leaves_parameters_without_gradient_alone():
+    p = nn.Parameter(torch.ones(2, 2))
+    LARS([p], lr=1.0).step()
+    assert torch.equal(p.detach(), torch.ones(2, 2))
+
+
+def test_groups_hold_every_trained_parameter_once():
+    net = Network(make_config("imagenet", arch="resnet18", head="orthogonal"), 10)
+    groups = parameter_groups(net.backbone, 1e-6) + parameter_groups(net.projector, 1e-6)
+    matrices, vectors = groups
+    assert all(p.ndim > 1 for p in matrices["params"])
+    assert all(p.ndim == 1 for p in vectors["params"])
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(net.backbone.parameters()))
+    assert (matrices["weight_decay"], vectors["weight_decay"], vectors["adapt"]) == (1e-6, 0.0, False)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_the_last():
+    rates = [learning_rate(step, 100, 10, 0.5, 0.1) for step in range(101)]
+    np.testing.assert_allclose(rates[:10], 0.05 * np.arange(1, 11))
+    assert rates[10] == 0.5
+    assert rates[55] == pytest.approx(0.3)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+    assert learning_rate(3120, 31200, 3120, 4.8, 0.0048) == 4.8
