@@ -1,18 +1,26 @@
-"""Run by test_train.py in a process of its own: runs that are killed and go on, each life a fork of this program.
+"""Runs that are killed and go on, each life a fork of this program.
 
-Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.
+    python tests/lives.py FOLDER                                              # by test_train.py; 20 seconds
+    python tests/lives.py FOLDER --every benchmarks/results/resume.json       # 15 minutes
+
+Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.  With --every, a run
+is killed once at each moment there is and then finished, and then 200 times at random; what differs from the unbroken
+run in weights, curve or spectra is counted.
 """
 
+import hashlib
 import json
 import os
 import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from collapse import cli
+from collapse.results import provenance, save_text, to_json
 from collapse.training import online, train  # noqa: F401  (loaded once, for all lives)
 from collapse.training.data import open_data
 from collapse.training.run import Run
@@ -64,8 +72,50 @@ def end(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def result(folder):
+    """What must not depend on how often a run died: the bytes of weights and spectra, the curve without the clock."""
+    folder = Path(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [{k: v for k, v in line.items() if k not in ("images_per_second", "waited")} for line in lines]
+    names = ("encoder.safetensors", "spectra.npz")
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names], curve
+
+
+def live_on(folder, places):
+    """Lives that die at the places given, then one that ends; how many ended by a signal."""
+    ends = []
+    while not os.path.exists(f"{folder}/encoder.safetensors"):
+        ends.append(end(begin(folder, next(places, 0))))
+    return sum(code != 0 for code in ends)
+
+
+def every(root, out):
+    """Die once at each moment; then 200 times in one run at random places."""
+    assert end(begin(f"{root}/unbroken")) == 0
+    expected, differing, place = result(f"{root}/unbroken"), [], 0
+    while True:
+        place += 1
+        folder = f"{root}/place{place}"
+        deaths = live_on(folder, iter([place]))
+        differing += [place] * (result(folder) != expected)
+        if not deaths:  # past the last moment
+            break
+    rng, deaths, runs = random.Random(0), 0, 0
+    while deaths < 200:
+        runs += 1
+        deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)))
+        differing += [f"random {runs}"] * (result(f"{root}/random{runs}") != expected)
+    about = {"schema": 1, **provenance(), "moments": place - 1, "random_deaths": deaths, "random_runs": runs}
+    save_text(Path(out), to_json({**about, "differing": differing}))
+    print(json.dumps({"moments": place - 1, "random_deaths": deaths, "differing": differing}))
+
+
 def main():
     torch.set_num_threads(1)
+    if "--every" in sys.argv:
+        open_data("sklearn:digits", "train")
+        every(sys.argv[1], sys.argv[3])
+        return
     root, rng, ends = sys.argv[1], random.Random(0), []
     open_data("sklearn:digits", "train")
     assert end(begin(f"{root}/unbroken")) == 0
