@@ -36,7 +36,7 @@ SETTINGS = (
     (50_000, 128, 5, (*FAST, "incremental")),
     (50_000, 512, 5, FAST),
     (50_000, 2048, 3, FAST),
-    (8_000, 2048, 1, ("covariance", "incremental")),
+    (6_000, 2048, 1, ("covariance", "incremental")),
     (10_000, 8192, 1, ("covariance", "bare")),
 )
 

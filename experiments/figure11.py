@@ -1,6 +1,6 @@
 """Figure 11, DirectCLR in the linear toy: the loss sees 4 of 16 coordinates of r; with and without a residual path.
 
-    python experiments/figure11.py                 # simulate, predict, save, draw: 25 s on one core
+    python experiments/figure11.py                 # simulate, predict, save, draw: 45 s on one core
     python experiments/figure11.py --plot-only     # redraw from the saved result
 
 r = W2 W1 x, and the loss is that of r[:4].  W1 starts uniform in +-1/4; the second layer W2 is 1 plus a block that

@@ -1,12 +1,13 @@
 """Propositions 1 and 2: what a linear projector of each kind does to the representation, simulated and predicted.
 
-    python experiments/propositions.py                 # simulate, predict, save, draw: 35 s on one core
+    python experiments/propositions.py                 # simulate, predict, save, draw: 2 minutes on one core
     python experiments/propositions.py --plot-only     # redraw from the saved result
 
 r = W x is the representation, z = P W x what the loss sees; all 16 x 16; clean data N(0, I), noise of standard
 deviation 3 on the last 8 coordinates; loss, batch, temperature and learning rate of the official toy script.  W starts
 uniform in +-1/4 and meets each head of HEADS in turn, each with the same batches; several runs, one a seed of these.
-The prediction is the gradient flow of the finite-batch mean field.  Singular values of W near e^-4 are left to the
+The prediction is the gradient flow of the finite-batch mean field, from a large pool of points: behind a low-rank head
+much of W is left alone, and a small pool's own error would move it.  Singular values of W near e^-4 are left to the
 noise of SGD, which the flow lacks: the ceiling is what the mean of the other runs explains of one.
 
 Of table 2 this shows that without a head, or with an orthogonal one, r collapses most, and no more: a diagonal head
@@ -127,15 +128,23 @@ def compare_heads(seed: int, seeds: int, descent: Descent) -> tuple[Meta, Arrays
     layers = [np.tile(W, (len(P), 1, 1)), P]
     trained = sgd(layers, GaussianViews(CLEAN, NOISE), batches, descent, at.tolist(), [None, masks])[0]
     trained = trained.reshape(len(at), len(HEADS), seeds, DIM, DIM)
-    gradients: dict[str, Callable[[Floats], Floats]] = {
-        "predicted": MeanField(C0, CE, descent.batch, descent.temperature, points=16_384).gradient,
-        "population": partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature),
+    fields = {
+        name: MeanField(C0, CE, descent.batch, descent.temperature, 65_536 if "lowrank" in name else 16_384)
+        for name in HEADS
+    }
+    population = partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature)
+    gradients: dict[str, Callable[[str], Callable[[Floats], Floats]]] = {
+        "predicted": lambda name: fields[name].gradient,
+        "population": lambda name: population,
     }
     flows = {
         kind: np.array(
-            [matrix_flow(descent.lr * at, [W, P], g, masks=[None, mask])[0] for P, mask in projectors.values()]
+            [
+                matrix_flow(descent.lr * at, [W, P], of(name), masks=[None, mask])[0]
+                for name, (P, mask) in projectors.items()
+            ]
         )
-        for kind, g in gradients.items()
+        for kind, of in gradients.items()
     }
     simulated, forecasts = singular_values(trained), {kind: singular_values(flow) for kind, flow in flows.items()}
     r2 = {

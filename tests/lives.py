@@ -105,7 +105,8 @@ def every(root, out):
         runs += 1
         deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)))
         differing += [f"random {runs}"] * (result(f"{root}/random{runs}") != expected)
-    about = {"schema": 1, **provenance(), "moments": place - 1, "random_deaths": deaths, "random_runs": runs}
+    command = ["tests/lives.py", "FOLDER", *sys.argv[2:]]
+    about = {"schema": 1, **provenance(), "command": command, "moments": place - 1, "random_deaths": deaths, "random_runs": runs}
     save_text(Path(out), to_json({**about, "differing": differing}))
     print(json.dumps({"moments": place - 1, "random_deaths": deaths, "differing": differing}))
 

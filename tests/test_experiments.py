@@ -115,14 +115,18 @@ def test_the_readme_quotes_what_the_result_files_hold():
     _, digits = load_result(ROOT / "experiments/results/digits.npz")
     mean = lambda values: ", ".join(f"{row.mean():.1f} ± {row.std(ddof=1):.1f}" for row in values)
     quoted += [mean(digits["effective_rank"][:, t]) for t in (0, 1)] + [mean(100 * digits["probe"][:, 1])]
-    benchmark = json.loads((ROOT / "benchmarks/results/spectrum.json").read_text())
-    quoted.append(f"| {benchmark['cases'][-1]['ratios']['ours / product']:.2f} |")
-    training = json.loads((ROOT / "benchmarks/results/train.json").read_text())
-    shares = [f"{training['ratios'][f'train / {name}']:.2f}" for name in ("synthetic", "bare")]
-    quoted.append(f"{shares[0]}; {shares[1]} of their speed")
+    stored = lambda name: json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    case = next(case for case in stored("spectrum")["cases"] if case["d"] == 2048)
+    quoted.append(f"| {1 / case['ratios']['bare / covariance']:.2f}; {case['ratios']['qr / covariance']:.1f} |")
+    peaks = stored("spectrum")["memory"][-1]["peak_mib"]
+    quoted.append(f"| {peaks['covariance']:.0f} MiB, {peaks['official']:.0f} MiB |")
+    quoted += [f"| {stored('embed')['share_of_bare']:.2f} |", f"| {100 * stored('monitor')['share']:.1f} % |"]
+    resume = stored("resume")
+    quoted.append(f"| {resume['moments'] + resume['random_deaths']}, {len(resume['differing'])} differed |")
+    quoted.append(f"| {100 * stored('mutants')['killed']:.0f} % of {len(stored('mutants')['mutants'])} |")
     meta, _ = load_result(ROOT / "experiments/results/phase_diagram.npz")
     quoted.append(f"{meta['exact']['mean_field']} of 15, {meta['r2']:.4f}")
-    toy = json.loads((ROOT / "benchmarks/results/toy.json").read_text())["ratios"]
+    toy = stored("toy")["ratios"]
     quoted.append(f"{toy['autograd / batched']:.1f} and {toy['official / batched']:.1f} times faster")
     meta, _ = load_result(ROOT / "experiments/results/linear_digits.npz")
     quoted.append(f"R² {meta['r2']['real_spectrum']['predicted']['final']:.2f} only")
