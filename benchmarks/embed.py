@@ -41,8 +41,8 @@ def peak(folder: Path, checkpoint: Path, count: int, workers: int) -> float:
     names = sorted(path.name for path in folder.glob("*.jpg"))
     listed = folder / "many.txt"
     listed.write_text("\n".join(names[i % len(names)] for i in range(count)))
-    program = "import sys, resource; from collapse.cli import main; main(sys.argv[1:]); " \
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # fmt: skip
+    program = "import re, sys; from collapse.cli import main; main(sys.argv[1:]); " \
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"  # fmt: skip
     call = ["embed", checkpoint, listed, "--out", folder / "z.npy", "--force", "--resize", 32, "--crop", 32,
             "--workers", workers]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program, *map(str, call)], check=True, capture_output=True, text=True)
