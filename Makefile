@@ -10,7 +10,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 PACKAGE := $(wildcard collapse/*.py collapse/training/*.py collapse/training/presets/*.json collapse/*.mplstyle)
 THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
-TOYS := $(filter-out digits,$(notdir $(basename $(wildcard experiments/*.py))))
+# The longest first, so that two cores end together.
+LONGEST := propositions linear_digits figure11
+TOYS := $(LONGEST) $(filter-out digits $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
 .PHONY: figures toys test mutants clean FORCE
 .DELETE_ON_ERROR:

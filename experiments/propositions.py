@@ -1,6 +1,6 @@
 """Propositions 1 and 2: what a linear projector of each kind does to the representation, simulated and predicted.
 
-    python experiments/propositions.py                 # simulate, predict, save, draw: 2 minutes on one core
+    python experiments/propositions.py                 # simulate, predict, save, draw: 90 s on one core
     python experiments/propositions.py --plot-only     # redraw from the saved result
 
 r = W x is the representation, z = P W x what the loss sees; all 16 x 16; clean data N(0, I), noise of standard
@@ -129,7 +129,7 @@ def compare_heads(seed: int, seeds: int, descent: Descent) -> tuple[Meta, Arrays
     trained = sgd(layers, GaussianViews(CLEAN, NOISE), batches, descent, at.tolist(), [None, masks])[0]
     trained = trained.reshape(len(at), len(HEADS), seeds, DIM, DIM)
     fields = {
-        name: MeanField(C0, CE, descent.batch, descent.temperature, 65_536 if "lowrank" in name else 16_384)
+        name: MeanField(C0, CE, descent.batch, descent.temperature, 65_536 if "lowrank" in name else 8_192)
         for name in HEADS
     }
     population = partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature)

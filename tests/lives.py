@@ -106,7 +106,8 @@ def every(root, out):
         deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)))
         differing += [f"random {runs}"] * (result(f"{root}/random{runs}") != expected)
     command = ["tests/lives.py", "FOLDER", *sys.argv[2:]]
-    about = {"schema": 1, **provenance(), "command": command, "moments": place - 1, "random_deaths": deaths, "random_runs": runs}
+    counts = {"moments": place - 1, "random_deaths": deaths, "random_runs": runs}
+    about = {"schema": 1, **provenance(), "command": command, **counts}
     save_text(Path(out), to_json({**about, "differing": differing}))
     print(json.dumps({"moments": place - 1, "random_deaths": deaths, "differing": differing}))
 
