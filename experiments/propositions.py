@@ -128,10 +128,8 @@ def compare_heads(seed: int, seeds: int, descent: Descent) -> tuple[Meta, Arrays
     layers = [np.tile(W, (len(P), 1, 1)), P]
     trained = sgd(layers, GaussianViews(CLEAN, NOISE), batches, descent, at.tolist(), [None, masks])[0]
     trained = trained.reshape(len(at), len(HEADS), seeds, DIM, DIM)
-    fields = {
-        name: MeanField(C0, CE, descent.batch, descent.temperature, 65_536 if "lowrank" in name else 8_192)
-        for name in HEADS
-    }
+    points = {"lowrank": 65_536, "lowrank-diagonal": 65_536, "small": 8_192}
+    fields = {name: MeanField(C0, CE, descent.batch, descent.temperature, points.get(name, 2048)) for name in HEADS}
     population = partial(population_gradient, C0=C0, Ce=CE, temperature=descent.temperature)
     gradients: dict[str, Callable[[str], Callable[[Floats], Floats]]] = {
         "predicted": lambda name: fields[name].gradient,
