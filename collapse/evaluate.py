@@ -58,15 +58,17 @@ def embed_layers(
     """
     net = _ready(net, device, precision)
     taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
-    for pixels in batches:
-        x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(next(net.parameters()).dtype)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            rows = {"representation": net(x)}
-            if "projector" in names and net.projector is not None:
-                rows["projector"] = net.projector(rows["representation"])
-        rows |= taps.rows
-        yield {name: rows[name] for name in names}
-    taps.remove()
+    try:
+        for pixels in batches:
+            x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(next(net.parameters()).dtype)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+                rows = {"representation": net(x)}
+                if "projector" in names and net.projector is not None:
+                    rows["projector"] = net.projector(rows["representation"])
+            rows |= taps.rows
+            yield {name: rows[name] for name in names}
+    finally:
+        taps.remove()
 
 
 def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any) -> dict[str, NDArray]:
@@ -75,9 +77,9 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
     A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
     twice, in the precision of `options` (those of `embed_layers`) and in float64.
     """
-    single = next(embed_layers(net, names, [pixels], **options))
+    (single,) = embed_layers(net, names, [pixels], **options)
     net.double()
-    double = next(embed_layers(net, names, [pixels], **{**options, "precision": "float32"}))
+    (double,) = embed_layers(net, names, [pixels], **{**options, "precision": "float32"})
     net.float()  # the weights were float32: exact both ways
     found = {}
     for name in names:

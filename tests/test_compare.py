@@ -176,11 +176,17 @@ def test_every_layer_in_one_pass_is_each_alone(resnet18, photos):
         alone = torch.cat(list(embed(net.layer(name), batches, net.preprocess)))
         torch.testing.assert_close(rows, alone, rtol=0, atol=0)
     assert net.blocks[1:] == [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-    sampled = next(embed_layers(net, ["layer2.1"], batches, positions=3, seed=4))["layer2.1"]
+    (sampled,) = (row["layer2.1"] for row in embed_layers(net, ["layer2.1"], batches[:1], positions=3, seed=4))
+    hooks = lambda: sum(len(module._forward_hooks) for module in net.modules())
+    before, stopped = hooks(), embed_layers(net, ["layer2.1"], batches)
+    next(stopped)
+    assert hooks() == before + 1
+    stopped.close()
+    assert hooks() == before  # none is left behind
     assert sampled.shape == (30, 128)
     net.backbone.layer2[1].register_forward_hook(lambda module, inputs, output: maps.append(output))
     maps = []
-    again = next(embed_layers(net, ["layer2.1"], batches, positions=3, seed=4))["layer2.1"]
+    (again,) = (row["layer2.1"] for row in embed_layers(net, ["layer2.1"], batches[:1], positions=3, seed=4))
     torch.testing.assert_close(again, sampled, rtol=0, atol=0)
     columns = maps[0].flatten(2).mT  # (n, positions, d): each sampled row is a position of its own image
     for index in range(30):

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ from collapse.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from collapse.spectra import Spectrum
 
 
@@ -184,11 +183,11 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     on = None if device == "cpu" else device
     measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
     how = {"device": device, "positions": options.positions, "seed": options.seed, "precision": options.precision}
-    errors: dict[str, NDArray] = {}
-    for batch in pixels:
-        errors = errors or rounding(net, names, batch[:16], not options.raw, **how)
-        for name, rows in next(embed_layers(net, names, [batch], **how)).items():
-            measured[name].update(rows)
+    first = next(pixels, None)
+    errors = rounding(net, names, first[:16], not options.raw, **how) if first is not None else {}
+    for rows in embed_layers(net, names, chain([first] if first is not None else [], pixels), **how):
+        for name in names:
+            measured[name].update(rows[name])
     if len(skipped) > count - 2:
         raise InputError(
             f"{images.source}: {len(skipped)} of {count} images cannot be read, first {skipped[0]['path']}"
