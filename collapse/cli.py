@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from collapse import InputError, __version__
 from collapse.commands import checkpoint, spectrum, training
+from collapse.commands.shared import INTERRUPTED, interrupt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     # Idle OpenMP threads that spin slow small matrices a hundredfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    INTERRUPTED.clear()
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         options = parser().parse_args(arguments)
         options.run(options)
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of the output has left (as `head` does); python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from collapse.images import Images, Skipped
 
 T = TypeVar("T")
+INTERRUPTED = threading.Event()
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """The handler of SIGINT while a command runs."""
+    INTERRUPTED.set()
+    raise KeyboardInterrupt
 
 
 def add_measure(command: argparse.ArgumentParser) -> None:
@@ -120,6 +128,8 @@ def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
 
     with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=0.5, disable=None) as bar:
         for batch in batches:
+            if INTERRUPTED.is_set():  # python drops an interrupt that comes while it clears up an object
+                raise KeyboardInterrupt
             yield batch
             bar.update(len(batch))  # type: ignore[arg-type]
 
