@@ -232,6 +232,8 @@ def unpickle(file: IO[bytes], problem: str) -> tuple[Any, list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # False because torch takes a pickle_module only then; ours knows the parts of tensors and nothing else,
+            # and gives an inert stub where torch's own would refuse the file for one foreign name.
             tree = torch.load(file, map_location="cpu", weights_only=False, pickle_module=stub_pickle(foreign))
     except Exception as error:  # an untrusted pickle can fail in any way, and each is the file's fault
         raise InputError(f"{problem}: {first_line(error)}") from error

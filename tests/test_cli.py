@@ -150,6 +150,7 @@ def bad_calls(folder, z, resnet18, photos):
     rows = np.load(z)
     rows[7, 3] = np.nan
     np.save(folder / "nan.npy", rows)
+    # numpy writes objects as a pickle only when told to: this is the file that must be refused.
     np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(folder / "cube.npy", np.zeros((3, 4, 5)))
     np.save(folder / "one.npy", np.zeros((1, 4)))

@@ -8,6 +8,7 @@ from a config, else from the layout, with a warning that says so.
 import re
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from math import isqrt
 from typing import Any
 
@@ -111,7 +112,7 @@ class ConvStem(nn.Module):
                  **rest: Any) -> None:  # fmt: skip
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in zip((in_chans, *widths), widths, strict=False):
+        for inputs, outputs in pairwise((in_chans, *widths)):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
         self.patch = 2 ** len(widths)
