@@ -69,7 +69,7 @@ def bars(ax: Any, values: NDArray, top: float, color: str) -> None:
     inset = ax.inset_axes((0.86, -1.05, 0.84, 0.6), transform=ax.transData, facecolor="none")
     inset.bar(range(1, 4), values, color=color, width=0.7)
     for k, value in enumerate(values, 1):
-        text = f"{value:.2g}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
+        text = f"{value:.2f}"
         inset.annotate(text, (k, value), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=6)
     inset.set(ylim=(0, top), xlim=(0.4, 3.6), yticks=[], xticks=[])
     inset.spines["left"].set_visible(False)

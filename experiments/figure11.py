@@ -174,7 +174,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     left.set(xlabel="index of the singular value", ylabel=r"$\ln\,\lambda$ of $\mathrm{Cov}(r)$ at the end")
     left.legend(loc="lower left")
     middle.axhspan(middle.get_ylim()[0], np.log(arrays["floor"].max()), color="0.9", zorder=0)
-    middle.annotate("rounding", (0.04, 0.04), xycoords="axes fraction", color="0.4", fontsize=7)
+    middle.annotate("rounding", (0.6, 0.12), xycoords="axes fraction", color="0.4", fontsize=7)
     middle.set(xlabel="index of the singular value", ylabel=r"$\ln\,\sigma$ of the gradient of $W_1$")
     middle.margins(y=0)
     right.set(xscale="log", xlabel=r"time $t$ (steps $\times$ lr)", ylim=(0, 1.03))

@@ -106,10 +106,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         (line,) = ax.plot(index, np.log(np.maximum(values, 1e-40)), color=color, label=name)
         ax.plot([DIM * 1.02, DIM * 1.08], np.log([floor, floor]), color=line.get_color(), linewidth=2, clip_on=False)
     ax.axhline(PAPER, color="0.6", linestyle=":", zorder=0)
-    ax.annotate("collapsed in the paper's figure 2", (1, PAPER), xytext=(0, -8), textcoords="offset points", fontsize=6)
+    ax.annotate("the paper's figure 2", (1, PAPER), xytext=(0, -8), textcoords="offset points", fontsize=6)
     ax.set(
         xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$",
-        ylim=(-60, 0), xlim=(0, DIM * 1.09),
+        ylim=(-66, 0), xlim=(0, DIM * 1.09),
     )  # fmt: skip
     ax.legend(fontsize=6, loc="lower left")
     return fig

@@ -81,10 +81,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     ax.plot(arrays["amplitudes"], np.log(arrays["simulated"]), "o", color="C0", label="simulation")
     for exponent in (-1, -2, -3):
         ax.axhline(exponent * np.log(10), color="0.8", linewidth=0.6, zorder=0)
-        ax.annotate(f"threshold $10^{{{exponent}}}$", (5.5, exponent * np.log(10)), xytext=(0, 2), fontsize=6,
-                    textcoords="offset points", color="0.4", ha="right")  # fmt: skip
+        ax.annotate(f"threshold $10^{{{exponent}}}$", (0.05, exponent * np.log(10)), xytext=(0, -7), fontsize=6,
+                    textcoords="offset points", color="0.4")  # fmt: skip
     ax.set(xlabel="noise amplitude $k$", ylabel=r"$\ln$ ratio of $\sigma^2$, augmented / free", xlim=(0, 5.5))
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")
     return fig
 
 

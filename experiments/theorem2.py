@@ -100,7 +100,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         left.plot(growth[:, k], np.log(measured[:, k]), "o", color=color, markeredgewidth=0, alpha=0.8)
         place = (growth[-1, k], np.log(measured[-1, k]))
         left.annotate(
-            f"$k={k + 1}$", place, xytext=(4, 0), textcoords="offset points", va="center", color=color, fontsize=7
+            f"$k={k + 1}$", place, xytext=(5, 4), textcoords="offset points", va="bottom", color=color, fontsize=7
         )
     left.set(
         xscale="log", xlabel=r"growth of $\sigma_k(W_1)$ over its start", ylabel=r"$\ln(1 - A_{kk})$", xlim=(0.9, 150)
