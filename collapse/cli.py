@@ -14,6 +14,7 @@ from collapse.commands.shared import INTERRUPTED, interrupt
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of ending the process."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 

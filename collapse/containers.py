@@ -142,9 +142,11 @@ class Stub:
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
-    def append(self, item: Any) -> None: ...
+    def append(self, item: Any) -> None:
+        """Nothing."""
 
-    def extend(self, items: Any) -> None: ...
+    def extend(self, items: Any) -> None:
+        """Nothing."""
 
     add = append
 

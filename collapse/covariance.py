@@ -43,6 +43,7 @@ class _Gram:
             self.scatter = np.asfortranarray(self.scatter)
 
     def add(self, z: Any) -> None:
+        """Add rows z (b, d), finite."""
         if not isinstance(z, np.ndarray):
             mean = z.mean(0)
             z = z - mean
@@ -64,6 +65,7 @@ class _Gram:
         self._move(len(z), near + missed)
 
     def join(self, other: "_Gram") -> None:
+        """Add another's rows."""
         if other.n:
             self.scatter = self.scatter + other.scatter
             self._move(other.n, other.mean)
@@ -135,13 +137,16 @@ class _Gram:
         return np.tril(scatter) + np.tril(scatter, -1).T
 
     def vectors(self) -> NDArray:
+        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue."""
         return np.linalg.eigh(self._whole())[1][:, ::-1]
 
     @property
     def dim(self) -> int:
+        """d."""
         return len(self.mean)
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
+        """Largest eigenvalue of the scatter that rounding alone makes."""
         return float(2 * math.sqrt(scatter.size) * EPS * scatter.max())
 
 
@@ -158,6 +163,7 @@ class _Triangle:
         self.shift: Any = None
 
     def add(self, z: Any) -> None:
+        """Add rows z (b, d), finite."""
         if self.shift is None:
             self.shift = z.mean(0)
         rows = self.zeros((len(z), self.dim + 1))
@@ -168,6 +174,7 @@ class _Triangle:
             self._reduce()
 
     def join(self, other: "_Triangle") -> None:
+        """Add another's rows, moved to this shift."""
         if other.n:
             shift = other.shift if self.shift is None else self.shift
             self.waiting += [self._moved(rows, other.shift - shift) for rows in other.waiting]
@@ -225,9 +232,11 @@ class _Triangle:
         return np.asarray(triangle.cpu() if _is_tensor(triangle) else triangle)[1:, 1:]
 
     def vectors(self) -> NDArray:
+        """(d, d): right singular vectors of the centred rows as columns, by descending singular value."""
         return np.linalg.svd(self._centred())[2].T
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
+        """As `_Gram.rounding`."""
         return float((self.dim * EPS) ** 2 * moment.sum())
 
 

@@ -46,6 +46,7 @@ class PadShortcut(nn.Module):
         self.pad, self.stride = (outputs - inputs) // 2, stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c + 2 pad, h / stride, w / stride)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
 
 
@@ -84,6 +85,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) float -> (n, d), the average-pooled output of the last stage."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = getattr(self, name)(x)
@@ -110,6 +112,7 @@ class MLP(nn.Module):
         self.layers, self.width = nn.Sequential(*layers), widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, ...) -> (n, d)."""
         return self.layers(x)
 
 
@@ -189,6 +192,7 @@ class Subvector(nn.Module):
         self.dim = dim
 
     def forward(self, r: Tensor) -> Tensor:
+        """(n, d) -> (n, dim)."""
         return r[:, : self.dim]
 
 
@@ -200,6 +204,7 @@ class Diagonal(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, r: Tensor) -> Tensor:
+        """(n, d) -> (n, d)."""
         return r * self.scale
 
 
@@ -215,6 +220,7 @@ class Groups(nn.Module):
         self.register_buffer("order", torch.randperm(width))
 
     def forward(self, r: Tensor) -> Tensor:
+        """(n, d) -> (n, groups, d / groups)."""
         return r[:, self.get_buffer("order")].unflatten(1, (self.COUNT, -1))
 
 

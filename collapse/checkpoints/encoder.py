@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         self.blocks = block_names(backbone, stem)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) float32, preprocessed -> representation (n, d)."""
         return self.backbone(images)
 
     def layer(self, name: str) -> "Layer":
@@ -134,6 +135,7 @@ class Layer(nn.Module):
         self.taps = Taps(net, [] if name in ("representation", "projector") else [name])
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, d). Raises InputError if the layer gives no one vector an image."""
         self.taps.rows.clear()
         r = self.net(images)
         if self.name == "representation":

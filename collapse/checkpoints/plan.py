@@ -70,23 +70,12 @@ class Clues:
     head_is_embedding: bool = False
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def heads(self) -> int | None:
-        return self.given.heads
-
-    @property
-    def pool(self) -> str | None:
-        return self.given.pool
-
-    @property
-    def activation(self) -> str | None:
-        return self.given.activation
-
     def has(self, pattern: str) -> bool:
         """Whether some key of the file matches."""
         return any(re.search(pattern, key) for key in self.keys)
 
     def hint(self, name: str) -> Any:
+        """What a config, the arguments or hyper-parameters say under a name; None if nothing."""
         return self.hints.get(name)
 
     def number(self, name: str) -> Any:

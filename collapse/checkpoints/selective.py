@@ -20,6 +20,7 @@ class SelectiveKernel(nn.Module):
         self.mixing_conv = nn.Sequential(_conv(width, hidden, 1), _norm(hidden, True), _conv(hidden, 2 * width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c_out, h, w)."""
         x = self.main_conv(x).unflatten(1, (2, -1))
         mix = self.mixing_conv(x.sum(1).mean((2, 3), keepdim=True)).unflatten(1, (2, -1))
         return (x * mix.softmax(1)).sum(1)
@@ -44,6 +45,7 @@ class SelectiveBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c_out, h, w)."""
         return F.relu(self.projection(x) + self.net(x))
 
 
@@ -70,6 +72,7 @@ class SelectiveResNet(nn.Module):
         self.net = nn.Sequential(*parts)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, d)."""
         return self.net(x).mean((2, 3))
 
 

@@ -119,11 +119,13 @@ class ConvStem(nn.Module):
         self.set_input_size((img_size, img_size))
 
     def set_input_size(self, size: tuple[int, int]) -> None:
+        """Take images of another size, (height, width) in pixels."""
         self.img_size = size
         self.grid_size = (size[0] // self.patch, size[1] // self.patch)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> tokens (n, h w / patch^2, d)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -139,6 +141,7 @@ class AnySizeViT(VisionTransformer):
         self.learned: Tensor | None = None
 
     def forward(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
+        """(n, 3, h, w) of any size that the patches tile -> (n, d); positions are interpolated."""
         self._fit((x.shape[-2], x.shape[-1]))
         return super().forward(x, *masks, **options)
 
@@ -224,7 +227,7 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
 
 def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
     """transformers' CLIP image tower; with its projection where the file has one."""
-    act = clues.activation or str(clues.hint("hidden_act") or "")
+    act = clues.given.activation or str(clues.hint("hidden_act") or "")
     if not act:
         raise InputError("no config.json says which activation this CLIP has; give --activation quick_gelu or gelu")
     eps = clues.number("layer_norm_eps") or 1e-5
@@ -234,8 +237,8 @@ def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
 
 def clip_activation(clues: Clues) -> str:
     """GELU or QuickGELU: by the flag, open_clip's config, its model's name, or the archive that only OpenAI wrote."""
-    if clues.activation:
-        return clues.activation
+    if clues.given.activation:
+        return clues.given.activation
     if clues.container.startswith("TorchScript"):
         return "quick_gelu"
     config = clues.configs.get("open_clip_config.json", {}).get("model_cfg")
@@ -362,16 +365,16 @@ def _square(n: int) -> bool:
 
 
 def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
-    if clues.pool is not None:
-        if clues.pool == "cls" and "cls_token" not in tensors:
+    if clues.given.pool is not None:
+        if clues.given.pool == "cls" and "cls_token" not in tensors:
             raise InputError("has no class token; leave --pool out or give --pool mean")
-        return clues.pool == "mean"
+        return clues.given.pool == "mean"
     return "fc_norm.weight" in tensors or "cls_token" not in tensors
 
 
 def _heads(dim: int, clues: Clues) -> int:
     """The number of attention heads: the caller's, the config's, the layout's, else heads of 64."""
-    given = clues.heads or clues.number("num_attention_heads")
+    given = clues.given.heads or clues.number("num_attention_heads")
     if given is None and dim == 384 and clues.has(r"(^|\.)base_encoder\.") and clues.has(r"(^|\.)momentum_encoder\."):
         given = 12  # MoCo-v3's ViT-S (arXiv 2104.02057), unlike everybody else's
     if given is None and dim in (192, 384) and "mocov3" in str(clues.hint("method")):

@@ -18,6 +18,7 @@ from collapse.commands.shared import (
 
 
 def add_inspect(commands: Any) -> None:
+    """The arguments of `collapse inspect`."""
     command = commands.add_parser(
         "inspect",
         help="what a checkpoint is, without images",
@@ -31,6 +32,7 @@ def add_inspect(commands: Any) -> None:
 
 
 def add_embed(commands: Any) -> None:
+    """The arguments of `collapse embed`."""
     command = commands.add_parser(
         "embed",
         help="the embeddings themselves, written in a stream",

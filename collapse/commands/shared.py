@@ -24,6 +24,7 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 def add_measure(command: argparse.ArgumentParser) -> None:
+    """How rows become a spectrum."""
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
     command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
@@ -31,6 +32,7 @@ def add_measure(command: argparse.ArgumentParser) -> None:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
+    """Reading a checkpoint and images; the names are those of `Overrides`."""
     model = command.add_argument_group("reading the checkpoint and the images")
     model.add_argument("--arch", help="the architecture it must be, or timm's or torchvision's name of it")
     model.add_argument("--branch", help="which of several encoders in the file")
@@ -63,6 +65,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
+    """What goes where, and what is drawn."""
     output = add_result(command)
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw the spectrum: .png or .pdf")
     output.add_argument(
@@ -74,6 +77,7 @@ def add_output(command: argparse.ArgumentParser) -> None:
 
 
 def add_result(command: argparse.ArgumentParser) -> Any:
+    """Where a JSON document goes; returns the group of arguments."""
     output = command.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON document")
     output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
@@ -82,24 +86,28 @@ def add_result(command: argparse.ArgumentParser) -> Any:
 
 
 def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
 def count(text: str) -> int:
+    """A whole number of at least 0."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return int(text)
 
 
 def groups(text: str) -> int:
+    """A whole number of at least 2."""
     if not text.isdigit() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 2")
     return int(text)
 
 
 def share(text: str) -> float:
+    """A number in 0..1, 1 not among them."""
     try:
         value = float(text)
     except ValueError:
@@ -144,6 +152,7 @@ def pixels_of(options: argparse.Namespace, images: "Images", net: "Encoder", ski
 
 
 def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
+    """The encoder of a checkpoint, with what the flags say of it. Raises InputError as `load` does."""
     from collapse.checkpoints import Overrides, load
 
     exact_float32()
@@ -152,6 +161,7 @@ def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
 
 
 def source_of(net: "Encoder", layer: str) -> dict[str, Any]:
+    """What a result says of the network and layer it is of: the JSON document's `source`."""
     names = ("path", "sha256", "architecture", "branch", "keys", "preprocessing", "foreign")
     return {"kind": "checkpoint", "layer": layer, **{name: net.report[name] for name in names}}
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_spectrum(commands: Any) -> None:
+    """The arguments of `collapse spectrum`."""
     command = commands.add_parser(
         "spectrum",
         help="singular values of the embedding covariance, and rank metrics",
@@ -58,6 +59,7 @@ def add_spectrum(commands: Any) -> None:
 
 
 def add_compare(commands: Any) -> None:
+    """The arguments of `collapse compare`."""
     command = commands.add_parser(
         "compare",
         help="several results or sources in one table and one plot",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_train(commands: Any) -> None:
+    """The arguments of `collapse train`."""
     from collapse.training.config import flags, presets
 
     command = commands.add_parser(
@@ -144,6 +145,7 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
 
 
 def add_probe(commands: Any) -> None:
+    """The arguments of `collapse probe`."""
     command = _add_evaluation(commands, "probe", "a linear classifier on the representation: top-1 and top-5", _probe)
     command.add_argument(
         "--recipe",
@@ -155,6 +157,7 @@ def add_probe(commands: Any) -> None:
 
 
 def add_knn(commands: Any) -> None:
+    """The arguments of `collapse knn`."""
     command = _add_evaluation(commands, "knn", "nearest training images' vote: top-1 and top-5", _knn)
     command.add_argument("--k", type=positive, default=20, help="neighbours (20)")
     command.add_argument("--temperature", type=float, default=0.07, help="weights are exp(cosine / temperature)")

@@ -48,6 +48,7 @@ class Network(nn.Module):
         self.config = replace(config, head=head, dim=dim)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both views (n, 3, h, w) -> their embeddings (n, m), and the first's class scores (n, classes), detached."""
         r = self.backbone(first)
         return self.projector(r), self.projector(self.backbone(second)), self.classifier(r.detach())
 

@@ -105,12 +105,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """(n, ...) of this rank -> (world n, ...) of all."""
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The sum over ranks of the gradients of this rank's rows."""
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
         return grad.chunk(world())[rank()]
@@ -126,12 +128,14 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
+        """The sum over ranks."""
         values = values.clone()
         dist.all_reduce(values)
         return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The sum over ranks of the gradients."""
         return _Sum.forward(ctx, grads[0])
 
 
@@ -141,6 +145,7 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
+        """(n, c, ...) -> the same shape; statistics over the rows of all ranks while training."""
         if not self.training:
             return super().forward(input)
         dims = [d for d in range(input.ndim) if d != 1]

@@ -265,6 +265,7 @@ class _Loop:
         return SummaryWriter(str(self.run_folder and self.run_folder.folder), purge_step=self.training.step)
 
     def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
+        """Steps until the end; yields the lines of the log as they are written."""
         training, per_epoch = self.training, self.training.plan.per_epoch
         labels = torch.from_numpy(data.labels)
         options = (self.options.workers, training.device, self.options.nvjpeg)
