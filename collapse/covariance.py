@@ -1,243 +1,24 @@
 """Singular values of the covariance of embeddings, in one pass over any number of rows.
 
 Z (n, d), rows are samples;  C = Zc^T Zc / (n - 1), centred: its singular values are those of the paper's figures 2, 8
-and 10 (arXiv 2110.09348, section 3).  `Covariance` accumulates and merges, `Spectrum` is the result, `spectrum` does
-both in one call.  Rank measures are in metrics.py, array files in arrays.py.
-
-Two accumulators. `_Gram` sums centred products in float64 with the pairwise update of Chan, Golub and LeVeque (1983):
-sum z z^T - n mean mean^T would cancel where the mean dominates, as it does after a ReLU.  Squaring halves the digits,
-so values below about d 2^-52 lambda_1 are rounding.  `_Triangle` keeps the R of a QR decomposition of [1 Z] instead
-(TSQR): with the ones first, R[1:, 1:] is the triangle of the centred rows, and nothing is squared.
-Both merge: shards in one process, or processes of torch.distributed.
+and 10 (arXiv 2110.09348, section 3).  `Covariance` checks, normalises and accumulates rows (accumulators.py), merges,
+and says what of its spectrum is rounding; the result is a `Spectrum` (spectra.py).
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError
+from collapse.accumulators import Gram, Triangle, is_tensor
 from collapse.metrics import marchenko_pastur_edges
 from collapse.spectra import EPS, Spectrum
 
 LARGEST = 1e150  # an entry whose square, summed, stays in float64's range
 BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 METHODS = ("auto", "covariance", "qr")
-
-
-def _is_tensor(z: Any) -> bool:
-    return type(z).__module__.partition(".")[0] == "torch"
-
-
-class _Gram:
-    """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen: numpy arrays, or tensors on a device."""
-
-    STATE = ("n", "mean", "scatter")
-
-    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
-        self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
-        self.centred: Any = zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
-        if isinstance(self.scatter, np.ndarray):
-            self.scatter = np.asfortranarray(self.scatter)
-
-    def add(self, z: Any) -> None:
-        """Add rows z (b, d), finite."""
-        if not isinstance(z, np.ndarray):
-            mean = z.mean(0)
-            z = z - mean
-            self.scatter.addmm_(z.T, z)
-            self._move(len(z), mean)
-            return
-        from scipy.linalg.blas import dsyr, dsyrk
-
-        if len(self.centred) < len(z):
-            self.centred = np.empty(z.shape)
-        centred, one = self.centred[: len(z)], np.ones(len(z))
-        # Near the mean first, in the precision of the rows; what it misses is found exactly and taken off at the end.
-        near = np.asarray(one.astype(z.dtype) @ z / len(z), np.float64)
-        np.subtract(z, near, out=centred)
-        missed = one @ centred / len(z)
-        # One triangle of z^T z, added in place: half of a product, and no second matrix.
-        self.scatter = dsyrk(1.0, centred.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
-        self.scatter = dsyr(-float(len(z)), missed, a=self.scatter, lower=1, overwrite_a=1)
-        self._move(len(z), near + missed)
-
-    def join(self, other: "_Gram") -> None:
-        """Add another's rows."""
-        if other.n:
-            self.scatter = self.scatter + other.scatter
-            self._move(other.n, other.mean)
-
-    def _move(self, n: int, mean: Any) -> None:
-        """Count n rows whose scatter about their own mean has been added (Chan, Golub and LeVeque 1983)."""
-        total, delta = self.n + n, mean - self.mean
-        between = self.n * n / total
-        if between and isinstance(self.scatter, np.ndarray):
-            from scipy.linalg.blas import dsyr
-
-            self.scatter = dsyr(between, delta, a=self.scatter, lower=1, overwrite_a=1)
-        elif between:
-            self.scatter += delta[:, None] * delta * between
-        self.n, self.mean = total, self.mean + delta * (n / total)
-
-    def all_reduce(self) -> None:
-        """Join with the other processes' statistics: each recentres on the common mean, then scatters add up."""
-        import torch
-        from torch import distributed
-
-        count = torch.cat([torch.tensor([float(self.n)]), torch.as_tensor(self.mean).cpu() * self.n]).to(self._tensor())
-        distributed.all_reduce(count)
-        n, mean = int(count[0]), count[1:] / max(1.0, float(count[0]))
-        delta = torch.as_tensor(self.mean).to(mean) - mean
-        scatter = self._tensor() + torch.outer(delta, delta) * self.n
-        distributed.all_reduce(scatter)
-        if isinstance(self.scatter, np.ndarray):
-            self.scatter, self.mean = np.asfortranarray(scatter.numpy()), mean.numpy()
-        else:
-            self.scatter, self.mean = scatter, mean
-        self.n = n
-
-    def _tensor(self) -> Any:
-        import torch
-
-        return torch.as_tensor(self.scatter)
-
-    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
-        """Unsorted eigenvalues of the scatter and of Z^T Z, and the largest mean square of a column.
-
-        Z^T Z = scatter + n mean mean^T.  A reflection that takes the mean to the first axis leaves the scatter's
-        eigenvalues alone, and reducing it to tridiagonal form T leaves the first axis alone: both spectra then are
-        those of tridiagonal matrices, T and T + n |mean|^2 e1 e1^T, for the price of one reduction.
-        """
-        from scipy.linalg import eigvalsh_tridiagonal
-        from scipy.linalg.lapack import dsytrd, dsytrd_lwork
-
-        mean, scatter = np.asarray(self.mean.cpu() if _is_tensor(self.mean) else self.mean), self._whole()
-        column = float((scatter.diagonal() / self.n + mean**2).max())
-        length = float(np.linalg.norm(mean))
-        if length > 0:
-            v = mean / length
-            v[0] += math.copysign(1.0, v[0])
-            v /= np.linalg.norm(v)
-            w = scatter @ v
-            w -= v * (v @ w)
-            scatter -= 2 * (v[:, None] * w + w[:, None] * v)
-        work = int(dsytrd_lwork(self.dim, lower=1)[0])
-        _, diagonal, off, _, _ = dsytrd(np.asfortranarray(scatter), lower=1, lwork=work, overwrite_a=1)
-        shifted = diagonal.copy()
-        shifted[0] += self.n * length**2
-        both = (eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted))
-        return next(both), next(both), column
-
-    def _whole(self) -> NDArray:
-        """The scatter with both triangles."""
-        scatter = np.asarray(self.scatter.cpu() if _is_tensor(self.scatter) else self.scatter)
-        return np.tril(scatter) + np.tril(scatter, -1).T
-
-    def vectors(self) -> NDArray:
-        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue."""
-        return np.linalg.eigh(self._whole())[1][:, ::-1]
-
-    @property
-    def dim(self) -> int:
-        """d."""
-        return len(self.mean)
-
-    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
-        """Largest eigenvalue of the scatter that rounding alone makes."""
-        return float(2 * math.sqrt(scatter.size) * EPS * scatter.max())
-
-
-class _Triangle:
-    """R (d + 1, d + 1) of the QR decomposition of [1 Z - shift]; rows wait until a block is worth a decomposition.
-
-    The shift is the mean of the first rows: rounding is relative to the size of what is decomposed.
-    """
-
-    STATE = ("n", "waiting", "shift")
-
-    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
-        self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
-        self.shift: Any = None
-
-    def add(self, z: Any) -> None:
-        """Add rows z (b, d), finite."""
-        if self.shift is None:
-            self.shift = z.mean(0)
-        rows = self.zeros((len(z), self.dim + 1))
-        rows[:, 0], rows[:, 1:] = 1, z - self.shift
-        self.n += len(z)
-        self.waiting.append(rows)
-        if sum(map(len, self.waiting[1:])) >= max(2 * self.dim, 4096):  # fewer rows cost more calls and more rereading
-            self._reduce()
-
-    def join(self, other: "_Triangle") -> None:
-        """Add another's rows, moved to this shift."""
-        if other.n:
-            shift = other.shift if self.shift is None else self.shift
-            self.waiting += [self._moved(rows, other.shift - shift) for rows in other.waiting]
-            self.n, self.shift = self.n + other.n, shift
-            self._reduce()
-
-    @staticmethod
-    def _moved(rows: Any, by: Any) -> Any:
-        """The same rows for a shift that is `by` smaller: the column of ones says how much of it each holds."""
-        rows = rows + 0
-        rows[:, 1:] += rows[:, :1] * by
-        return rows
-
-    def all_reduce(self) -> None:
-        """Join with the other processes' triangles; these are few, and small beside the rows."""
-        from torch import distributed
-
-        everyone: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(everyone, (self.n, self.shift, self.waiting))
-        total = _Triangle(self.zeros, self.dim)
-        for n, shift, waiting in everyone:
-            part = _Triangle(self.zeros, self.dim)
-            part.n, part.shift, part.waiting = n, shift, waiting
-            total.join(part)
-        self.n, self.shift, self.waiting = total.n, total.shift, total.waiting
-
-    def _reduce(self) -> None:
-        if _is_tensor(self.waiting[0]):
-            import torch
-
-            self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
-        else:
-            from scipy.linalg.lapack import dgeqrf, dgeqrf_lwork
-
-            rows = np.concatenate(self.waiting).T.copy().T  # Fortran's order, decomposed in place
-            work = int(dgeqrf_lwork(*rows.shape)[0])
-            factors, *_ = dgeqrf(rows, lwork=work, overwrite_a=1)
-            self.waiting = [np.triu(factors[: self.dim + 1])]
-
-    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
-        """As `_Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
-        centred = self._centred()
-        rows = self._moved(self.waiting[0], self.shift)
-        triangle = np.asarray(rows.cpu() if _is_tensor(rows) else rows)
-        values = (np.zeros(self.dim), np.zeros(self.dim))
-        for out, part in zip(values, (centred, triangle[:, 1:]), strict=True):
-            found = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
-            out[: len(found)] = found[: self.dim] ** 2
-        return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
-
-    def _centred(self) -> NDArray:
-        """The triangle of the centred rows."""
-        self._reduce()
-        triangle = self.waiting[0]
-        return np.asarray(triangle.cpu() if _is_tensor(triangle) else triangle)[1:, 1:]
-
-    def vectors(self) -> NDArray:
-        """(d, d): right singular vectors of the centred rows as columns, by descending singular value."""
-        return np.linalg.svd(self._centred())[2].T
-
-    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
-        """As `_Gram.rounding`."""
-        return float((self.dim * EPS) ** 2 * moment.sum())
 
 
 class Covariance:
@@ -263,7 +44,7 @@ class Covariance:
         self.dim, self.method, self.normalize, self.device = dim, method, normalize, device
         self.zero_rows = 0
         self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
-        self._sum = (_Gram if method == "covariance" else _Triangle)(self._zeros, dim)
+        self._sum = (Gram if method == "covariance" else Triangle)(self._zeros, dim)
 
     @property
     def n(self) -> int:
@@ -306,7 +87,7 @@ class Covariance:
 
     def _rows(self, z: Any) -> tuple[float, Any]:
         """(unit roundoff of z's dtype, z as float32 or float64 of numpy, or as float64 on the device)."""
-        if _is_tensor(z):
+        if is_tensor(z):
             import torch
 
             if z.is_complex() or z.dtype == torch.bool or z.layout != torch.strided or z.is_quantized:
@@ -333,7 +114,7 @@ class Covariance:
         with np.errstate(over="ignore", invalid="ignore"):
             if float(flat @ flat) < LARGEST**2:  # one pass tells of all three; only float32 overflows without cause
                 return
-        rows = np.asarray(rows.cpu() if _is_tensor(rows) else rows)
+        rows = np.asarray(rows.cpu() if is_tensor(rows) else rows)
         bad = ~np.isfinite(rows)
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -392,7 +173,7 @@ class Covariance:
         def here(value: Any) -> Any:
             if isinstance(value, list):
                 return [here(part) for part in value]
-            if not _is_tensor(value):
+            if not is_tensor(value):
                 return value
             return value.to(total.device) if total.device else np.asfortranarray(value.cpu().numpy())
 
@@ -459,8 +240,8 @@ class Covariance:
 
 def _unit_rows(z: Any) -> tuple[Any, int]:
     """Rows over their norms in float64, and how many are zero and stay so."""
-    z = z.clone() if _is_tensor(z) else np.array(z, np.float64)
-    square = (z * z).sum(1) if _is_tensor(z) else np.einsum("ij,ij->i", z, z)
+    z = z.clone() if is_tensor(z) else np.array(z, np.float64)
+    square = (z * z).sum(1) if is_tensor(z) else np.einsum("ij,ij->i", z, z)
     odd = ~((square > 1e-250) & (square < 1e250))
     if odd.any():  # squares of 1e-200 or 1e200 leave float64's range: divide by the largest entry first
         largest = abs(z[odd]).max(1)

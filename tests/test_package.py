@@ -20,6 +20,7 @@ LAYERS = (
     {"collapse"},
     {"collapse.metrics", "collapse.results"},
     {"collapse.spectra"},
+    {"collapse.accumulators"},
     {"collapse.containers", "collapse.covariance", "collapse.images", "collapse.models", "collapse.plots"},
     {"collapse.folders"},
     {"collapse.arrays", "collapse.checkpoints", "collapse.experiment", "collapse.theory"},
