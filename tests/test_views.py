@@ -1,7 +1,7 @@
 """Views: keyed draws, and every operation against torchvision's and Pillow's, an image at a time."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from collapse.training import views
+from collapse.training.config import Config
 from collapse.training.views import Augmentation, uniforms
 
 STILL = Augmentation(scale=(1, 1), ratio=1, flip=0, jitter=0, grayscale=0)
@@ -143,3 +144,13 @@ def test_probabilities_and_strengths_are_those_asked_for():
     assert kstest(level[:, 0, 0, 0].numpy(), "uniform", (0.3, 0.4)).pvalue > 1e-4
     orders = u[:, 29:33].argsort(1)
     assert len(orders.unique(dim=0)) == 24
+
+
+RECIPE = {field.name for field in fields(Augmentation)} - {"size", "blur", "solarize"}  # these differ by view
+
+
+def test_the_defaults_are_those_of_the_recipe():
+    """Written in two places, for the configuration is read without torch."""
+    config, own = Config(), Augmentation()
+    for name in RECIPE:
+        assert getattr(config, name) == getattr(own, name), name

@@ -177,7 +177,7 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     every = [*net.blocks, "representation", *(["projector"] if net.projector else [])]
     names = every if options.layer == "all" else [options.layer]
     if options.layer != "all":
-        net.layer(options.layer)  # refuses an unknown name with the list of those that are
+        net.layer(options.layer).taps.remove()  # refuses an unknown name with the list of those that are
     images = Images(images_path)
     count = len(range(len(images))[: options.limit])
     skipped: list[dict[str, str]] = []
