@@ -133,7 +133,7 @@ def make_backbone(
     arch: "mlp"; a residual network ("resnet18" ... "resnet152"), whose blocks, planes and stem (7, or 3 for small
     images) may be changed; "torchvision:NAME" or "timm:NAME", whose classifier is taken off.
 
-    Raises InputError: none of these, or timm is not installed.
+    Raises InputError: none of these.
     """
     if arch == "mlp":
         return MLP(3 * image_size**2, planes or (512, 512, 512))
@@ -159,13 +159,11 @@ def _foreign(library: str, name: str) -> nn.Module:
             from timm import create_model
 
             net = create_model(name, pretrained=False, num_classes=0)
-            net.width = net.num_features
+            net.width = getattr(net, "head_hidden_size", net.num_features)  # some have a layer after the pool
             return net
         from torchvision.models import get_model
 
         net = get_model(name, weights=None)
-    except ImportError as error:
-        raise InputError(f"arch {library}:{name}: timm is not installed; pip install timm") from error
     except (RuntimeError, ValueError) as error:
         raise InputError(f"arch {library}:{name}: {library} has no such network") from error
     for last in ("fc", "classifier", "heads", "head"):

@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binom
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -368,17 +368,37 @@ def test_torchvision_and_timm_load_the_encoder(tmp_path):
     torch.testing.assert_close(other.eval()(x), network.backbone(x), rtol=1e-5, atol=1e-6)
 
 
-def test_backbones_come_by_name():
-    x = torch.rand(2, 3, 64, 64)
-    for arch in ("mlp", "resnet18", "torchvision:mobilenet_v3_small"):
-        net = make_backbone(arch, 64).eval()
-        assert net(x).shape == (2, net.width)
+@pytest.mark.parametrize(
+    "arch",
+    ["mlp", "resnet18", "torchvision:mobilenet_v3_small", "timm:resnet10t", "timm:mobilenetv3_small_050"],
+)
+def test_backbones_come_by_name_and_are_read_back(tmp_path, arch):
+    network = Network(make_config("digits", arch=arch, image_size=32, blocks=(), planes=(), head="mlp"), 10).eval()
+    save_encoder(tmp_path / "encoder.safetensors", network)
+    net = collapse.load(tmp_path / "encoder.safetensors")
+    x = torch.rand(2, 3, 32, 32)
+    assert net(x).shape == (2, network.backbone.width)
+    torch.testing.assert_close(net(x), network.backbone(x))
+    torch.testing.assert_close(net.projector.eval()(net(x)), network.projector(network.backbone(x)))
+
+
+@pytest.mark.parametrize("arch", ["torchvision:resnet19", "timm:resnet19"])
+def test_an_unknown_backbone_is_named(arch):
     with pytest.raises(InputError, match="has no such network"):
-        make_backbone("torchvision:resnet19", 64)
-    net = make_backbone("timm:resnet10t", 64).eval()
-    assert net(x).shape == (2, net.width)
-    with pytest.raises(InputError, match="has no such network"):
-        make_backbone("timm:resnet19", 64)
+        make_backbone(arch, 64)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"arch": "timm:hf-hub:x/y"}, {"arch": "mlp"}, {"arch": "mlp", "image_size": "x", "planes": [1]},
+     {"arch": "mlp", "image_size": -1, "planes": [1]}, {"arch": "mlp", "image_size": 10**9, "planes": [8]}],
+)  # fmt: skip
+def test_a_lying_header_is_one_line(tmp_path, about):
+    network = Network(make_config("digits", arch="mlp", image_size=8, blocks=(), planes=(8,), head="none"), 10)
+    tensors = network.backbone.state_dict()
+    save_file(tensors, tmp_path / "encoder.safetensors", {"collapse": json.dumps({"architecture": about})})
+    with pytest.raises(InputError, match=r"encoder\.safetensors"):
+        collapse.load(tmp_path / "encoder.safetensors")
 
 
 @pytest.mark.parametrize(("head", "dim"), [("orthogonal", 32), ("lowrank", 12)])

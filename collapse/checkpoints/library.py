@@ -200,7 +200,7 @@ def plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
     with torch.no_grad():  # run once to see the width of its output
         width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
     stem = "maxpool" if hasattr(net, "maxpool") and hasattr(net, "layer1") else ""
-    return Plan(name, create, weights, width, pixels, _axes(net), stem)
+    return Plan(name, create, weights, width, pixels, axes(net), stem)
 
 
 def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:
@@ -219,7 +219,8 @@ def _default_pixels(name: str) -> Preprocessing:
     return Preprocessing(int(crop / config.crop_pct), crop, way, tuple(config.mean), tuple(config.std))
 
 
-def _axes(net: nn.Module) -> str:
+def axes(net: nn.Module) -> str:
+    """How its feature maps lie: "tokens", "nhwc" or "nchw"."""
     if getattr(net, "num_prefix_tokens", None) is not None or type(net).__name__ == "VisionTransformer":
         return "tokens"
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC" or type(net).__name__.startswith("SwinTransformer")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from collapse import InputError, folders
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
-from collapse.checkpoints.keys import choose_branch, clean, explain, merge_roots, named, parent
-from collapse.checkpoints.plan import Clues, Overrides, Plan, build
+from collapse.checkpoints.keys import Weights, choose_branch, clean, explain, merge_roots, named, parent
+from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
 from collapse.containers import Contents, first_line
-from collapse.models import Subvector
+from collapse.images import Preprocessing
+from collapse.models import Subvector, make_backbone
 
 
 def load(path: str | PathLike, **known: Any) -> Encoder:
@@ -42,7 +44,8 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
     with about(path):
         found = hints(contents.tree, contents.configs) | ({"architecture": True} if "architecture" in facts else {})
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
-        encoder = find(path, tensors, clues)
+        own = facts.get("architecture", {})
+        encoder = _own(own, tensors) if "arch" in own else find(path, tensors, clues)
     built = build(encoder.plan, path)
     return _assemble(path, contents, tensors, encoder, built, clues, facts)
 
@@ -76,6 +79,23 @@ def _read(path: str) -> Contents:
 
         return pretrained(path)
     return folders.read(Path(path))
+
+
+def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
+    """The network that the header of this package's trainer names; its residual networks are found as all others."""
+    from collapse.checkpoints import library
+
+    arch = str(about["arch"])
+    if arch != "mlp" and not (":" in arch and library.known(arch.removeprefix("timm:"))):
+        raise InputError(f"its header names the network {arch!r}, which is not known here")
+    try:
+        make = partial(make_backbone, arch, int(about["image_size"]), (), tuple(map(int, about["planes"])))
+        net = frame(make)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"its header names an impossible network ({error})") from error
+    mine = {key: tensor for key, tensor in tensors.items() if not key.startswith("projector.")}
+    weights = Weights(mine, {key: (key,) for key in mine})
+    return Found("", [""], [], Plan(arch, make, weights, int(net.width), Preprocessing(), library.axes(net)))  # type: ignore[arg-type]
 
 
 def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
