@@ -171,6 +171,20 @@ def test_lemma_2_to_a_relative_1e_12():
     assert np.abs(got - expected.numpy()).max() < 1e-12 * expected.abs().max()
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize(("n", "d", "m"), [(12, 5, 5), (30, 6, 2), (9, 3, 7)])
+def test_lemma_2_holds_for_products_and_cosines(similarity, n, d, m):
+    rng = np.random.default_rng([n, d, m])
+    x, x_prime, start = (rng.normal(size=shape) for shape in ((n, d), (n, d), (m, d)))
+    W = torch.tensor(start, requires_grad=True)
+    loss = infonce(torch.tensor(x) @ W.T, torch.tensor(x_prime) @ W.T, similarity, 0.3)
+    (gradient,) = torch.autograd.grad(loss, W)
+    X = gram_difference(x, x_prime, start, similarity, 0.3)
+    np.testing.assert_allclose(X, X.T, rtol=0, atol=1e-12 * np.abs(X).max())
+    scale = float(gradient.abs().max())
+    np.testing.assert_allclose(-start @ X, gradient.numpy(), rtol=0, atol=1e-12 * max(scale, np.abs(X).max()))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seeds, sizes, st.integers(1, 4), st.sampled_from([0.0, 1e6]))
 def test_X_is_the_weighted_covariance_of_pairs_less_that_of_views(seed, shape, m, shift):
@@ -278,6 +292,10 @@ NAN = np.where(np.eye(3, 2), np.nan, 1.0)
         (lambda: gram_difference(ONES, ONES, ONES[0]), r"W: got shape \(2,\)"),
         (lambda: gram_difference(ONES, ONES, NAN), r"W: entry \[0, 0\]"),
         (lambda: gram_difference(np.eye(3), np.eye(3), 1e200 * np.eye(3)), "overflow"),
+        (lambda: gram_difference(np.eye(3), np.eye(3), 1e200 * np.eye(3), "dot"), "overflow"),
+        (lambda: gram_difference(np.eye(3), np.eye(3), np.eye(3), "angle"), "similarity: got 'angle'"),
+        (lambda: gram_difference(np.eye(3), np.eye(3), np.eye(3), temperature=2.0), "temperature: got 2.0"),
+        (lambda: gram_difference(np.eye(3), np.eye(3), np.zeros((2, 3)), "cosine"), "row 0 is zero"),
     ],
 )
 def test_bad_input_is_named(call, message):

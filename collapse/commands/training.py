@@ -35,6 +35,7 @@ def add_train(commands: Any) -> None:
     watch.add_argument("--save-every", type=positive, metavar="STEPS", help="default: every epoch, or ten minutes")
     watch.add_argument("--spectrum-every", type=count, metavar="STEPS", help="default: every epoch; 0: never")
     watch.add_argument("--knn-every", type=count, default=10, metavar="EPOCHS", help="default 10; 0: never")
+    watch.add_argument("--keep-every", type=count, default=0, metavar="EPOCHS", help="keep encoder-EPOCH.safetensors")
     watch.add_argument("--log-every", type=positive, default=50, metavar="STEPS")
     watch.add_argument("--held", type=positive, default=10_000, metavar="N", help="images of each measurement")
     watch.add_argument("--tensorboard", action="store_true", help="write its event files into RUN too")
@@ -65,7 +66,7 @@ def _train(options: argparse.Namespace) -> None:
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
     compiled = device.startswith("cuda") if options.compile is None else options.compile
-    names = "workers save_every spectrum_every knn_every log_every held checkpoint nvjpeg tensorboard"
+    names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint nvjpeg tensorboard"
     chosen = {name: getattr(options, name) for name in names.split()}
     lead = parallel.rank() == 0
     if lead:

@@ -74,24 +74,38 @@ def infonce_gradients(z: Array, z_prime: Array) -> tuple[Array, Array]:
 
 
 @same_kind
-def gram_difference(x: Array, x_prime: Array, W: Array) -> Array:
-    """X = Sigma0 - Sigma1 of the Euclidean loss, temperature 1: dL/dW = -W X (paper lemma 2).
+def gram_difference(
+    x: Array, x_prime: Array, W: Array, similarity: str = "euclidean", temperature: float = 1.0
+) -> Array:
+    """X = Sigma0 - Sigma1, so that dL/dW = -W X for L = `infonce` of x W^T and x_prime W^T (paper lemma 2).
 
-    Sigma0 = sum_{i,j} alpha_ij (x_i - x_j)(x_i - x_j)^T, Sigma1 = sum_i (1 - alpha_ii)(x_prime_i - x_i)(...)^T.
+    euclidean (temperature 1): Sigma0 = sum_{i,j} alpha_ij (x_i - x_j)(x_i - x_j)^T,
+    Sigma1 = sum_i (1 - alpha_ii)(x_prime_i - x_i)(...)^T.
+    dot: tau X = sum_i x_prime_i x_i^T - sum_{i,j} alpha_ij x_prime_j x_i^T + the same transposed.
+    cosine: that of the rows over the length of their embeddings, x_i / |W x_i|, less what would only lengthen an
+    embedding, sum_i c_i x_i x_i^T and its like for x_prime, c_i = z_i . (z_prime_i - sum_j alpha_ij z_prime_j).
+    The last two are ours; they hold exactly for any batch, as the lemma does.
 
     Args:
         x, x_prime: (n, d) the two views.
         W: (m, d) the product of all layers.
+        similarity, temperature: as for `infonce`.
 
     Returns:
         (d, d) float64, symmetric.
 
     Raises:
-        InputError: as for `infonce`, or W has another number of columns than x.
+        InputError: as for `infonce`, W has another number of columns than x, or a Euclidean temperature is not 1.
     """
     _check_views("x", x, "x_prime", x_prime)
+    check_choice("similarity", similarity, SIMILARITIES)
+    check_positive("temperature", temperature)
     if W.ndim != 2 or W.shape[1] != x.shape[1]:
         raise InputError(f"W: got shape {tuple(W.shape)}, expected (m, {x.shape[1]}) for x of shape {tuple(x.shape)}")
+    if similarity != "euclidean":
+        return _product_difference(x, x_prime, W, similarity == "cosine", temperature)
+    if temperature != 1:
+        raise InputError(f"temperature: got {temperature}, expected 1: the lemma's; scale x by 1 / sqrt(temperature)")
     x, x_prime = _centred(x, x_prime)
     negatives = _negative_weights(x @ W.T, x_prime @ W.T)
     rows, columns = negatives.sum(1), negatives.sum(0)
@@ -99,6 +113,24 @@ def gram_difference(x: Array, x_prime: Array, W: Array) -> Array:
     step = x_prime - x
     difference = sigma0 - step.T @ (rows[:, None] * step)
     return (difference + difference.T) / 2
+
+
+def _product_difference(x: Tensor, x_prime: Tensor, W: Tensor, cosine: bool, temperature: float) -> Tensor:
+    z, z_prime = x @ W.T, x_prime @ W.T
+    if cosine:
+        unit, unit_prime = _unit("x W^T", z), _unit("x_prime W^T", z_prime)
+        x, x_prime = x / z.norm(dim=1, keepdim=True), x_prime / z_prime.norm(dim=1, keepdim=True)
+        z, z_prime = unit, unit_prime
+    logits = _cross(z, z_prime, "dot") / temperature
+    _check_overflow(logits, z)
+    pull = _diagonal(logits).double() - torch.softmax(logits, dim=1)
+    difference = x_prime.T @ pull.T @ x
+    difference = difference + difference.T
+    if cosine:
+        along = (z * (pull @ z_prime)).sum(1, keepdim=True)
+        along_prime = (z_prime * (pull.T @ z)).sum(1, keepdim=True)
+        difference = difference - x.T @ (along * x) - x_prime.T @ (along_prime * x_prime)
+    return difference / temperature
 
 
 def _check_views(name: str, first: Array, other: str, second: Array) -> None:

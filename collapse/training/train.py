@@ -36,6 +36,7 @@ class Options:
     """What may differ between two parts of one run: where and how it is computed and watched, not what.
 
     save_every, spectrum_every: steps (None: at the end of every epoch; 0: no spectra).  knn_every: epochs (0: never).
+    keep_every: epochs between encoder-0000.safetensors, the start's, and its like, which are kept (0: none).
     held: images of each evaluation.  checkpoint: recompute activations instead of keeping them.  nvjpeg: decode JPEGs
     on the device, where pixels may differ from the workers' by a grey level.
     stop: asked at each step, returns the number of a signal that came, or 0.
@@ -46,6 +47,7 @@ class Options:
     save_every: int | None = None
     spectrum_every: int | None = None
     knn_every: int = 10
+    keep_every: int = 0
     log_every: int = 50
     held: int = 10_000
     compile: bool = False
@@ -270,6 +272,7 @@ class _Loop:
         labels = torch.from_numpy(data.labels)
         options = (self.options.workers, training.device, self.options.nvjpeg)
         loader = batches(data, training.plan, training.augmentations, training.step, *options)
+        self._keep()
         for batch, views in self._timed(ahead(loader, training.views, training.device)):
             self._note_unreadable(batch, len(data))
             training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
@@ -282,10 +285,19 @@ class _Loop:
             stopped, overdue = divmod(parallel.largest(2 * self.options.stop() + late), 2)  # one message a step
             if self._due(self.options.save_every, ends) or last or stopped or overdue:
                 self._save()
+            if ends:
+                self._keep()
             if stopped == signal.SIGINT:
                 raise KeyboardInterrupt
             if stopped:
                 raise SystemExit(128 + stopped)
+
+    def _keep(self) -> None:
+        """Keep the encoder of the epoch that has just ended, if it is due."""
+        epoch, within = divmod(self.training.step, self.training.plan.per_epoch)
+        every = self.options.keep_every
+        if self.run_folder is not None and every and within == 0 and epoch % every == 0:
+            save_encoder(self.run_folder.folder / f"encoder-{epoch:04d}.safetensors", self.training.network)
 
     def _due(self, every: int | None, ends: bool) -> bool:
         return ends if every is None else every > 0 and self.training.step % every == 0

@@ -1,0 +1,393 @@
+"""The study on real networks: trains and measures every run that tables 1 and 2, figures 2, 8 and 10 and the map need.
+
+    python experiments/study.py --data cifar10.zip                     # what is missing, two runs at a time
+    python experiments/study.py --data cifar10.zip --only 'choice-*'   # some runs, by name
+    python experiments/study.py --list                                 # their names, and which are done
+    torchrun --nproc-per-node 8 experiments/study.py --data imagenet --preset imagenet --only mlp-s0    # one run
+
+A run is an entry of RUNS: the preset with a few values changed.  It trains in runs/study/NAME with `collapse train`'s
+own loop, so it goes on where it was interrupted, and leaves experiments/results/study/NAME.npz.
+
+Runs named choice-* and map-* train on four fifths of the training images and are tested on the last fifth, so that
+nothing is chosen by the images that the tables report on.
+
+A result holds, of the test images: singular_values and floor of the representation, embedding_singular_values and
+embedding_floor (all of rows of length one); between and within, (d,) variance of the image means and within images
+along each principal direction of the representation, from 4 views of 2,000 images; modes_rho and modes_share (linear
+heads), signal fraction of each generalised eigenvector and its share of the embedding's variance; and of each kept
+epoch, where the head is linear: epochs, x_eigenvalues (e, d) of X (lemma 2 for cosines, of the last product),
+x_growth (e, d), the rate v^T X v of each right singular vector v of the head's product, head_singular_values
+(e, layers, d) and alignment (e, d) of the last two layers.  meta: config, data, curve (an entry an epoch), probe and
+knn top-1 with 95 % intervals, metrics, lidar, signal_fraction.
+"""
+
+import argparse
+import fnmatch
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+import collapse
+from collapse import InputError, metrics, theory
+from collapse.evaluate import features, knn, probe, wilson
+from collapse.experiment import Arrays, Meta
+from collapse.measure import spectrum
+from collapse.models import Subvector
+from collapse.results import save_result
+from collapse.training import parallel
+from collapse.training.config import Config, make_config
+from collapse.training.data import Labelled, open_data, to_memory
+from collapse.training.network import Network, resolve
+from collapse.training.run import Signals
+from collapse.training.train import Options, train
+from collapse.training.views import uniforms
+
+RESULTS = Path(__file__).parent / "results/study"
+PRESET = "cifar10-narrow"
+CHOOSING = ("choice-", "map-")  # names of runs that see no test image
+VIEWS, SEEN = 4, 2000  # views of so many images for the signal and the augmentation
+BANK = 20_000  # training images of the probe
+
+HEADS: dict[str, dict[str, Any]] = {
+    "none": {"head": "none"},
+    "linear": {"head": "linear"},
+    "mlp": {"head": "mlp"},
+    "directclr": {"method": "directclr"},
+    "orthogonal": {"head": "orthogonal"},
+    "diagonal": {"head": "diagonal"},
+    "lowrank": {"head": "lowrank"},
+}
+LABELS = {
+    "none": "no projector",
+    "linear": "linear projector",
+    "mlp": "2-layer projector",
+    "directclr": "DirectCLR",
+    "orthogonal": "orthogonal, fixed",
+    "diagonal": "diagonal",
+    "lowrank": "low-rank, fixed",
+}
+
+
+def strength(s: float) -> dict[str, Any]:
+    """Augmentation of strength s, 1 being the preset's: area cut away and every colour change in proportion."""
+    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
+    return {"scale": (round(max(0.02, 1 - 0.8 * s), 3), 1.0), **{k: round(v * s, 3) for k, v in colours.items()}}
+
+
+STRENGTHS = (0.25, 0.5, 1.0, 1.2)
+FOUR = ("none", "mlp", "linear", "directclr")  # table 1
+# Each changed alone.  What is chosen for all heads alike; then what else might change the sign of an ordering.
+CHOICES = {"temperature": (0.1, 0.5), "lr": (1 / 3, 3), "strength": (0.5, 1.2)}
+AXES = {
+    "temperature": (0.05, 1.0),
+    "epochs": (4,),
+    "batch_size": (1 / 4, 4),
+    "width": (1 / 2, 2),
+    "weight_decay": (10,),
+}
+D0 = (1 / 64, 1 / 16, 0.176, 0.35, 0.7)  # shares of the representation's width; the paper's is 360 / 2048 = 0.176
+
+
+def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
+    """The preset's values with one axis changed: temperature and strength to `value`, the others by that factor."""
+    if axis == "temperature":
+        return {axis: value}
+    if axis == "strength":
+        return strength(value)
+    if axis == "width":
+        planes = base.planes or (64, 128, 256, 512)
+        return {"planes": tuple(round(p * value) for p in planes)}
+    old = getattr(base, axis)
+    return {axis: type(old)(old * value)}
+
+
+def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
+    """Name -> configuration of every run, in the order in which they are worth having; epochs: a factor for all."""
+    base = make_config(preset)
+    width = Network(base, 1).backbone.width
+    short = {"epochs": max(1, base.epochs // 2)}
+    found: dict[str, dict[str, Any]] = {f"choice-{head}-base": HEADS[head] | short for head in FOUR}
+    for kind, axes, heads in (("choice", CHOICES, FOUR), ("map", AXES, FOUR[:2])):
+        late = {
+            f"{kind}-{head}-{axis}-{value:.3g}": HEADS[head] | short | changed(axis, value, replace(base, **short))
+            for axis, values in axes.items()
+            for value in values
+            for head in heads
+        }
+        found |= late if kind == "choice" else _tables(width) | late
+    configs = {name: resolve(make_config(preset, **values)) for name, values in found.items()}
+    return {
+        name: replace(config, epochs=max(1, round(config.epochs * epochs)), warmup=config.warmup * epochs)
+        for name, config in configs.items()
+    }
+
+
+def _tables(width: int) -> dict[str, dict[str, Any]]:
+    """The runs behind the tables and figures of the paper."""
+    found = {f"{head}-s{seed}": HEADS[head] | {"seed": seed} for seed in range(3) for head in FOUR}
+    others = ("orthogonal", "diagonal", "lowrank")
+    found |= {f"{head}-s{seed}": HEADS[head] | {"seed": seed} for seed in range(2) for head in others}
+    found["linear-depth2-s0"] = HEADS["linear"] | {"depth": 2}
+    found |= {f"linear-strength{s:g}-s0": HEADS["linear"] | strength(s) for s in STRENGTHS if s != 1}
+    sizes = [max(1, round(width * share)) for share in D0]
+    return found | {f"directclr-d{d0}-s0": HEADS["directclr"] | {"dim": d0} for d0 in sizes if d0 != sizes[2]}
+
+
+@cache
+def data_of(source: str, split: str) -> Labelled:
+    """A set, decoded once a process if it is small."""
+    return to_memory(open_data(source, split), 0)
+
+
+def sets(name: str, source: str) -> tuple[Labelled, Labelled]:
+    """(training, test) images of a run."""
+    train_set = data_of(source, "train")
+    if not name.startswith(CHOOSING):
+        return train_set, data_of(source, "val")
+    order = np.random.default_rng(0).permutation(len(train_set))
+    cut = len(order) // 5
+    return _subset(train_set, order[cut:]), _subset(train_set, order[:cut])
+
+
+def _subset(data: Labelled, indices: NDArray) -> Labelled:
+    return to_memory(data.subset(np.sort(indices)), 0)
+
+
+def perform(name: str, config: Config, source: str, folder: Path, results: Path, workers: int) -> str:
+    """Train and measure one run, or go on with it; returns a line about it."""
+    train_set, test_set = sets(name, source)
+    device = parallel.start("cuda" if torch.cuda.is_available() else "cpu")
+    keep = 0 if name.startswith(CHOOSING) else 1
+    try:
+        with Signals() as signals:
+            options = Options(device, workers, knn_every=0, keep_every=keep, stop=signals)
+            for _ in train(folder / name, config, train_set, test_set, options):
+                pass
+    finally:
+        parallel.stop()
+    if parallel.rank() != 0:
+        return ""
+    meta, arrays = measure(folder / name, config, train_set, test_set, device, workers)
+    about = {"name": name, "data": {"path": Path(source).name, "digest": train_set.digest}}
+    save_result(results / f"{name}.npz", {**about, **meta}, **arrays)
+    rank = meta["metrics"]["effective_rank"]
+    return f"{name}: probe {meta['probe_top1']:.3f}, kNN {meta['knn_top1']:.3f}, effective rank {rank:.1f}"
+
+
+def measure(
+    folder: Path, config: Config, train_set: Labelled, test_set: Labelled, device: str, workers: int
+) -> tuple[Meta, Arrays]:
+    """All that a result holds of a finished run."""
+    net = collapse.load(folder / "encoder.safetensors")
+    preprocess = config.preprocessing()
+    keys, queries = (
+        features(net, data.batches(preprocess, 256, workers), preprocess, device) for data in (train_set, test_set)
+    )
+    labels, truth = train_set.labels, test_set.labels
+    some = np.sort(np.random.default_rng(0).permutation(len(keys))[:BANK])
+    fitted, nearest = probe(keys[some], labels[some], queries, truth), knn(keys, labels, queries, truth)
+    with torch.no_grad():
+        z = net.projector.eval().cpu()(torch.from_numpy(queries)).numpy() if net.projector else queries
+    r_spectrum, z_spectrum = spectrum(queries), spectrum(z)
+    views = augmented(net, config, test_set, device, workers)
+    signal, arrays = signal_of(views)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    meta = {
+        "config": config.as_dict(),
+        "curve": [line for line in lines if "epoch_loss" in line],
+        "probe_top1": fitted.top1 / fitted.n,
+        "probe_interval": wilson(fitted.top1, fitted.n),
+        "knn_top1": nearest.top1 / nearest.n,
+        "knn_interval": wilson(nearest.top1, nearest.n),
+        "images": {"train": len(keys), "test": len(queries)},
+        "metrics": r_spectrum.metrics(),
+        "embedding_metrics": z_spectrum.metrics(),
+        **signal,
+    }
+    arrays |= {
+        "singular_values": r_spectrum.singular_values,
+        "floor": np.array(r_spectrum.floor),
+        "embedding_singular_values": z_spectrum.singular_values,
+        "embedding_floor": np.array(z_spectrum.floor),
+    }
+    if config.head in ("none", "linear", "lowrank", "orthogonal"):
+        arrays |= modes_of(views, product(net.projector, views.shape[-1])[-1])
+    kept = sorted(folder.glob("encoder-*.safetensors"))
+    if kept and config.head in ("none", "linear"):
+        arrays |= over_time(kept, config, test_set, device, workers)
+    return meta, arrays
+
+
+def augmented(net: nn.Module, config: Config, data: Labelled, device: str, workers: int) -> NDArray:
+    """(images, views, d) representations of augmented views, as in training."""
+    augmentation, preprocess = config.augmentation(0), config.preprocessing()
+    chosen = data.subset(np.arange(min(SEEN, len(data))))
+    found: list[list[NDArray]] = [[] for _ in range(VIEWS)]
+    start = 0
+    with torch.inference_mode():
+        for pixels in chosen.batches(preprocess, 250, workers):
+            indices = np.arange(start, start + len(pixels))
+            start += len(pixels)
+            for view in range(VIEWS):
+                x = augmentation(pixels, uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS))
+                found[view].append(net.eval().to(device)(preprocess.standardise(x).to(device)).cpu().numpy())
+    return np.stack([np.concatenate(one) for one in found], axis=1).astype(np.float64)
+
+
+def covariances(views: NDArray) -> tuple[NDArray, NDArray]:
+    """(d, d) covariance of the image means, less what the views' spread adds to it, and covariance within images."""
+    images, count, d = views.shape
+    means = views.mean(1)
+    spread = (views - means[:, None]).reshape(-1, d)
+    within = spread.T @ spread / (images * (count - 1))
+    return np.cov(means.T) - within / count, within
+
+
+def signal_of(views: NDArray) -> tuple[Meta, Arrays]:
+    """Signal and augmentation along the principal directions of the representations, rows of length one."""
+    unit = views / np.linalg.norm(views, axis=2, keepdims=True)
+    between, within = covariances(unit)
+    vectors = np.linalg.eigh(between + within)[1][:, ::-1]
+    along = [np.einsum("ik,ij,jk->k", vectors, c, vectors) for c in (between, within)]
+    images, count, d = unit.shape
+    rank = metrics.lidar(unit.reshape(-1, d), np.repeat(np.arange(images), count))
+    fraction = float(np.trace(between) / np.trace(between + within))
+    return {"signal_fraction": fraction, "lidar": rank}, {"between": along[0], "within": along[1]}
+
+
+def modes_of(views: NDArray, W: NDArray) -> Arrays:
+    """Signal fraction rho of the generalised eigenvectors of signal and total, and their share of z = W r's variance.
+
+    With U^T C U = 1 and U^T C0 U = rho, r = C U y for uncorrelated y of variance 1, so mode k adds |W C u_k|^2.
+    Directions in which r hardly varies (1e-6 of the largest) are left out.
+    """
+    between, within = covariances(views)
+    total = between + within
+    values, vectors = np.linalg.eigh(total)
+    alive = values > 1e-6 * values[-1]
+    white = vectors[:, alive] / np.sqrt(values[alive])
+    rho, turn = scipy.linalg.eigh(white.T @ between @ white)
+    share = ((W @ total @ white @ turn) ** 2).sum(0)
+    return {"modes_rho": rho[::-1], "modes_share": share[::-1] / share.sum()}
+
+
+def product(projector: nn.Module, d: int) -> list[NDArray]:
+    """The linear layers of a head, the first first, and their product; no head is the identity."""
+    layers = (
+        [m.weight.detach().double().numpy() for m in projector.modules() if isinstance(m, nn.Linear)]
+        if projector
+        else []
+    )
+    total = np.eye(d)[: projector.dim if isinstance(projector, Subvector) else d]
+    for layer in layers:
+        total = layer @ total
+    return [*layers, total]
+
+
+def over_time(kept: list[Path], config: Config, data: Labelled, device: str, workers: int) -> Arrays:
+    """X and the head's layers at each kept epoch; see the file's first lines."""
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("x_eigenvalues", "x_growth", "head_singular_values", "alignment")
+    }
+    for path in kept:
+        net = collapse.load(path)
+        views = augmented(net, config, data.subset(np.arange(min(config.batch_size * 2, len(data)))), device, workers)
+        *layers, W = product(net.projector, views.shape[-1])
+        X = theory.gram_difference(views[:, 0], views[:, 1], W, "cosine", config.temperature)
+        right = np.linalg.svd(W)[2]
+        found["x_eigenvalues"].append(np.linalg.eigvalsh(X)[::-1])
+        found["x_growth"].append(np.einsum("ki,ij,kj->k", right, X, right))
+        sizes = [np.linalg.svd(layer, compute_uv=False) for layer in [*layers, W]]
+        found["head_singular_values"].append([np.pad(v, (0, len(X) - len(v))) for v in sizes])
+        if len(layers) > 1:
+            found["alignment"].append(np.abs(np.diag(theory.alignment(layers[-2], layers[-1]))))
+    epochs = [int(path.stem.rpartition("-")[2]) for path in kept]
+    return {"epochs": np.array(epochs)} | {name: np.array(rows) for name, rows in found.items() if rows}
+
+
+def _start() -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+
+
+def queue(names: list[str], options: argparse.Namespace) -> None:
+    """Perform the runs of these names that have no result yet: two at a time, one with a GPU or under torchrun."""
+    results, folder = where(options)
+    configs = plan(options.preset, options.epochs)
+    todo = [name for name in names if not (results / f"{name}.npz").exists()]
+    if todo and options.data is None:
+        raise InputError(f"{len(todo)} runs are missing, the first is {todo[0]}; give --data to train them")
+    jobs = [(name, configs[name], options.data, folder, results, options.workers) for name in todo]
+    if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
+        for job in jobs:
+            print(perform(*job), flush=True)
+        return
+    total = sum(configs[name].epochs for name in todo)
+    with (
+        ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _start) as pool,
+        tqdm(total=total, unit=" epochs", desc=f"{len(todo)} runs", disable=None) as bar,
+    ):
+        left = {pool.submit(perform, *job) for job in jobs}
+        try:
+            while left:
+                done, left = wait(left, timeout=2)
+                bar.update(sum(_epochs(folder / name) for name in todo) - bar.n)
+                for job in done:
+                    tqdm.write(job.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _epochs(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return log.read_text().count('"epoch_loss"') if log.exists() else 0
+
+
+def where(options: argparse.Namespace) -> tuple[Path, Path]:
+    """(results, runs); of another preset or another number of epochs, in a folder of their own."""
+    usual = options.preset == PRESET and options.epochs == 1
+    name = "study" if usual else f"study-{Path(options.preset).stem}-x{options.epochs:g}"
+    return (RESULTS if usual else Path("runs") / name / "results"), Path("runs") / name
+
+
+def flags(doc: str) -> argparse.ArgumentParser:
+    """What every script of the study takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="as for collapse train; needed if a run is missing")
+    parser.add_argument("--preset", default=PRESET, help=f"as for collapse train ({PRESET})")
+    parser.add_argument("--epochs", type=float, default=1.0, help="a factor for all runs' epochs (1)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+    return parser
+
+
+if __name__ == "__main__":
+    parser = flags(__doc__ or "")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs by name, * and ? as in a shell")
+    parser.add_argument("--list", action="store_true", help="print the names, and which are done")
+    given = parser.parse_args()
+    try:
+        chosen = fnmatch.filter(plan(given.preset, given.epochs), given.only)
+        if not chosen:
+            raise InputError(f"--only {given.only}: no run of that name; see --list")
+        if given.list:
+            print("\n".join(f"{name}{'  done' * (where(given)[0] / f'{name}.npz').exists()}" for name in chosen))
+        else:
+            queue(chosen, given)
+    except InputError as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
