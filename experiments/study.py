@@ -59,7 +59,7 @@ RESULTS = Path(__file__).parent / "results/study"
 PRESET = "cifar10-narrow"
 CHOOSING = ("choice-", "map-")  # names of runs that see no test image
 VIEWS, SEEN = 4, 2000  # views of so many images for the signal and the augmentation
-BANK = 20_000  # training images of the probe
+BANK = 15_000  # training images of the probe and the nearest neighbours
 
 HEADS: dict[str, dict[str, Any]] = {
     "none": {"head": "none"},
@@ -118,11 +118,10 @@ def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
     """Name -> configuration of every run, in the order in which they are worth having; epochs: a factor for all."""
     base = make_config(preset)
     width = Network(base, 1).backbone.width
-    short = {"epochs": max(1, round(0.8 * base.epochs))}
-    found: dict[str, dict[str, Any]] = {f"choice-{head}-base": HEADS[head] | short for head in FOUR}
+    found: dict[str, dict[str, Any]] = {f"choice-{head}-base": HEADS[head] for head in FOUR}
     for kind, axes, heads in (("choice", CHOICES, FOUR), ("map", AXES, FOUR[:2])):
         late = {
-            f"{kind}-{head}-{axis}-{value:.3g}": HEADS[head] | short | changed(axis, value, replace(base, **short))
+            f"{kind}-{head}-{axis}-{value:.3g}": HEADS[head] | changed(axis, value, base)
             for axis, values in axes.items()
             for value in values
             for head in heads
@@ -195,12 +194,12 @@ def measure(
     """All that a result holds of a finished run."""
     net = collapse.load(folder / "encoder.safetensors")
     preprocess = config.preprocessing()
+    bank = _subset(train_set, np.random.default_rng(0).permutation(len(train_set))[:BANK])
     keys, queries = (
-        features(net, data.batches(preprocess, 256, workers), preprocess, device) for data in (train_set, test_set)
+        features(net, data.batches(preprocess, 256, workers), preprocess, device) for data in (bank, test_set)
     )
-    labels, truth = train_set.labels, test_set.labels
-    some = np.sort(np.random.default_rng(0).permutation(len(keys))[:BANK])
-    fitted, nearest = probe(keys[some], labels[some], queries, truth), knn(keys, labels, queries, truth)
+    labelled = (keys, bank.labels, queries, test_set.labels)
+    fitted, nearest = probe(*labelled), knn(*labelled)
     with torch.no_grad():
         z = net.projector.eval().cpu()(torch.from_numpy(queries)).numpy() if net.projector else queries
     r_spectrum, z_spectrum = spectrum(queries), spectrum(z)
@@ -214,7 +213,7 @@ def measure(
         "probe_interval": wilson(fitted.top1, fitted.n),
         "knn_top1": nearest.top1 / nearest.n,
         "knn_interval": wilson(nearest.top1, nearest.n),
-        "images": {"train": len(keys), "test": len(queries)},
+        "images": {"train": len(train_set), "bank": len(keys), "test": len(queries)},
         "metrics": r_spectrum.metrics(),
         "embedding_metrics": z_spectrum.metrics(),
         **signal,

@@ -1,0 +1,12 @@
+"""Figure 8 of the paper, small: spectra of the representation with and without a projector; 3 seeds each.
+
+    python experiments/figure8.py    # from the runs that are there; --data trains the rest
+
+Writes experiments/results/figure8.json (spectra: head -> a list a seed of singular values of the covariance,
+descending; floor) and figures/figure8.png and .pdf.
+"""
+
+import summary
+
+if __name__ == "__main__":
+    summary.spectra(__file__, ("mlp", "linear", "none"), "singular_values")

@@ -1,0 +1,103 @@
+"""Where does the paper's picture hold?  One setting changed at a time: rank and accuracy with and without a projector.
+
+    python experiments/regimes.py                 # from the runs that are there; --data trains the rest
+
+The paper finds that without a projector the representation has the lower rank.  Every run here is short, trains on two
+fifths of the training images and is tested on another fifth, so the same runs serve to choose temperature, learning
+rate and strength of augmentation, for all heads alike, by the probe's mean accuracy over four heads.
+
+Writes experiments/results/regimes.json (settings: name, epochs, and for head none and mlp effective_rank at each epoch,
+probe_top1 and collapsed_dimensions_1e-03 at the end; choice: setting -> head -> probe_top1) and figures/regimes.png
+and .pdf.
+"""
+
+from typing import Any
+
+import numpy as np
+import study
+import summary
+from summary import Meta
+
+from collapse import plots
+
+TITLES = {
+    "temperature": r"$\tau$",
+    "lr": "learning rate ×",
+    "strength": "augmentation ×",
+    "epochs": "epochs ×",
+    "batch_size": "batch ×",
+    "width": "width ×",
+    "weight_decay": "weight decay ×",
+}
+
+
+def summarise(runs: summary.Runs) -> Meta:
+    """Both orderings at every setting, and the table by which values are chosen."""
+    settings, choice = {}, {}
+    for name, (meta, _) in runs.items():
+        _, head, setting = name.split("-", 2)
+        if name.startswith("choice-"):
+            choice.setdefault(setting, {})[head] = meta["probe_top1"]
+        if head in ("none", "mlp"):
+            one = settings.setdefault(setting, {"setting": setting})
+            one["epochs"] = [line["epoch"] for line in meta["curve"]]
+            one[head] = {
+                "effective_rank": [line["effective_rank"] for line in meta["curve"]],
+                "probe_top1": meta["probe_top1"],
+                "probe_interval": meta["probe_interval"],
+                "collapsed_dimensions_1e-03": meta["metrics"]["collapsed_dimensions_1e-03"],
+                "signal_fraction": meta["signal_fraction"],
+            }
+    return {"settings": list(settings.values()), "choice": choice}
+
+
+def report(found: Meta) -> str:
+    """Two tables: the map, and the choice."""
+    lines = [
+        f"{'setting':<20}{'rank none':>10}{'rank mlp':>10}{'probe none':>12}{'probe mlp':>11}   lower rank without?"
+    ]
+    for one in found["settings"]:
+        none, mlp = one["none"], one["mlp"]
+        ranks = [head["effective_rank"][-1] for head in (none, mlp)]
+        lines.append(
+            f"{one['setting']:<20}{ranks[0]:>10.1f}{ranks[1]:>10.1f}{100 * none['probe_top1']:>12.1f}"
+            f"{100 * mlp['probe_top1']:>11.1f}   {'yes' if ranks[0] < ranks[1] else 'no'}"
+        )
+    lines.append(f"\n{'probe, %':<20}" + "".join(f"{head:>11}" for head in (*study.FOUR, "mean")))
+    for setting, heads in sorted(found["choice"].items(), key=lambda item: -np.mean(list(item[1].values()))):
+        shown = [*(heads[head] for head in study.FOUR), np.mean(list(heads.values()))]
+        lines.append(f"{setting:<20}" + "".join(f"{100 * value:>11.1f}" for value in shown))
+    return "\n".join(lines)
+
+
+def title(setting: str) -> str:
+    """A setting as the figure names it."""
+    axis, _, value = setting.partition("-")
+    return "as the preset" if setting == "base" else f"{TITLES[axis]} {value}"
+
+
+def draw(found: Meta) -> Any:
+    """Ratio of the ranks at each epoch, pale to dark, and difference of the accuracies, a line a setting."""
+    settings = found["settings"][::-1]
+    fig, axes = plots.figure(plots.TEXT, 0.7 + 0.2 * len(settings), columns=2, sharey=True)
+    for y, one in enumerate(settings):
+        ratios = np.array(one["none"]["effective_rank"]) / np.array(one["mlp"]["effective_rank"])
+        shades = np.linspace(0.2, 1, len(ratios))
+        axes[0].scatter(ratios, np.full(len(ratios), y), c=shades, cmap="Blues", vmin=0, vmax=1, s=14, edgecolor="none")
+        axes[1].plot(100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"]), y, "o", color="C0", markersize=4)
+    axes[0].axvline(1, color="0.5", linewidth=0.8)
+    axes[1].axvline(0, color="0.5", linewidth=0.8)
+    axes[0].set(
+        xscale="log", xlabel="effective rank, no projector / 2-layer", yticks=range(len(settings)),
+        yticklabels=[title(one["setting"]) for one in settings],
+    )  # fmt: skip
+    axes[0].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+    axes[0].minorticks_off()
+    axes[0].set_title(r"$\leftarrow$ the paper's order", loc="left")
+    axes[1].set(xlabel="probe top-1, 2-layer less none, points")
+    axes[1].set_title(r"the paper's order $\rightarrow$", loc="right")
+    return fig
+
+
+if __name__ == "__main__":
+    summary.main(__file__, ("choice-*", "map-*"), summarise, report, draw)
