@@ -1,5 +1,6 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
 # make test      format, lint, types, tests with coverage
+# make study     DATA=cifar10.zip: tables 1 and 2, figures 2, 8 and 10 and the map on real networks; over an hour, resumable
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
 
 PYTHON ?= python3
@@ -12,9 +13,10 @@ PACKAGE := $(wildcard collapse/*.py collapse/training/*.py collapse/training/pre
 THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11
-TOYS := $(LONGEST) $(filter-out digits $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
+STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
+TOYS := $(LONGEST) $(filter-out digits study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys test mutants clean FORCE
+.PHONY: figures toys study test mutants clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -46,6 +48,10 @@ build/digits_command.done: build/digits.done $(call missing,figures/digits_comma
 	$(BIN)/collapse spectrum runs/digits/mlp.safetensors runs/digits/images --workers 0 \
 	    --plot figures/digits_command.png --out experiments/results/digits_command.json --force
 	@touch $@
+
+study: .venv/installed
+	$(BIN)/python experiments/study.py $(DATA:%=--data %)
+	@for name in $(STUDY); do $(BIN)/python experiments/$$name.py || exit; done
 
 test: .venv/installed-test
 	$(BIN)/ruff format --check .

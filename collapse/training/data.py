@@ -104,7 +104,11 @@ class Labelled:
 
     def subset(self, indices: NDArray) -> "Labelled":
         """The images at `indices`, in that order."""
-        return Labelled(Subset(self.images, indices), self.labels[indices], self.classes, self.digest)
+        images: Source
+        images = (
+            Pixels(self.images.pixels[indices]) if isinstance(self.images, Pixels) else Subset(self.images, indices)
+        )
+        return Labelled(images, self.labels[indices], self.classes, self.digest)
 
     def batches(self, preprocess: Preprocessing, batch_size: int, workers: int) -> Iterator[Tensor]:
         """All images in order as a network's evaluation sees them, (b, 3, h, w) uint8."""
