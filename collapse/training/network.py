@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -155,7 +155,7 @@ def save_encoder(path: Path, network: Network) -> None:
     facts = {"architecture": architecture, "preprocessing": preprocess.as_dict(), "training": config.as_dict()}
     with whole(path) as partial:
         # One entry: safetensors writes several in random order, and equal runs shall give equal bytes.
-        save_file(tensors, partial, {"collapse": to_json(facts)})
+        partial.write_bytes(save(tensors, {"collapse": to_json(facts)}))  # save_file's is closed to other users
 
 
 def finite(losses: list[float]) -> int | None:

@@ -1,0 +1,172 @@
+"""The study: its runs differ in what they say they do, its measures are what they claim, its scripts run end to end."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from collapse.results import load_result
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import study  # noqa: E402
+import summary  # noqa: E402
+
+SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "summary.main(" in path.read_text())
+SCRIPTS += ["figure2", "figure8", "figure10"]
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return study.plan(study.PRESET)
+
+
+def difference(one, two):
+    return {key for key, value in one.as_dict().items() if value != two.as_dict()[key]}
+
+
+def test_runs_are_a_flag_apart(plan):
+    assert difference(plan["none-s0"], plan["mlp-s0"]) == {"head", "dim"}
+    assert difference(plan["mlp-s0"], plan["linear-s0"]) == {"head"}
+    assert difference(plan["mlp-s0"], plan["mlp-s2"]) == {"seed"}
+    assert difference(plan["directclr-s0"], plan["directclr-d8-s0"]) == {"dim"}
+    assert difference(plan["linear-s0"], plan["linear-depth2-s0"]) == {"depth"}
+    for name, config in plan.items():
+        kind, head, *setting = name.split("-", 2)
+        if kind in ("choice", "map") and setting != ["base"] and not setting[0].startswith("strength"):
+            axis = setting[0].split("-")[0]
+            wanted = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}}.get(axis, {axis})
+            own = difference(plan[f"choice-{head}-base"], config)
+            # A linear head's and DirectCLR's own widths follow the network's.
+            assert own - {"dim"} == wanted, name
+
+
+def test_no_choice_is_made_by_the_images_that_are_reported_on():
+    chosen, test = study.sets("choice-none-base", "sklearn:digits")
+    everything, val = study.sets("none-s0", "sklearn:digits")
+    rows = lambda data: {data.images.pixels[i].numpy().tobytes() for i in range(len(data))}
+    assert not rows(chosen) & rows(test)
+    assert rows(chosen) | rows(test) <= rows(everything)
+    assert len(val) == 600
+    assert len(chosen) == 2 * len(test)
+
+
+def gaussian_views(rng, images, d):
+    """Views whose covariances of signal and augmentation are known."""
+    signal, noise = (a @ a.T / d for a in rng.normal(size=(2, d, d)))
+    clean = rng.multivariate_normal(np.zeros(d), signal, images)
+    views = clean[:, None] + rng.multivariate_normal(np.zeros(d), noise, (images, study.VIEWS))
+    return views, signal, noise
+
+
+def test_signal_and_augmentation_are_told_apart():
+    views, signal, noise = gaussian_views(np.random.default_rng(0), 40_000, 6)
+    between, within = study.covariances(views)
+    # A covariance's entries err by at most sqrt(2 / n) of its size: 5 deviations.
+    np.testing.assert_allclose(between, signal, rtol=0, atol=5 * np.sqrt(2 / 40_000) * np.trace(signal + noise))
+    np.testing.assert_allclose(within, noise, rtol=0, atol=5 * np.sqrt(2 / 120_000) * np.trace(noise))
+
+
+def test_the_modes_shares_are_those_of_the_embedding():
+    rng = np.random.default_rng(1)
+    views, _, _ = gaussian_views(rng, 2000, 8)
+    between, within = study.covariances(views)
+    W = rng.normal(size=(3, 8))
+    found = study.modes_of(views, W)
+    values, vectors = np.linalg.eig(np.linalg.solve(between + within, between))  # another way to the same modes
+    order = np.argsort(-values.real)
+    np.testing.assert_allclose(found["modes_rho"], values.real[order], rtol=1e-9)
+    u = vectors.real[:, order]
+    u = u / np.sqrt(np.einsum("ik,ij,jk->k", u, between + within, u))
+    share = ((W @ (between + within) @ u) ** 2).sum(0)
+    np.testing.assert_allclose(found["modes_share"], share / np.trace(W @ (between + within) @ W.T), rtol=1e-8)
+
+
+def test_claims_are_welchs_with_holms_correction():
+    table = [
+        {"head": h, "probe_top1": v}
+        for h, v in (("a", [0.5, 0.52, 0.51]), ("b", [0.4, 0.43, 0.41]), ("c", [0.4, 0.5, 0.6]))
+    ]
+    found = {(c["above"], c["below"]): c for c in summary.claims(table)}
+    assert set(found) == {("a", "b"), ("a", "c"), ("c", "b")}
+    raw = {
+        pair: stats.ttest_ind(*[next(r["probe_top1"] for r in table if r["head"] == h) for h in pair], equal_var=False)
+        for pair in found
+    }
+    assert found["a", "b"]["p"] == pytest.approx(3 * raw["a", "b"].pvalue)
+    assert found["a", "c"]["p"] == pytest.approx(max(found["c", "b"]["p"], raw["a", "c"].pvalue))
+    assert found["a", "b"]["interval"] == pytest.approx(list(raw["a", "b"].confidence_interval()))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One run on the digits, and its result under the name of every other."""
+    folder = tmp_path_factory.mktemp("study")
+    command = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "0.34"]
+    ran = subprocess.run([*command, "--only", "linear-depth2-s0"], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    results = folder / f"runs/study-{study.PRESET}-x0.34/results"
+    content = (results / "linear-depth2-s0.npz").read_bytes()
+    again = subprocess.run([*command, "--only", "linear-depth2-s0"], cwd=folder, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert (results / "linear-depth2-s0.npz").read_bytes() == content
+    for name in study.plan(study.PRESET):
+        (results / f"{name}.npz").write_bytes(content)
+    return folder
+
+
+def test_a_run_leaves_what_it_says(results):
+    meta, arrays = load_result(results / f"runs/study-{study.PRESET}-x0.34/results/linear-depth2-s0.npz")
+    assert meta["config"]["depth"] == 2
+    assert meta["probe_interval"][0] < meta["probe_top1"] < meta["probe_interval"][1]
+    assert [line["epoch"] for line in meta["curve"]] == [1]
+    assert arrays["singular_values"].shape == (512,)
+    assert arrays["embedding_singular_values"].shape == (128,)
+    assert arrays["epochs"].tolist() == [0, 1]
+    assert arrays["head_singular_values"].shape == (2, 3, 512)
+    assert arrays["alignment"].shape == (2, 128)
+    assert arrays["modes_share"].sum() == pytest.approx(1)
+    assert meta["signal_fraction"] == pytest.approx(
+        arrays["between"].sum() / (arrays["between"] + arrays["within"]).sum()
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS)))
+def test_every_script_sums_up(results, monkeypatch, capsys, name):
+    monkeypatch.chdir(results)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--epochs", "0.34"])
+    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    folder = results / f"runs/study-{study.PRESET}-x0.34"
+    document = json.loads((folder / f"{name}.json").read_text())
+    assert document["schema"] == "collapse.study/1"
+    assert document["command"][0] == f"{name}.py"
+    assert {"config", "versions"} <= set(document)
+    assert (folder / f"{name}.png").exists()
+    assert (folder / f"{name}.pdf").exists()
+    assert capsys.readouterr().out.strip()
+    if name.startswith("table"):
+        row = {"method", "head", "seeds", "probe_top1", "knn_top1", "effective_rank", "collapsed_dimensions"}
+        assert all(row <= set(one) for one in document["rows"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], "no run of that name"),
+        (["--only", "none-s0", "--epochs", "0.2"], "give --data"),
+        (["--only", "none-s0", "--preset", "nowhere"], "preset: no 'nowhere'"),
+        (["--only", "none-s0", "--epochs", "0.2", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    command = [sys.executable, EXPERIMENTS / "study.py", *arguments]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
