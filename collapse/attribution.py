@@ -1,8 +1,8 @@
 """Which directions of a layer are collapsed, and by what: the mechanisms of arXiv 2110.09348, rounding, dead units.
 
-Notation:  n images, V views of each, rows z (d,);  C the covariance of all rows;  B that of the images' means;  A the mean
-covariance within an image: augmentation;  S = B - A / V, what B is for infinitely many views: signal;  T = S + A, that of
-a single view.  All (d, d).
+Notation:  n images, V views of each, rows z (d,);  C the covariance of all rows;  B that of the images' means;  A the
+mean covariance within an image: augmentation;  S = B - A / V, what B is for infinitely many views: signal;  T = S + A,
+that of a single view.  All (d, d).
 
 The rule, in this order:
 
@@ -10,9 +10,9 @@ dead          a unit whose variance is zero to rounding: it is the same whatever
 alive         eigenvectors of C of variance at least threshold times the largest, and above the floor;
 rounding      eigenvectors of C of variance at or below the floor: nothing is known of them but that they are small;
 augmentation  of the rest, as many as S - A has negative eigenvalues there: the views of an image differ more along
-              them than the images do.  This is the sign of X = Sigma0 - Sigma1 (lemma 2, theorem 1): mechanism one;
+              them than images do.  It is the sign of X = Sigma0 - Sigma1 (lemma 2, theorem 1): mechanism one;
 implicit      as many as it has others: signal outweighs augmentation, so X wants them to grow, and yet they are small.
-              That is what small, aligned singular values of the layers do (theorems 2, 3): mechanism two, by elimination.
+              That is what small, aligned singular values of layers do (theorems 2, 3): mechanism two, by elimination.
 
 S - A is taken at the output, where a direction was pulled through every layer.  For linear maps this costs nothing: the
 numbers of negative and positive eigenvalues of a form do not change under M -> P M P^T (Sylvester's law of inertia), so
@@ -116,7 +116,7 @@ def _descending(matrix: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _generalised(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray, NDArray]:
-    """Signal fractions (k,), descending, within the span of basis (d, k), and the unit directions (d, k) that have them.
+    """Signal fractions (k,), descending, in the span of basis (d, k), and the unit directions (d, k) that have them.
 
     S g = rho T g: directions that share neither signal nor augmentation, so that each has one cause.
     """
@@ -155,7 +155,7 @@ def undecided(fractions: NDArray, n: int, views: int) -> NDArray:
 def through(weight: NDArray, inputs: NDArray, found: Attribution) -> dict[str, Any]:
     """How the last linear map treats the directions that are collapsed by elimination ("implicit").
 
-    weight: (d, h), the map; inputs: (h, h) covariance of what goes into it.  A direction u pulled back is p = weight^T u.
+    weight: (d, h), the map; inputs: (h, h) covariance C_h of what goes into it.  Pulled back, u is p = weight^T u.
 
     Returns medians over these directions, None where there are none:
         explained: p^T C_h p / u^T C u: 1 where the map alone makes u, less or more where something is added to it;

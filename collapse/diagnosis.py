@@ -1,9 +1,9 @@
 """Where and why a network collapses: every block's spectrum, split into signal and augmentation, and what took it.
 
-Several augmented views of each image pass the network once.  For each block two streaming covariances are kept, of all
-rows and of the images' means; their difference is the covariance within images.  attribution.py has the rule by which
-directions are called alive, augmentation, implicit, rounding or dead.  Rows are not divided by their norms here: what is
-constant would vary, and the layers would not be linear in what went before.
+Several augmented views of each image pass the network once.  For each block two streaming covariances are kept, of
+all rows and of the images' means; their difference is the covariance within images.  attribution.py has the rule by
+which directions are called alive, augmentation, implicit, rounding or dead.  Rows are not divided by their norms here:
+what is constant would vary, and the layers would not be linear in what went before.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,9 +52,10 @@ class Augment(Protocol):
 class Block:
     """What was found at one layer.
 
-    spectrum: of all rows, not normalised.  found: its directions by cause.  signal_fraction: (d,) generalised eigenvalues
-    of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv 2312.04000).
-    last_map: of the last layers, how their last linear map treats what is collapsed (attribution.through), or None.
+    spectrum: of all rows, not normalised.  found: its directions by cause.  signal_fraction: (d,) generalised
+    eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv
+    2312.04000).  last_map: of the last layers, how their last linear map treats what is collapsed
+    (attribution.through), or None.
     """
 
     spectrum: Spectrum
@@ -95,7 +96,7 @@ class Block:
 class Diagnosis:
     """The blocks in the order of the forward pass, and how they were measured.
 
-    about: images, views, seed, threshold, augmentation, warnings, source, as the document collapse.diagnosis/1 has them.
+    about: source, images, views, seed, threshold, augmentation, warnings, as in the document collapse.diagnosis/1.
     """
 
     blocks: list[Block]
@@ -166,7 +167,7 @@ def diagnose(
         batch_size: rows a forward pass, at least one image's views.
         workers: processes that decode a path's images.
         precision: "float32" or "bf16".
-        about: provenance for the document (images, warnings, augmentation).
+        about: provenance for the document: path and skipped of the images, augmentation, warnings.
 
     Raises InputError: fewer than two views or images, an image that cannot be read, NaN in a layer.
     """
@@ -184,14 +185,14 @@ def diagnose(
         about.setdefault("augmentation", describe(augmentations, "the paper's"))
     seen = _views(chain([first], batches), views, augmentations, seed, device)
     start = next(seen)
-    how = {"device": device, "precision": precision}
+    how: dict[str, Any] = {"device": device, "precision": precision}
     measured = _Measured(encoder, start, how)
     for rows in embed_layers(encoder, measured.taps, chain([start], seen), **how):
         measured.update(rows, views)
     if measured.images < 2:
         raise InputError("1 image; a diagnosis needs at least 2, to tell images from their views")
-    images_seen = {"path": None, "count": measured.images, "skipped": [], **about.pop("images", {})}
-    return _diagnosis(measured, images_seen, {"views": views, "seed": seed, "threshold": threshold, **about})
+    about.setdefault("path", str(images) if isinstance(images, (str, PathLike)) else None)
+    return _diagnosis(measured, {"views": views, "seed": seed, "threshold": threshold, **about})
 
 
 def _pixels(images: Any, preprocess: Preprocessing, step: int, workers: int) -> Iterator[Tensor]:
@@ -323,16 +324,17 @@ def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tup
     if not places or getattr(ran[places[-1]][1], "groups", 1) != 1:
         return None
     name, module = ran[places[-1]]
-    weight = module.weight.double()  # type: ignore[operator, union-attr]
+    weight = module.get_parameter("weight").double()
     weight = weight.sum((2, 3)) if weight.ndim == 4 else weight
     after = ran[places[-1] + 1][1] if places[-1] + 1 < len(ran) else None
     if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) and after.running_var is not None:
-        scale = 1 / (after.running_var.double() + after.eps).sqrt()
-        weight = weight * (scale if after.weight is None else scale * after.weight.double())[:, None]
+        scale = (after.running_var.double() + after.eps).rsqrt()
+        weight = weight * (scale * after.weight.double() if after.affine else scale)[:, None]
     return name, weight.cpu().numpy()
 
 
-def _diagnosis(measured: _Measured, images: dict[str, Any], about: dict[str, Any]) -> Diagnosis:
+def _diagnosis(measured: _Measured, about: dict[str, Any]) -> Diagnosis:
+    images = {"path": about.pop("path"), "count": measured.images, "skipped": about.pop("skipped", [])}
     notes = [*measured.net.report["warnings"], *about.pop("warnings", [])]
     views, threshold = about["views"], about["threshold"]
     names = tqdm(measured.names, desc="spectra", unit=" layers", dynamic_ncols=True, delay=1, disable=None)

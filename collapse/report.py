@@ -32,8 +32,8 @@ def verdict(found: "Diagnosis") -> str:
 
 def _alive(block: "Block") -> str:
     alive, d = block.found.counts()["alive"], block.spectrum.dim
-    values, threshold = block.spectrum.singular_values, block.spectrum.threshold
-    text = f"{block.layer}: {alive} of {d} directions hold at least {threshold:g} of the largest variance ({values[0]:.3g})"
+    threshold = block.spectrum.threshold
+    text = f"{block.layer}: {alive} of {d} directions hold at least {threshold:g} of the largest variance"
     rank = block.spectrum.metrics()["effective_rank"]
     text += f", effective rank {rank:.1f}" if rank == rank else ""
     if alive == d:
@@ -92,6 +92,9 @@ def _silent(block: "Block") -> str:
             f"{_many(counts['rounding'], 'lies', 'lie')} at or below the floor ({block.spectrum.floor:.2g}), where "
             "rounding hides the cause."
         )
+    short = block.spectrum.dim - (block.spectrum.n - 1)
+    if short > 0:
+        text.append(f"{block.spectrum.n} rows leave {short} of them without variance whatever the network does.")
     if counts["dead"]:
         text.append(f"{_many(counts['dead'], 'unit is', 'units are')} constant.")
     return " ".join(text)
@@ -137,10 +140,7 @@ def table(found: "Diagnosis") -> str:
     heads = ("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES)
     rows = [heads, *map(_row, found.blocks)]
     sizes = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = [
-        "  ".join(text.ljust(size) if at == 0 else text.rjust(size) for at, (text, size) in enumerate(zip(row, sizes)))
-        for row in rows
-    ]
+    lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
     return "\n".join([*lines, "", found.verdict, *(f"warning: {note}" for note in found.about["warnings"])]) + "\n"
 
 
@@ -235,7 +235,7 @@ def _last(found: "Diagnosis") -> Sequence[str]:
         if block.layer not in ("representation", "projector"):
             continue
         parts.append(f"<h2>{_text(block.layer)}</h2>")
-        caption = "Variance of each direction, and its signal fraction; below the grey line is rounding, dashed the threshold."
+        caption = "Variance and signal fraction of each direction; grey line: floor of rounding; dashed: threshold."
         parts.append(_figure(_spectrum_figure(block), caption))
         if block.last_map:
             parts.append(_rows((key, "-" if value is None else value) for key, value in block.last_map.items()))

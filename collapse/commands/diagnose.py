@@ -61,13 +61,21 @@ def _diagnose(options: argparse.Namespace) -> None:
     step = max(1, options.batch_size // options.views)
     how = (step, options.workers, options.limit, None if options.strict else skipped)
     pixels = progress(pixel_batches(images, before_crop(net.preprocess), *how), "images", total)
-    seen = {"path": str(images.source), "skipped": skipped}
+    about: dict[str, Any] = {"path": str(images.source), "skipped": skipped}
+    about["augmentation"] = describe(augmentations, options.augmentation or "the paper's")
     try:
         found = diagnose(
-            net, pixels, options.views, augmentations=augmentations, threshold=options.threshold, seed=options.seed,
-            device=device, batch_size=options.batch_size, precision=options.precision, images=seen,
-            augmentation=describe(augmentations, options.augmentation or "the paper's"),
-        )  # fmt: skip
+            net,
+            pixels,
+            options.views,
+            augmentations=augmentations,
+            threshold=options.threshold,
+            seed=options.seed,
+            device=device,
+            batch_size=options.batch_size,
+            precision=options.precision,
+            **about,
+        )
     except InputError as error:
         unread = f"; {len(skipped)} of {total} cannot be read, first {skipped[0]['path']}" if skipped else ""
         raise InputError(f"{images.source}: {error}{unread}") from error
