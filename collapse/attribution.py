@@ -152,35 +152,44 @@ def undecided(fractions: NDArray, n: int, views: int) -> NDArray:
     return np.where(fractions < LINE, ratio >= low * line, ratio <= high * line)
 
 
-def through(weight: NDArray, inputs: NDArray, found: Attribution) -> dict[str, Any]:
-    """How the last linear map treats the directions that are collapsed by elimination ("implicit").
+def through(
+    weight: NDArray, signal: NDArray, augmentation: NDArray, floor: float, found: Attribution
+) -> dict[str, Any]:
+    """How the last linear map treats its input, for the directions whose cause the output does not show.
 
-    weight: (d, h), the map; inputs: (h, h) covariance C_h of what goes into it.  Pulled back, u is p = weight^T u.
+    weight: (d, h), the map; signal, augmentation: (h, h) S and A of what goes into it; floor: of its output.
 
-    Returns medians over these directions, None where there are none:
-        explained: p^T C_h p / u^T C u: 1 where the map alone makes u, less or more where something is added to it;
-        gain: |p|^2 over its largest, the map's own singular value squared: small means the map lets nothing through;
-        input: variance of the input along p over its largest: small means the layers before let nothing through;
+    Returns medians over the "implicit" directions u, with p = weight^T u; None where there are none:
+        explained: variance of the input along p over that of u: 1 where the map alone makes u, and not 1 where
+            something is added to it, or what follows is not linear;
+        gain: |p|^2 over its largest, the map's own singular value squared: small means the map lets little through;
+        input: variance of the input along p / |p| over its largest: small means the layers before let little through;
         alignment: share of the span of the p in as many directions of least variance of the input; chance: that of
-            random ones.  Both small gain and alignment are what two layers of theorem 2 have.
+            random ones.  Theorem 2's aligned layers have small gain and input, and alignment 1.
+    And of the input's directions that the map lets through at or below the floor, whatever they hold (right singular
+    vectors), killed: how many; killed_augmentation: of them, negative eigenvalues of S - A there.
     """
-    chosen = found.of("implicit")
-    pulled = weight.T @ found.directions[:, chosen]
-    square = np.einsum("ij,ij->j", pulled, pulled)
-    usable = square > 0
-    if not usable.any():
-        return dict.fromkeys(("explained", "gain", "input", "alignment", "chance"))
-    pulled, square = pulled[:, usable], square[usable]
-    made = np.einsum("ij,ij->j", pulled, inputs @ pulled)
+    inputs = signal + augmentation
     values, vectors = _descending(inputs)
+    _, gains, right = np.linalg.svd(weight)
+    gains = np.pad(gains, (0, len(inputs) - len(gains))) ** 2
+    lost = right[gains * values[0] <= floor]
+    negative = np.linalg.eigvalsh(lost @ (signal - augmentation) @ lost.T) < 0
+    made = {"killed": len(lost), "killed_augmentation": int(negative.sum())}
+    pulled = weight.T @ found.directions[:, found.of("implicit")]
+    square = np.einsum("ij,ij->j", pulled, pulled)
+    if pulled.shape[1] == 0 or not square.all() or values[0] <= 0:
+        return {**dict.fromkeys(("explained", "gain", "input", "alignment", "chance")), **made}
+    variance = np.einsum("ij,ij->j", pulled, inputs @ pulled)
     k = min(pulled.shape)
     span = np.linalg.svd(pulled / np.sqrt(square), full_matrices=False)[0][:, :k]
     return {
-        "explained": float(np.median(made / found.variances[chosen][usable])),
-        "gain": float(np.median(square) / np.linalg.norm(weight, 2) ** 2),
-        "input": float(np.median(made / square) / values[0]) if values[0] > 0 else None,
+        "explained": float(np.median(variance / found.variances[found.of("implicit")])),
+        "gain": float(np.median(square) / gains[0]),
+        "input": float(np.median(variance / square) / values[0]),
         "alignment": float(np.linalg.norm(vectors[:, len(vectors) - k :].T @ span) ** 2 / k),
         "chance": k / len(inputs),
+        **made,
     }
 
 

@@ -43,7 +43,8 @@ from collapse.training.views import uniforms
 class Augment(Protocol):
     """One random view of images: a function of the images (n, ...) and of draws (n, DRAWS) in [0, 1)."""
 
-    DRAWS: int
+    @property
+    def DRAWS(self) -> int: ...
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor: ...
 
@@ -272,30 +273,36 @@ class _Measured:
                 self.totals[name] = Covariance(z.shape[1], device=self.on)
                 self.means[name] = Covariance(z.shape[1], device=self.on)
             self.totals[name].update(z)
-            if name in self.names:
-                self.means[name].update(z.double().unflatten(0, (-1, views)).mean(1))
+            self.means[name].update(z.double().unflatten(0, (-1, views)).mean(1))
         self.images += len(z) // views
+
+    def parts(self, name: str, views: int) -> tuple[NDArray, NDArray]:
+        """(S, A) of what was tapped under a name."""
+        matrices = self.totals[name].matrix(), self.means[name].matrix()
+        return signal_and_augmentation(*matrices, self.images, views)
 
     def block(self, name: str, views: int, threshold: float, **about: Any) -> Block:
         """The result at one layer."""
         total, errors = self.totals[name], self.errors.get(name)
         spectrum = total.spectrum(threshold, rounding=errors, source=self.net.source(name), **about)
-        C, n = total.matrix(), self.images
-        S, A = signal_and_augmentation(C, self.means[name].matrix(), n, views)
-        found = attribute(C, S, A, total.constant(errors), spectrum.floor, threshold, n, views)
+        S, A = self.parts(name, views)
+        dead = total.constant(errors)
+        found = attribute(total.matrix(), S, A, dead, spectrum.floor, threshold, self.images, views)
         held = found.directions[:, np.isin(found.causes, ("alive", "augmentation", "implicit"))]
-        fractions = np.full(len(C), np.nan)
+        fractions = np.full(len(dead), np.nan)
         fractions[: held.shape[1]] = signal_fractions(S, S + A, held)
-        return Block(spectrum, found, fractions, lidar_of(S + A / views, A), self._through(name, found))
+        return Block(
+            spectrum, found, fractions, lidar_of(S + A / views, A), self._through(name, views, found, spectrum)
+        )
 
-    def _through(self, name: str, found: Attribution) -> dict[str, Any] | None:
+    def _through(self, name: str, views: int, found: Attribution, spectrum: Spectrum) -> dict[str, Any] | None:
         if name not in self.maps:
             return None
         module, weight = self.maps[name]
-        inputs = self.totals[INPUT + module].matrix()
-        if weight.shape != (len(found.causes), len(inputs)):
+        S, A = self.parts(INPUT + module, views)
+        if weight.shape != (len(found.causes), len(S)):
             return None
-        return {"module": module, **through(weight, inputs, found)}
+        return {"module": module, **through(weight, S, A, spectrum.floor, found)}
 
 
 @torch.no_grad()

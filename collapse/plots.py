@@ -214,7 +214,7 @@ def plot_causes_by_depth(
         share = np.asarray(numbers) / widths
         ax.bar(at, share, 0.8, bottom=below, color=CAUSE_COLORS[cause], label=cause)
         below = below + share
-    ax.plot(at, np.asarray(ranks) / widths, "o-", color="white", markeredgecolor="black", label="effective rank")
+    ax.plot(at, np.asarray(ranks) / widths, "o-", color="black", markerfacecolor="white", label="effective rank")
     step = max(1, len(layers) // 20)
     ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
     ax.set(ylabel="share of the width", ylim=(0, 1), xlim=(-0.6, len(layers) - 0.4))

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import shlex
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,13 @@ def _silent(block: "Block") -> str:
             f"{_many(counts['rounding'], 'lies', 'lie')} at or below the floor ({block.spectrum.floor:.2g}), where "
             "rounding hides the cause."
         )
+        through = block.last_map
+        if through and through["killed"]:
+            text.append(
+                f"The last map, {through['module']}, lets nothing above it through along {through['killed']} "
+                f"directions of its input; along {through['killed_augmentation']} of them the views of an image "
+                "differ more than images do."
+            )
     short = block.spectrum.dim - (block.spectrum.n - 1)
     if short > 0:
         text.append(f"{block.spectrum.n} rows leave {short} of them without variance whatever the network does.")
@@ -141,7 +149,8 @@ def table(found: "Diagnosis") -> str:
     rows = [heads, *map(_row, found.blocks)]
     sizes = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
-    return "\n".join([*lines, "", found.verdict, *(f"warning: {note}" for note in found.about["warnings"])]) + "\n"
+    paragraph = textwrap.fill(found.verdict, 110)
+    return "\n".join([*lines, "", paragraph, *(f"warning: {note}" for note in found.about["warnings"])]) + "\n"
 
 
 def _row(block: "Block") -> tuple[str, ...]:
@@ -154,6 +163,17 @@ def _row(block: "Block") -> tuple[str, ...]:
         *(str(counts[cause]) for cause in CAUSES),
     )
 
+
+LAST_MAP = {
+    "module": "last linear map",
+    "explained": "of the variance of implicit directions, the share it makes (median)",
+    "gain": "its squared gain along them, of its largest (median)",
+    "input": "variance of its input along them, of its largest (median)",
+    "alignment": "share of them in the weakest directions of its input",
+    "chance": "the same by chance",
+    "killed": "directions of its input that it lets through at or below the floor only",
+    "killed_augmentation": "of them, along which augmentation outweighs signal",
+}
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -213,6 +233,10 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _rows(pairs: Any) -> str:
     body = "".join(f'<tr><td>{_text(key)}</td><td class="text">{_text(value)}</td></tr>' for key, value in pairs)
     return f"<table>{body}</table>"
@@ -238,7 +262,7 @@ def _last(found: "Diagnosis") -> Sequence[str]:
         caption = "Variance and signal fraction of each direction; grey line: floor of rounding; dashed: threshold."
         parts.append(_figure(_spectrum_figure(block), caption))
         if block.last_map:
-            parts.append(_rows((key, "-" if value is None else value) for key, value in block.last_map.items()))
+            parts.append(_rows((LAST_MAP[key], _number(value)) for key, value in block.last_map.items()))
     return parts
 
 
