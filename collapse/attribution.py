@@ -122,18 +122,27 @@ def _generalised(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArra
     """
     if basis.shape[1] == 0:
         return np.zeros(0), basis
-    small, whole = (basis.T @ matrix @ basis for matrix in (signal, view))
-    # Variances here may span ten orders: unit diagonals keep the digits of the small ones.
-    scale = 1 / np.sqrt(whole.diagonal())
-    small, whole = (scale[:, None] * matrix * scale for matrix in (small, whole))
+    small, whole, scale = _restricted(signal, view, basis)
     values, vectors = scipy.linalg.eigh(small, whole)
     turned = basis @ (scale[:, None] * vectors[:, ::-1])
     return values[::-1], turned / np.linalg.norm(turned, axis=0)
 
 
+def _restricted(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """(S, T, scale) in the columns of basis times scale, in which T has a unit diagonal.
+
+    Variances may span ten orders: the scaling keeps the digits of the small ones.
+    """
+    small, whole = (basis.T @ matrix @ basis for matrix in (signal, view))
+    scale = 1 / np.sqrt(whole.diagonal())
+    return scale[:, None] * small * scale, scale[:, None] * whole * scale, scale
+
+
 def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
     """Generalised eigenvalues of S against T in the span of basis (d, k): (k,) descending, in 0..1."""
-    return _generalised(signal, view, basis)[0].clip(0, 1)
+    if basis.shape[1] == 0:
+        return np.zeros(0)
+    return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
 
 
 def undecided(fractions: NDArray, n: int, views: int) -> NDArray:

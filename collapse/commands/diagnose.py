@@ -51,6 +51,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     check_output(options, options.source)
     if options.report:
         refuse_existing(options.report, options.force)
+        if options.report.suffix not in (".html", ".htm"):
+            raise InputError(f"{options.report}: a report is .html")
     device, images = choose_device(options.device), Images(options.images)
     net = load_encoder(options, options.source)
     size = net.preprocess.crop or net.preprocess.resize
