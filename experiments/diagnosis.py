@@ -42,7 +42,7 @@ from collapse.theory import Descent, GaussianViews, sgd
 DIM = 16
 THRESHOLD = 1e-2
 SCENARIOS = ("none", "augmentation", "implicit", "both", "silent")
-STEPS = {1: 80, 3: 4000}  # by depth: one layer kills within a few hundred steps, to rounding
+STEPS = {1: 80, 3: 2000}  # by depth: one layer kills within a few hundred steps, to rounding
 EXTRA = 4  # of each kind of silent units
 
 
