@@ -234,7 +234,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _rows(pairs: Any) -> str:
@@ -262,7 +262,8 @@ def _last(found: "Diagnosis") -> Sequence[str]:
         caption = "Variance and signal fraction of each direction; grey line: floor of rounding; dashed: threshold."
         parts.append(_figure(_spectrum_figure(block), caption))
         if block.last_map:
-            parts.append(_rows((LAST_MAP[key], _number(value)) for key, value in block.last_map.items()))
+            told = {LAST_MAP[key]: _number(value) for key, value in block.last_map.items() if value is not None}
+            parts.append(_rows(told.items()))
     return parts
 
 

@@ -78,7 +78,7 @@ def train(scenario: str, start: NDArray, noise: NDArray, seeds: list[int]) -> li
         balanced = start ** (1 / depth)
         mixed = np.sqrt(balanced[:, :, None] * balanced[:, None, :]) * np.stack(beside)
         layers.append(balanced[:, :, None] * np.eye(DIM) + mixed)
-    descent = Descent(lr=0.02, steps=STEPS[depth], temperature=1.0, similarity="cosine")
+    descent = Descent(0.02, STEPS[depth], batch=64, temperature=1.0, similarity="cosine")
     return [W[-1] for W in sgd(layers, GaussianViews(np.ones_like(noise), noise), seeds, descent, [descent.steps])]
 
 
