@@ -243,4 +243,5 @@ def plot_causes(
     axes[1].axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
     axes[0].set(xlabel="direction", ylabel=r"$\ln$ variance")
     axes[1].set(xlabel=r"$\ln$ variance", ylabel="signal fraction", ylim=(-0.03, 1.03))
-    axes[0].legend()
+    if (variances > 0).any():
+        axes[0].legend()

@@ -339,3 +339,13 @@ def test_a_page_says_what_a_name_means_and_escapes_it():
     found.about["source"]["path"] = "<b>.pth"
     assert "&lt;b&gt;.pth" in page(found)
     assert "<b>" not in page(found)
+
+
+def test_complete_collapse_is_all_units_dead_and_nothing_is_made_up():
+    found = collapse.diagnose(linear(np.zeros((3, 4))), torch.randn(40, 4), 2, augmentations=[Noise(np.ones(4))])
+    assert found.blocks[-1].found.counts() == {"alive": 0, "augmentation": 0, "implicit": 0, "rounding": 0, "dead": 3}
+    document = json.loads(found.to_json())
+    assert document["blocks"][-1]["signal_fraction"] == [None] * 3
+    assert document["blocks"][-1]["lidar"] is None
+    assert "0 of 3 directions" in document["verdict"]
+    assert "3 units are constant" in page(found)
