@@ -133,6 +133,6 @@ def test_the_readme_quotes_what_the_result_files_hold():
     meta, _ = load_result(ROOT / "experiments/results/diagnosis.npz")
     share = f"{100 * meta['share']:.1f} % of {meta['directions']}"
     assert share in (ROOT / "docs/diagnosis.md").read_text()
-    quoted.append(f"| {share} |")
+    quoted += [f"| {share} |", f"| {stored('diagnose')['ratio']:.2f} |"]
     for text in quoted:
         assert text in readme, text
