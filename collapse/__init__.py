@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collapse import metrics, theory
     from collapse.checkpoints import load
     from collapse.covariance import Covariance
+    from collapse.diagnosis import diagnose
     from collapse.measure import spectrum
     from collapse.monitor import Monitor
     from collapse.spectra import Spectrum
@@ -27,12 +28,13 @@ _HOME = {
     "Monitor": "collapse.monitor",
     "Spectrum": "collapse.spectra",
     "spectrum": "collapse.measure",
+    "diagnose": "collapse.diagnosis",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "theory": "collapse.theory",
 }
 
-__all__ = ["Covariance", "InputError", "Monitor", "Spectrum", "load", "metrics", "spectrum", "theory"]
+__all__ = ["Covariance", "InputError", "Monitor", "Spectrum", "diagnose", "load", "metrics", "spectrum", "theory"]
 
 
 def __getattr__(name: str) -> Any:

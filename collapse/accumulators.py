@@ -105,7 +105,7 @@ class Gram:
         from scipy.linalg import eigvalsh_tridiagonal
         from scipy.linalg.lapack import dsytrd, dsytrd_lwork
 
-        mean, scatter = np.asarray(self.mean.cpu() if is_tensor(self.mean) else self.mean), self._whole()
+        mean, scatter = self.centre(), self.scattered()
         column = float((scatter.diagonal() / self.n + mean**2).max())
         length = float(np.linalg.norm(mean))
         if length > 0:
@@ -122,14 +122,18 @@ class Gram:
         both = (eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted))
         return next(both), next(both), column
 
-    def _whole(self) -> NDArray:
-        """The scatter with both triangles."""
+    def centre(self) -> NDArray:
+        """(d,): the mean."""
+        return np.asarray(self.mean.cpu() if is_tensor(self.mean) else self.mean)
+
+    def scattered(self) -> NDArray:
+        """(d, d): the scatter with both triangles."""
         scatter = np.asarray(self.scatter.cpu() if is_tensor(self.scatter) else self.scatter)
         return np.tril(scatter) + np.tril(scatter, -1).T
 
     def vectors(self) -> NDArray:
         """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue."""
-        return np.linalg.eigh(self._whole())[1][:, ::-1]
+        return np.linalg.eigh(self.scattered())[1][:, ::-1]
 
     @property
     def dim(self) -> int:
@@ -221,6 +225,18 @@ class Triangle:
         self._reduce()
         triangle = self.waiting[0]
         return np.asarray(triangle.cpu() if is_tensor(triangle) else triangle)[1:, 1:]
+
+    def centre(self) -> NDArray:
+        """As `Gram.centre`."""
+        self._reduce()
+        first = self._moved(self.waiting[0], self.shift)[0]  # its first entry is sqrt(n), up to the sign
+        row = np.asarray(first.cpu() if is_tensor(first) else first)
+        return row[1:] / row[0]
+
+    def scattered(self) -> NDArray:
+        """As `Gram.scattered`."""
+        triangle = self._centred()
+        return triangle.T @ triangle
 
     def vectors(self) -> NDArray:
         """(d, d): right singular vectors of the centred rows as columns, by descending singular value."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from collapse import InputError, __version__
-from collapse.commands import checkpoint, spectrum, training
+from collapse.commands import checkpoint, diagnose, spectrum, training
 from collapse.commands.shared import INTERRUPTED, interrupt
 
 
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     spectrum.add_compare(commands)
     checkpoint.add_inspect(commands)
     checkpoint.add_embed(commands)
+    diagnose.add_diagnose(commands)
     training.add_train(commands)
     training.add_probe(commands)
     training.add_knn(commands)

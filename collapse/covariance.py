@@ -151,6 +151,24 @@ class Covariance:
         self.zero_rows, self.roundoff = int(about[0]), float(about[1])
         return self
 
+    def matrix(self) -> NDArray:
+        """(d, d) float64: the covariance itself, divisor n - 1."""
+        if self.n < 2:
+            raise InputError(f"embeddings: {self.n} rows; a covariance needs at least 2")
+        return self._sum.scattered() / (self.n - 1)
+
+    def constant(self, errors: NDArray | None = None) -> NDArray:
+        """(d,) bool: columns whose variance is zero, or rounding of their own values.
+
+        errors: (b, d) that some rows are known to have, as for `spectrum`.
+        """
+        variance = self.matrix().diagonal()
+        square = variance * (1 - 1 / self.n) + self._sum.centre() ** 2
+        made = (4 * self.roundoff) ** 2 * square
+        if errors is not None:
+            made = np.maximum(made, 2 * (errors**2).mean(0))
+        return variance <= made
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything as numbers and tensors, for a checkpoint."""
         import torch

@@ -62,8 +62,8 @@ class Preprocessing:
         return F.pil_to_tensor(image)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8 -> float32, on the pixels' device."""
-        return self.standardise(pixels.float() / 255)
+        """(n, 3, h, w) uint8, or float in 0..1 -> float32, on the pixels' device."""
+        return self.standardise(pixels if pixels.is_floating_point() else pixels.float() / 255)
 
     def standardise(self, x: Tensor) -> Tensor:
         """(x - mean) / std of x (n, 3, h, w) in 0..1."""

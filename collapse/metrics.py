@@ -324,9 +324,16 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
     np.add.at(means, index, z / views[0])
     within = z - means[index]
     between = means - means.mean(0)
-    Sw = within.T @ within / (len(views) * (views[0] - 1)) + delta * np.eye(z.shape[1])
-    whitened = np.linalg.solve(np.linalg.cholesky(Sw), between.T)
-    return entropy_rank(np.linalg.svd(whitened, compute_uv=False) ** 2)
+    Sw = within.T @ within / (len(views) * (views[0] - 1))
+    return lidar_of(between.T @ between / (len(views) - 1), Sw, delta)
+
+
+def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> float:
+    """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added."""
+    from scipy.linalg import eigh
+
+    Sb, Sw = np.asarray(between, np.float64), np.asarray(within, np.float64)
+    return entropy_rank(eigh(Sb, Sw + delta * np.eye(len(Sw)), eigvals_only=True).clip(0))
 
 
 def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:

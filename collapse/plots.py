@@ -200,3 +200,48 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
         ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()
+
+
+CAUSE_COLORS = {"alive": "#0072B2", "augmentation": "#D55E00", "implicit": "#E69F00", "rounding": "0.6", "dead": "0.1"}
+
+
+def plot_causes_by_depth(
+    ax: Any, layers: Sequence[str], counts: Mapping[str, Sequence[int]], widths: ArrayLike, ranks: ArrayLike
+) -> None:
+    """Bars of each layer's directions by cause, as shares of its width, and its effective rank as a share of it."""
+    at, widths, below = np.arange(len(layers)), np.asarray(widths, float), np.zeros(len(layers))
+    for cause, numbers in counts.items():
+        share = np.asarray(numbers) / widths
+        ax.bar(at, share, 0.8, bottom=below, color=CAUSE_COLORS[cause], label=cause)
+        below = below + share
+    ax.plot(at, np.asarray(ranks) / widths, "o-", color="black", markerfacecolor="white", label="effective rank")
+    step = max(1, len(layers) // 20)
+    ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
+    ax.set(ylabel="share of the width", ylim=(0, 1), xlim=(-0.6, len(layers) - 0.4))
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_causes(
+    axes: Any, variances: NDArray, fractions: NDArray, causes: NDArray, floor: float, threshold: float
+) -> None:
+    """Two panels of d directions in colours of their causes: ln variance by rank, and signal fraction over it.
+
+    variances, fractions, causes: (d,); floor, threshold: variances, drawn as lines.
+    """
+    order = np.argsort(-variances)
+    for cause, color in CAUSE_COLORS.items():
+        chosen = np.flatnonzero((causes[order] == cause) & (variances[order] > 0))
+        if len(chosen) == 0:
+            continue
+        logs = np.log(variances[order][chosen])
+        axes[0].plot(chosen + 1, logs, "o", color=color, markeredgewidth=0, label=cause)
+        axes[1].plot(logs, fractions[order][chosen], "o", color=color, markeredgewidth=0)
+    for value, style_ in ((floor, {"color": "0.7"}), (threshold, {"color": "0.4", "linestyle": "--"})):
+        if value > 0:
+            axes[0].axhline(np.log(value), linewidth=0.8, **style_)
+            axes[1].axvline(np.log(value), linewidth=0.8, **style_)
+    axes[1].axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
+    axes[0].set(xlabel="direction", ylabel=r"$\ln$ variance")
+    axes[1].set(xlabel=r"$\ln$ variance", ylabel="signal fraction", ylim=(-0.03, 1.03))
+    if (variances > 0).any():
+        axes[0].legend()

@@ -54,9 +54,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError if `path` exists and may not be replaced."""
+    """Raise InputError if `path` exists and may not be replaced, or if there is no folder in which to write it."""
     if path.exists() and not force:
         raise InputError(f"{path}: exists and is kept; give --force to replace it, or another name")
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "cannot be written to" if above.is_dir() else "is not a folder"
+        raise InputError(f"{path}: {above} {what}; choose another place")
 
 
 def strict(value: Any) -> Any:

@@ -350,3 +350,23 @@ def test_qr_is_right_to_1e_6_at_1e_11_of_the_largest_whatever_the_mean_and_the_b
         for block in np.array_split(z, 7):
             total.update(block)
         np.testing.assert_allclose(np.sqrt(total.spectrum().singular_values), truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("method", ["covariance", "qr"])
+def test_the_matrix_and_the_constant_columns_are_those_of_the_rows(method, device):
+    rng = np.random.default_rng(0)
+    z = (rng.standard_normal((300, 8)) * np.geomspace(1, 1e-3, 8) + rng.uniform(-50, 50, 8)).astype(np.float32)
+    z[:, 2], z[:, 5] = 0, 1234.5678
+    z[:, 6] = np.float32(7) * (1 + 1e-7 * rng.standard_normal(300)).astype(np.float32)  # rounding of a constant
+    total = Covariance(8, method, device=device)
+    for part in np.array_split(z, 7):
+        total.update(part)
+    expected = np.cov(z.T.astype(np.float64))
+    np.testing.assert_allclose(total.matrix(), expected, atol=1e-12 * 50**2)
+    np.testing.assert_array_equal(np.flatnonzero(total.constant()), [2, 5, 6])
+    noisy = np.zeros((4, 8))
+    noisy[:, 7] = 1.0  # errors as large as what a column holds make it a constant too
+    np.testing.assert_array_equal(np.flatnonzero(total.constant(noisy)), [2, 5, 6, 7])
+    with pytest.raises(InputError, match="at least 2"):
+        Covariance(8).matrix()

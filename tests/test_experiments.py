@@ -130,5 +130,9 @@ def test_the_readme_quotes_what_the_result_files_hold():
     quoted.append(f"{toy['autograd / batched']:.1f} and {toy['official / batched']:.1f} times faster")
     meta, _ = load_result(ROOT / "experiments/results/linear_digits.npz")
     quoted.append(f"R² {meta['r2']['real_spectrum']['predicted']['final']:.2f} only")
+    meta, _ = load_result(ROOT / "experiments/results/diagnosis.npz")
+    share = f"{100 * meta['share']:.1f} % of {meta['directions']}"
+    assert share in (ROOT / "docs/diagnosis.md").read_text()
+    quoted += [f"| {share} |", f"| {stored('diagnose')['ratio']:.2f} |"]
     for text in quoted:
         assert text in readme, text

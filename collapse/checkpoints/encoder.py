@@ -14,6 +14,8 @@ from collapse.images import Preprocessing
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.
 BLOCK = re.compile(r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+)")
 
+INPUT = "input:"
+
 
 class Encoder(nn.Module):
     """A loaded network: images (n, 3, h, w), preprocessed -> representation (n, d).
@@ -45,6 +47,11 @@ class Encoder(nn.Module):
         """(n, 3, h, w) float32, preprocessed -> representation (n, d)."""
         return self.backbone(images)
 
+    def source(self, layer: str) -> dict[str, Any]:
+        """What a result says of the network and layer it is of: the JSON document's `source`."""
+        names = ("path", "sha256", "architecture", "branch", "keys", "preprocessing", "foreign")
+        return {"kind": "checkpoint", "layer": layer, **{name: self.report[name] for name in names}}
+
     def layer(self, name: str) -> "Layer":
         """The network up to a layer: "representation", "projector" or a module's name; feature maps are averaged.
 
@@ -73,25 +80,33 @@ class Taps:
     takes, the class token or the mean of the patches.  With `positions` K, both become K of their positions (of the
     patches), drawn at random, as rows of their own, which see what the mean hides.
 
+    names: of modules of the backbone, or projector.NAME; with "input:" before it, what goes into the module.
     rows: name -> (n, d), or (n K, d).
     """
 
     def __init__(self, net: Encoder, names: Sequence[str], positions: int = 0, seed: int = 0) -> None:
         modules = dict(net.backbone.named_modules())
+        if net.projector is not None:
+            modules |= {f"projector.{name}": module for name, module in net.projector.named_modules() if name}
         for name in names:
-            if not name or name not in modules:
+            if not name.removeprefix(INPUT) or name.removeprefix(INPUT) not in modules:
                 inner = ", ".join(_offered(net))
                 raise InputError(f"layer: no {name!r}; there are representation, projector, {inner}")
         self.net, self.rows, self.positions = net, dict[str, Tensor](), positions
         self.generator = torch.Generator().manual_seed(seed)
-        self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in names]
+        self._hooks = [
+            modules[name.removeprefix(INPUT)].register_forward_hook(partial(self._see, name)) for name in names
+        ]
 
     def remove(self) -> None:
         """Take the hooks off."""
         for hook in self._hooks:
             hook.remove()
 
-    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _see(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._keep(name, inputs[0] if name.startswith(INPUT) else output)
+
+    def _keep(self, name: str, output: Any) -> None:
         # Pooled at once, since what follows may change a feature map in place.
         wrong = f"layer {name}: gives no one vector an image"
         if not isinstance(output, Tensor):

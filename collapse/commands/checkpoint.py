@@ -13,7 +13,6 @@ from collapse.commands.shared import (
     load_encoder,
     pixels_of,
     positive,
-    source_of,
 )
 
 
@@ -102,7 +101,7 @@ def _embed(options: argparse.Namespace) -> None:
     names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]
     document = {
         "schema": "collapse.embeddings/1",
-        "source": source_of(net, options.layer),
+        "source": net.source(options.layer),
         "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
         "shape": list(writer.shape),
         "command": command(),

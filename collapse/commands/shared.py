@@ -160,12 +160,6 @@ def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
     return load(path, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
-def source_of(net: "Encoder", layer: str) -> dict[str, Any]:
-    """What a result says of the network and layer it is of: the JSON document's `source`."""
-    names = ("path", "sha256", "architecture", "branch", "keys", "preprocessing", "foreign")
-    return {"kind": "checkpoint", "layer": layer, **{name: net.report[name] for name in names}}
-
-
 def choose_device(name: str) -> str:
     """The device to run on; an absent one is an error, never a fallback."""
     import torch

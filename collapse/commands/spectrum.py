@@ -19,7 +19,6 @@ from collapse.commands.shared import (
     pixels_of,
     positive,
     progress,
-    source_of,
 )
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     seen = {"path": str(images.source), "count": count - len(skipped), "skipped": skipped}
     about = {"images": seen, "warnings": notes}
     return [
-        measured[name].spectrum(options.threshold, options.vectors, errors[name], source=source_of(net, name), **about)
+        measured[name].spectrum(options.threshold, options.vectors, errors[name], source=net.source(name), **about)
         for name in names
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapse.commands.shared import choose_device, count, positive, progress, source_of
+from collapse.commands.shared import choose_device, count, positive, progress
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
@@ -210,7 +210,7 @@ def _features(options: argparse.Namespace, net: "Encoder", data: Any, device: st
 def _report_accuracy(options: argparse.Namespace, kind: str, net: "Encoder", found: Any, how: dict[str, Any]) -> None:
     from collapse.results import command, save_text, to_json, versions
 
-    about = {"schema": f"collapse.{kind}/1", "source": source_of(net, "representation"), "data": options.data, **how}
+    about = {"schema": f"collapse.{kind}/1", "source": net.source("representation"), "data": options.data, **how}
     document = {**about, **found.as_dict(), "command": command(), "versions": versions("torch", "torchvision")}
     if options.out:
         save_text(options.out, to_json(document))

@@ -1,0 +1,208 @@
+"""Which directions of a layer are collapsed, and by what: the mechanisms of arXiv 2110.09348, rounding, dead units.
+
+Notation:  n images, V views of each, rows z (d,);  C the covariance of all rows;  B that of the images' means;  A the
+mean covariance within an image: augmentation;  S = B - A / V, what B is for infinitely many views: signal;  T = S + A,
+that of a single view.  All (d, d).
+
+The rule, in this order:
+
+dead          a unit whose variance is zero to rounding: it is the same whatever the image.  Then, of the other units,
+alive         eigenvectors of C of variance at least threshold times the largest, and above the floor;
+rounding      eigenvectors of C of variance at or below the floor: nothing is known of them but that they are small;
+augmentation  of the rest, as many as S - A has negative eigenvalues there: the views of an image differ more along
+              them than images do.  It is the sign of X = Sigma0 - Sigma1 (lemma 2, theorem 1): mechanism one;
+implicit      as many as it has others: signal outweighs augmentation, so X wants them to grow, and yet they are small.
+              That is what small, aligned singular values of layers do (theorems 2, 3): mechanism two, by elimination.
+
+S - A is taken at the output, where a direction was pulled through every layer.  For linear maps this costs nothing: the
+numbers of negative and positive eigenvalues of a form do not change under M -> P M P^T (Sylvester's law of inertia), so
+they are those at the input of the last map, and of each one before it, along the directions that were pulled back.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+CAUSES = ("alive", "augmentation", "implicit", "rounding", "dead")
+LINE = 0.5  # of the signal fraction: there S - A changes its sign
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The directions of a layer, one a column, by cause.
+
+    directions: (d, d) float64 unit columns: alive ones by descending variance, then the others in the order of CAUSES.
+    causes: (d,) of CAUSES.  variances: (d,) of C along each.
+    fractions: (d,) signal fraction S / T along each, in 0..1; NaN for rounding and dead ones.
+    thin: (d,) whether so few images leave open on which side of LINE a collapsed direction lies.
+    """
+
+    directions: NDArray
+    causes: NDArray
+    variances: NDArray
+    fractions: NDArray
+    thin: NDArray
+
+    def counts(self) -> dict[str, int]:
+        """How many directions each cause has; together d."""
+        return {cause: int((self.causes == cause).sum()) for cause in CAUSES}
+
+    def of(self, cause: str) -> NDArray:
+        """(d,) bool: the directions of a cause."""
+        return self.causes == cause
+
+    def judged(self) -> NDArray:
+        """(d,) bool: collapsed directions whose cause is told by their signal fraction."""
+        return self.of("augmentation") | self.of("implicit")
+
+
+def signal_and_augmentation(total: NDArray, means: NDArray, n: int, views: int) -> tuple[NDArray, NDArray]:
+    """(S, A), each (d, d), of the covariances of all n V rows and of the n means (analysis of variance).
+
+    S is free of bias and may have negative eigenvalues where there is no signal.
+    """
+    within = ((n * views - 1) * total - views * (n - 1) * means) / (n * (views - 1))
+    return means - within / views, within
+
+
+def attribute(
+    total: NDArray,
+    signal: NDArray,
+    augmentation: NDArray,
+    dead: NDArray,
+    floor: float,
+    threshold: float,
+    n: int,
+    views: int,
+) -> Attribution:
+    """Apply the rule above.
+
+    total, signal, augmentation: (d, d) C, S and A.  dead: (d,) bool, constant units.  floor: variances up to it are
+    rounding.  threshold: collapsed is below it times the largest variance.  n, views: for `thin`.
+    """
+    d, live = len(total), np.flatnonzero(~dead)
+    values, vectors = _descending(total[np.ix_(live, live)])
+    held = values > floor
+    alive = held & (values >= threshold * values.max(initial=0.0))
+    collapsed = vectors[:, held & ~alive]
+    view = (signal + augmentation)[np.ix_(live, live)]
+    fractions, turned = _generalised(signal[np.ix_(live, live)], view, collapsed)
+    kept = np.concatenate([vectors[:, alive], turned, vectors[:, ~held]], 1)
+    directions = np.zeros((d, d))
+    directions[live, : len(live)] = kept
+    directions[np.flatnonzero(dead), np.arange(len(live), d)] = 1
+    found = np.full(d, np.nan)
+    first, last = alive.sum(), held.sum()
+    found[:first] = np.einsum("ij,ij->j", vectors[:, alive], signal[np.ix_(live, live)] @ vectors[:, alive])
+    found[:first] /= np.einsum("ij,ij->j", vectors[:, alive], view @ vectors[:, alive])
+    found[first:last] = fractions
+    causes = np.array(["alive"] * first + ["implicit"] * (last - first) + ["rounding"] * (len(live) - last)
+                      + ["dead"] * (d - len(live)), dtype="<U12")  # fmt: skip
+    causes[first:last][fractions < LINE] = "augmentation"
+    thin = np.zeros(d, bool)
+    thin[first:last] = undecided(fractions, n, views)
+    variances = np.einsum("ij,ij->j", directions, total @ directions)
+    return Attribution(directions, causes, variances, found.clip(0, 1), thin)
+
+
+def _descending(matrix: NDArray) -> tuple[NDArray, NDArray]:
+    values, vectors = np.linalg.eigh(matrix)
+    return values[::-1], vectors[:, ::-1]
+
+
+def _generalised(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray, NDArray]:
+    """Signal fractions (k,), descending, in the span of basis (d, k), and the unit directions (d, k) that have them.
+
+    S g = rho T g: directions that share neither signal nor augmentation, so that each has one cause.
+    """
+    if basis.shape[1] == 0:
+        return np.zeros(0), basis
+    small, whole, scale = _restricted(signal, view, basis)
+    values, vectors = scipy.linalg.eigh(small, whole)
+    turned = basis @ (scale[:, None] * vectors[:, ::-1])
+    return values[::-1], turned / np.linalg.norm(turned, axis=0)
+
+
+def _restricted(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """(S, T, scale) in the columns of basis times scale, in which T has a unit diagonal.
+
+    Variances may span ten orders: the scaling keeps the digits of the small ones.
+    """
+    small, whole = (basis.T @ matrix @ basis for matrix in (signal, view))
+    scale = 1 / np.sqrt(whole.diagonal())
+    return scale[:, None] * small * scale, scale[:, None] * whole * scale, scale
+
+
+def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
+    """Generalised eigenvalues of S against T in the span of basis (d, k): (k,) descending, in 0..1."""
+    if basis.shape[1] == 0:
+        return np.zeros(0)
+    return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
+
+
+def undecided(fractions: NDArray, n: int, views: int) -> NDArray:
+    """(k,) bool: whether the truth may lie on the other side of LINE, for k directions found together in n images.
+
+    The ratio of mean squares between and within images is 1 + V S / A.  Of k directions of white noise in n rows the
+    largest and least deviations are within a factor 1 +- (sqrt k + t) / sqrt n with probability 1 - 2 e^{-t^2 / 2}
+    (Davidson and Szarek 2001); t = 2.7 leaves 5 %.  Embeddings are not Gaussian, so it is a rough guard.
+    """
+    k = len(fractions)
+    between, within = ((math.sqrt(k) + 2.7) / math.sqrt(rows) for rows in (n - 1, n * (views - 1)))
+    low = max(0.0, 1 - between) ** 2 / (1 + within) ** 2
+    high = (1 + between) ** 2 / max(1e-9, 1 - within) ** 2
+    inner = fractions.clip(0, 1 - 1e-12)
+    ratio, line = 1 + views * inner / (1 - inner), 1 + views * LINE / (1 - LINE)
+    return np.where(fractions < LINE, ratio >= low * line, ratio <= high * line)
+
+
+def through(
+    weight: NDArray, signal: NDArray, augmentation: NDArray, floor: float, found: Attribution
+) -> dict[str, Any]:
+    """How the last linear map treats its input, for the directions whose cause the output does not show.
+
+    weight: (d, h), the map; signal, augmentation: (h, h) S and A of what goes into it; floor: of its output.
+
+    Returns medians over the "implicit" directions u, with p = weight^T u; None where there are none:
+        explained: variance of the input along p over that of u: 1 where the map alone makes u, and not 1 where
+            something is added to it, or what follows is not linear;
+        gain: |p|^2 over its largest, the map's own singular value squared: small means the map lets little through;
+        input: variance of the input along p / |p| over its largest: small means the layers before let little through;
+        alignment: share of the span of the p in as many directions of least variance of the input; chance: that of
+            random ones.  Theorem 2's aligned layers have small gain and input, and alignment 1.
+    And of the input's directions that the map lets through at or below the floor, whatever they hold (right singular
+    vectors), killed: how many; killed_augmentation: of them, negative eigenvalues of S - A there.
+    """
+    inputs = signal + augmentation
+    values, vectors = _descending(inputs)
+    _, gains, right = np.linalg.svd(weight)
+    gains = np.pad(gains, (0, len(inputs) - len(gains))) ** 2
+    lost = right[gains * values[0] <= floor]
+    negative = np.linalg.eigvalsh(lost @ (signal - augmentation) @ lost.T) < 0
+    made = {"killed": len(lost), "killed_augmentation": int(negative.sum())}
+    pulled = weight.T @ found.directions[:, found.of("implicit")]
+    square = np.einsum("ij,ij->j", pulled, pulled)
+    if pulled.shape[1] == 0 or not square.all() or values[0] <= 0:
+        return {**dict.fromkeys(("explained", "gain", "input", "alignment", "chance")), **made}
+    variance = np.einsum("ij,ij->j", pulled, inputs @ pulled)
+    k = min(pulled.shape)
+    span = np.linalg.svd(pulled / np.sqrt(square), full_matrices=False)[0][:, :k]
+    return {
+        "explained": float(np.median(variance / found.variances[found.of("implicit")])),
+        "gain": float(np.median(square) / gains[0]),
+        "input": float(np.median(variance / square) / values[0]),
+        "alignment": float(np.linalg.norm(vectors[:, len(vectors) - k :].T @ span) ** 2 / k),
+        "chance": k / len(inputs),
+        **made,
+    }
+
+
+def at_other_lines(found: Attribution) -> Mapping[str, int]:
+    """How many directions augmentation would have with the line elsewhere: is the answer the data's or the line's?"""
+    judged = found.fractions[found.judged()]
+    return {name: int((judged < line).sum()) for name, line in (("1/3", 1 / 3), ("1/2", LINE), ("2/3", 2 / 3))}

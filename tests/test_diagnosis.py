@@ -1,0 +1,351 @@
+"""Where and why a network collapses: the rule against independent sums, known truths, the command end to end."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ortho_group
+from torch import nn
+
+import collapse
+from collapse import InputError, cli, metrics
+from collapse.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
+from collapse.diagnosis import as_encoder, last_map, paper_augmentations
+from collapse.report import page, table
+from collapse.results import load_result
+from collapse.training.views import uniforms
+
+ROOT = Path(__file__).parents[1]
+
+
+class Noise:
+    """Gaussian noise of the standard deviations given, (d,), rotated by `turn`."""
+
+    def __init__(self, deviations, turn=None):
+        self.root, self.DRAWS = np.diag(deviations), len(deviations)
+        self.root = self.root if turn is None else turn @ self.root
+
+    def __call__(self, images, u):
+        return images + (torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7)) @ torch.tensor(self.root.T)).float()
+
+
+def linear(*weights):
+    layers = [nn.Linear(W.shape[1], W.shape[0], bias=False) for W in weights]
+    for layer, W in zip(layers, weights, strict=True):
+        layer.weight.data = torch.tensor(W).float()
+    return nn.Sequential(*layers)
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# The rule.
+
+
+def random_parts(rng, d, low):
+    """S and A of d directions of variances from `low` to 1 in a random basis."""
+    turn = ortho_group.rvs(d, random_state=rng)
+    scale = turn * np.sqrt(np.geomspace(1, low, d))
+    mix, fractions = ortho_group.rvs(d, random_state=rng), rng.uniform(0, 1, d)
+    fractions = np.where(abs(fractions - 0.5) < 0.01, 0.6, fractions)  # a sign that rounding could turn is no test
+    S = scale @ (mix * fractions) @ mix.T @ scale.T
+    A = scale @ (mix * (1 - fractions)) @ mix.T @ scale.T
+    return S, A
+
+
+@given(st.integers(3, 12), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_augmentation_has_the_negative_eigenvalues_of_signal_minus_augmentation(d, seed):
+    S, A = random_parts(np.random.default_rng(seed), d, 1e-6)
+    found = attribute(S + A, S, A, np.zeros(d, bool), 0.0, 1e-3, 10_000, 4)
+    values, vectors = np.linalg.eigh(S + A)
+    collapsed = vectors[:, values < 1e-3 * values[-1]]
+    difference = np.linalg.eigvalsh(collapsed.T @ (S - A) @ collapsed)
+    counts = found.counts()
+    assert counts["alive"] == d - collapsed.shape[1]
+    assert counts["augmentation"] == (difference < 0).sum()
+    assert counts["implicit"] == (difference > 0).sum()
+    assert sum(counts.values()) == d
+    # The directions of the collapsed are those of no shared signal and no shared augmentation, and span their subspace.
+    U = found.directions[:, found.judged()]
+    assert np.linalg.norm(U - collapsed @ (collapsed.T @ U)) < 1e-8 * math.sqrt(d)
+    for M in (S, A):
+        form = U.T @ M @ U / np.sqrt(np.outer(*2 * [found.variances[found.judged()]]))
+        assert abs(form - np.diag(form.diagonal())).max(initial=0) < 1e-6
+
+
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_linear_map_moves_no_direction_across_the_line(d, seed):
+    """Sylvester's law: what S - A is at the input of a map it is, in signs, along the pulled back directions."""
+    rng = np.random.default_rng(seed)
+    S, A = random_parts(rng, d, 0.1)
+    W = ortho_group.rvs(d, random_state=rng) * np.geomspace(1, 1e-2, d) @ ortho_group.rvs(d, random_state=rng)
+    found = attribute(W @ (S + A) @ W.T, W @ S @ W.T, W @ A @ W.T, np.zeros(d, bool), 0.0, 0.999999, 10_000, 4)
+    pulled = W.T @ found.directions
+    at_input = np.einsum("ij,ij->j", pulled, S @ pulled) / np.einsum("ij,ij->j", pulled, (S + A) @ pulled)
+    np.testing.assert_allclose(found.fractions, at_input, atol=1e-8)
+    judged = found.judged()
+    np.testing.assert_array_equal(found.causes[judged] == "augmentation", at_input[judged] < 0.5)
+
+
+def test_signal_and_augmentation_are_those_of_a_two_way_sum_of_squares():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((50, 1, 6)) * 2 + rng.standard_normal((50, 4, 6))
+    means = z.mean(1)
+    S, A = signal_and_augmentation(np.cov(z.reshape(-1, 6).T), np.cov(means.T), 50, 4)
+    inside = z - means[:, None]
+    within = np.einsum("nvi,nvj->ij", inside, inside) / (50 * 3)
+    np.testing.assert_allclose(A, within, atol=1e-12)
+    np.testing.assert_allclose(S, np.cov(means.T) - within / 4, atol=1e-12)
+
+
+def test_directions_that_few_images_may_have_put_on_the_wrong_side_are_said_to_be_undecided():
+    rng = np.random.default_rng(1)
+    k, n, views, wrong = 6, 400, 4, 0
+    for _ in range(100):
+        z = rng.standard_normal((n, 1, k)) * math.sqrt(0.6) + rng.standard_normal((n, views, k)) * math.sqrt(0.4)
+        S, A = signal_and_augmentation(np.cov(z.reshape(-1, k).T), np.cov(z.mean(1).T), n, views)
+        fractions = scipy.linalg.eigh(S, S + A, eigvals_only=True)
+        wrong += ((fractions < 0.5) & ~undecided(fractions, n, views)).any()
+    assert wrong <= 5  # the bound leaves 5 %
+    assert undecided(np.array([0.6, 0.4]), 20, 4).all()
+    assert not undecided(np.array([0.9, 0.1]), 2000, 4).any()
+
+
+def test_two_aligned_layers_share_their_small_singular_values():
+    rng = np.random.default_rng(2)
+    U, Q, V = ortho_group.rvs(8, size=3, random_state=rng)
+    sigma = np.array([1.0] * 6 + [0.1] * 2)
+    W1, W2 = Q * sigma @ V.T, U * sigma @ Q.T
+    S, A = 0.9 * W1 @ W1.T, 0.1 * W1 @ W1.T
+    found = attribute(W2 @ (S + A) @ W2.T, W2 @ S @ W2.T, W2 @ A @ W2.T, np.zeros(8, bool), 1e-12, 1e-3, 10_000, 4)
+    seen = through(W2, S, A, 1e-12, found)
+    assert found.counts()["implicit"] == 2
+    assert seen["explained"] == pytest.approx(1, rel=1e-9)
+    assert seen["gain"] == pytest.approx(0.01, rel=1e-9)
+    assert seen["input"] == pytest.approx(0.01, rel=1e-9)
+    assert (seen["alignment"], seen["chance"]) == (pytest.approx(1, rel=1e-9), 0.25)
+    assert (seen["killed"], seen["killed_augmentation"]) == (0, 0)
+    # A map that lets nothing through: its cause shows at its input only.
+    noisy = np.diag([0.1] * 6 + [5.0, 0.0])
+    killed = through(np.diag([1.0] * 6 + [0.0] * 2), np.eye(8), noisy, 1e-12, found)
+    assert (killed["killed"], killed["killed_augmentation"]) == (2, 1)
+
+
+# The measurement.
+
+
+def test_one_pass_gives_what_all_rows_at_once_give():
+    rng = np.random.default_rng(3)
+    W1, W2 = rng.standard_normal((10, 12)) / 3, rng.standard_normal((7, 10)) / 3
+    net, noise = linear(W1, W2), Noise(np.full(12, 0.7))
+    x = torch.tensor(rng.standard_normal((30, 12))).float()
+    found = collapse.diagnose(net, x, 3, augmentations=[noise], seed=5, batch_size=12)
+    views = [noise(x, uniforms(5, 0, np.arange(30), v, 12)) for v in range(3)]
+    with torch.no_grad():
+        h = torch.stack([net[0](view) for view in views], 1).double().numpy()
+        z = torch.stack([net(view) for view in views], 1).double().numpy()
+    assert [block.layer for block in found.blocks] == ["0", "1", "representation"]
+    for block, rows in zip(found.blocks, (h, z, z), strict=True):
+        flat = rows.reshape(-1, rows.shape[2])
+        values = np.linalg.svd(flat - flat.mean(0), compute_uv=False) ** 2 / (len(flat) - 1)
+        np.testing.assert_allclose(block.spectrum.singular_values, values, rtol=1e-5)
+        assert block.lidar == pytest.approx(metrics.lidar(flat, np.repeat(np.arange(30), 3)), rel=1e-4)
+        S, A = signal_and_augmentation(np.cov(flat.T), np.cov(rows.mean(1).T), 30, 3)
+        expected = scipy.linalg.eigh(S, S + A, eigvals_only=True)[::-1].clip(0)
+        np.testing.assert_allclose(block.signal_fraction, expected, atol=1e-5)
+    again = collapse.diagnose(net, [x[:11], x[11:]], 3, augmentations=[noise], seed=5, batch_size=96)
+    np.testing.assert_allclose(again.blocks[-1].found.variances, found.blocks[-1].found.variances, rtol=1e-6)
+    other = collapse.diagnose(net, x, 3, augmentations=[noise], seed=6)
+    assert abs(other.blocks[-1].found.variances / found.blocks[-1].found.variances - 1).max() > 1e-3
+
+
+def test_each_kind_of_collapse_is_told_from_the_others():
+    d, rng = 16, np.random.default_rng(4)
+    U, Q, V = ortho_group.rvs(d, size=3, random_state=rng)
+    sigma, noise = np.ones(d), np.full(d, 0.1)
+    noise[8:11] = 3.0
+    sigma[8:11] = sigma[11:13] = 0.01
+    W2 = np.concatenate([U * np.sqrt(sigma) @ Q.T, np.zeros((2, d)), (U * sigma**0.5 @ Q.T)[:3]])
+    net = linear(Q * np.sqrt(sigma) @ V.T, W2)
+    x = torch.tensor(rng.standard_normal((600, d)) @ V.T).float()
+    found = collapse.diagnose(net, x, augmentations=[Noise(noise, V)], threshold=1e-2, batch_size=256)
+    block = found.blocks[-1]
+    assert block.found.counts() == {"alive": 11, "augmentation": 3, "implicit": 2, "rounding": 3, "dead": 2}
+    assert not block.found.thin.any()
+    directions = U.T @ block.found.directions[:16, block.found.of("augmentation")]
+    # With 600 images each is off by a correlation of some 1 / sqrt(600) with each of 16 others.
+    assert (directions[8:11] ** 2).sum() / (directions**2).sum() > 1 - 3 * 16 / 600
+    for text in ("accounts for 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
+        assert text in found.verdict, text
+    assert "undecided" not in table(found)
+
+
+def test_a_batch_norm_behind_the_last_map_is_folded_in():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.BatchNorm1d(5))
+    for _ in range(20):
+        net(torch.randn(64, 6) * 3 + 1)
+    nn.init.uniform_(net[4].weight, 0.2, 2)
+    x = torch.randn(400, 6)
+    name, weight = last_map(as_encoder(net.eval()), "representation", x[:2], {})
+    assert name == "3"
+    with torch.no_grad():
+        h, z = net[:3](x).double().numpy(), net(x).double().numpy()
+    np.testing.assert_allclose(weight @ np.cov(h.T) @ weight.T, np.cov(z.T), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", ["views", "images", "none", "nan"])
+def test_python_callers_get_one_clear_line(problem):
+    net, x = linear(np.eye(4)), torch.zeros(3, 4)
+    how = {"augmentations": [Noise(np.ones(4))]}
+    wrong = {"views": (x, 1), "images": (x[:1], 2), "none": ([], 2), "nan": (x + torch.nan, 2)}[problem]
+    with pytest.raises(InputError, match={"nan": "NaN"}.get(problem, "needs at least 2|wants 2 or more")):
+        collapse.diagnose(net, *wrong, **how)
+
+
+def test_the_papers_views_keep_their_blur_in_proportion_to_the_image():
+    first, second = paper_augmentations(56)
+    assert (first.size, first.sigma, first.blur, second.blur, second.solarize) == (56, (0.025, 0.5), 1.0, 0.1, 0.2)
+    assert paper_augmentations(8, "digits")[0].blur == 0
+    with pytest.raises(InputError, match="preset"):
+        paper_augmentations(8, "nothing")
+
+
+# The known truths, of trained networks.
+
+
+def test_toys_made_to_collapse_are_attributed_rightly(tmp_path):
+    call = [sys.executable, ROOT / "experiments/diagnosis.py", "--seeds", "3", "--out", tmp_path / "d.npz"]
+    done = subprocess.run([*map(str, call)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    meta, arrays = load_result(tmp_path / "d.npz")
+    assert meta["directions"] > 80
+    assert meta["share"] >= 0.95
+    assert (arrays["confusion"].sum(0).diagonal()[1:] > 0).all()
+
+
+def test_the_stored_study_has_50_seeds_and_95_percent():
+    meta, arrays = load_result(ROOT / "experiments/results/diagnosis.npz")
+    assert arrays["right"].shape == (5, 50)
+    assert meta["share"] >= 0.95
+    table = arrays["confusion"].sum(0)
+    assert (table.diagonal()[1:] / np.maximum(table.sum(1), table.sum(0))[1:] >= 0.95).all()
+
+
+# The command.
+
+
+def small(*arguments):
+    return ["--resize", 40, "--crop", 32, "--workers", 0, "--views", 2, *arguments]
+
+
+def check(document):
+    assert document["schema"] == "collapse.diagnosis/1"
+    assert document["verdict"]
+    for block in document["blocks"]:
+        assert list(block["attribution"]) == list(CAUSES)
+        assert sum(block["attribution"].values()) == block["spectrum"]["dim"] == len(block["signal_fraction"])
+        assert block["spectrum"]["schema"] == "collapse.spectrum/1"
+        assert block["layer"] == block["spectrum"]["source"]["layer"]
+        fractions = [f for f in block["signal_fraction"] if f is not None]
+        assert fractions == sorted(fractions, reverse=True)
+        assert 0 <= min(fractions) <= max(fractions) <= 1
+
+
+def test_the_command_diagnoses_a_residual_network(capsys, resnet18, photos, tmp_path):
+    out, report = tmp_path / "d.json", tmp_path / "d.html"
+    files = ["--out", out, "--report", report]
+    code, text, err = run(capsys, "diagnose", resnet18, photos, "--json", *files, *small("--limit", 20, "--seed", 3))
+    assert code == 0, err
+    assert text == out.read_text()
+    document = json.loads(text)
+    check(document)
+    assert [b["layer"] for b in document["blocks"]][-2:] == ["layer4.1", "representation"]
+    assert document["images"] == {"path": str(photos), "count": 20, "skipped": []}
+    assert (document["views"], document["seed"], document["threshold"]) == (2, 3, 1e-6)
+    assert [view["size"] for view in document["augmentation"]["views"]] == [32, 32]
+    last = document["blocks"][-1]
+    assert last["last_map"]["module"] == "layer4.1.conv2"
+    assert (last["spectrum"]["n"], last["spectrum"]["l2_normalized"]) == (40, False)
+    # 40 rows hold 39 directions: the others are rounding, and the verdict says why.
+    assert last["attribution"]["rounding"] + last["attribution"]["dead"] >= 512 - 39
+    assert "40 rows leave" in document["verdict"]
+    assert len(document["rank_lost"]) == len(document["blocks"]) - 1
+    html = report.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", html)
+    assert html.count("data:image/png;base64,") == 2
+    assert "@media print" in html
+    assert document["verdict"].split(".")[0] in html
+
+
+def test_the_command_diagnoses_a_transformer_and_gives_a_table(capsys, photos, tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=3)
+    path, report = tmp_path / "vit.pth", tmp_path / "r.html"
+    torch.save(net.state_dict(), path)
+    code, text, _ = run(capsys, "diagnose", path, photos, *small("--report", report))
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line and not line.startswith(" ")}
+    assert {"blocks.0", "blocks.1", "blocks.2", "representation"} <= rows.keys()
+    for name in ("blocks.0", "representation"):
+        assert sum(map(int, rows[name][-5:])) == int(rows[name][1]) == 192
+    assert report.read_bytes().startswith(b"<!doctype html>")
+
+
+def test_bad_input_is_one_line(capsys, resnet18, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a.png").write_bytes(next(photos.rglob("*.png")).read_bytes())
+    (tmp_path / "file.html").write_text("mine")
+    cases = [
+        ((tmp_path / "empty", "--views", 2), "holds no image"),
+        ((tmp_path / "absent", "--views", 2), "no such folder"),
+        ((photos, "--views", 1), "at least 2"),
+        ((tmp_path / "one",), "1 image; a diagnosis needs at least 2"),
+        ((photos, "--report", tmp_path / "file.html"), "--force"),
+        ((photos, "--report", tmp_path / "file.html/below.html"), "is not a folder"),
+        ((photos, "--report", tmp_path / "r.pdf"), "a report is .html"),
+        ((photos, "--out", tmp_path / "file.html/below.json"), "is not a folder"),
+        ((photos, "--augmentation", "nothing"), "no 'nothing'"),
+        ((photos, "--threshold", 2), "0..1"),
+    ]
+    for arguments, expected in cases:
+        code, out, err = run(capsys, "diagnose", resnet18, *arguments, "--resize", 32, "--crop", 32, "--workers", 0)
+        assert (code, out) == (2, ""), arguments
+        assert expected in err, (arguments, err)
+        assert err.count("\n") == 1
+    assert (tmp_path / "file.html").read_text() == "mine"
+
+
+def test_a_page_says_what_a_name_means_and_escapes_it():
+    net = linear(np.diag([1.0, 1e-3]))
+    found = collapse.diagnose(net, torch.randn(40, 2), 2, augmentations=[Noise(np.full(2, 0.1))], threshold=1e-3)
+    found.about["source"]["path"] = "<b>.pth"
+    assert "&lt;b&gt;.pth" in page(found)
+    assert "<b>" not in page(found)
+
+
+def test_complete_collapse_is_all_units_dead_and_nothing_is_made_up():
+    found = collapse.diagnose(linear(np.zeros((3, 4))), torch.randn(40, 4), 2, augmentations=[Noise(np.ones(4))])
+    assert found.blocks[-1].found.counts() == {"alive": 0, "augmentation": 0, "implicit": 0, "rounding": 0, "dead": 3}
+    document = json.loads(found.to_json())
+    assert document["blocks"][-1]["signal_fraction"] == [None] * 3
+    assert document["blocks"][-1]["lidar"] is None
+    assert "0 of 3 directions" in document["verdict"]
+    assert "3 units are constant" in page(found)
