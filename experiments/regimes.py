@@ -24,6 +24,7 @@ TITLES = {
     "temperature": r"$\tau$",
     "lr": "learning rate ×",
     "strength": "augmentation ×",
+    "stem": "first convolution",
     "epochs": "epochs ×",
     "batch_size": "batch ×",
     "width": "width ×",

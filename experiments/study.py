@@ -93,19 +93,21 @@ FOUR = ("none", "mlp", "linear", "directclr")  # table 1
 CHOICES = {"temperature": (0.1, 0.5), "lr": (3,), "strength": (0.5,)}
 AXES = {
     "temperature": (0.05, 1.0),
+    "stem": (3,),
     "epochs": (4,),
     "batch_size": (1 / 4, 4),
-    "width": (1 / 2, 2),
     "weight_decay": (10,),
+    "width": (1 / 2, 2),
 }
 # What experiments/regimes.py says of the choice: the best mean of the probe over the four heads.
 CHOSEN = {"lr": 3}
+HOT = "-t0.5"  # in the names of runs at the temperature where the paper's picture appears
 D0 = (1 / 64, 1 / 16, 0.176, 0.35, 0.7)  # shares of the representation's width; the paper's is 360 / 2048 = 0.176
 
 
 def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
-    """The preset's values with one axis changed: temperature and strength to `value`, the others by that factor."""
-    if axis == "temperature":
+    """The preset's values with one axis changed: temperature, stem, strength to `value`, the others by that factor."""
+    if axis in ("temperature", "stem"):
         return {axis: value}
     if axis == "strength":
         return strength(value)
@@ -137,16 +139,17 @@ def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
 
 
 def _tables(base: Config, width: int) -> dict[str, dict[str, Any]]:
-    """The runs behind the tables and figures of the paper, with the values chosen."""
-    found = {f"{head}-s{seed}": HEADS[head] | {"seed": seed} for seed in range(3) for head in FOUR}
-    others = ("orthogonal", "diagonal", "lowrank")
-    found |= {f"{head}-s{seed}": HEADS[head] | {"seed": seed} for seed in range(2) for head in others}
-    found["linear-depth2-s0"] = HEADS["linear"] | {"depth": 2}
-    found |= {f"linear-strength{s:g}-s0": HEADS["linear"] | strength(s) for s in STRENGTHS if s != 1}
-    sizes = [max(1, round(width * share)) for share in D0]
-    found |= {f"directclr-d{d0}-s0": HEADS["directclr"] | {"dim": d0} for d0 in sizes if d0 != sizes[2]}
+    """The runs behind the tables and figures of the paper: with the values chosen, then at another temperature."""
     chosen = {k: v for axis, value in CHOSEN.items() for k, v in changed(axis, value, base).items()}
-    return {name: chosen | values for name, values in found.items()}
+    rows = [(head, seed) for seed in range(3) for head in FOUR]
+    rows += [(head, seed) for seed in range(2) for head in ("orthogonal", "diagonal", "lowrank")]
+    found = {f"{head}-s{seed}": chosen | HEADS[head] | {"seed": seed} for head, seed in rows}
+    more = {f"linear-strength{s:g}-s0": HEADS["linear"] | strength(s) for s in STRENGTHS if s != 1}
+    sizes = [max(1, round(width * share)) for share in D0]
+    more |= {f"directclr-d{d0}-s0": HEADS["directclr"] | {"dim": d0} for d0 in sizes if d0 != sizes[2]}
+    more["linear-depth2-s0"] = HEADS["linear"] | {"depth": 2}
+    found |= {name: chosen | values for name, values in more.items()}
+    return found | {f"{head}{HOT}-s{seed}": found[f"{head}-s{seed}"] | {"temperature": 0.5} for head, seed in rows}
 
 
 @cache

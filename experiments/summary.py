@@ -59,23 +59,23 @@ def main(
         sys.exit(130)
 
 
-def rows(runs: Runs, heads: Sequence[str], count: int) -> list[Meta]:
-    """A row of a table for each head, lists over its first `count` seeds."""
+# The runs of a table at the values chosen, and at the temperature where the paper's picture appears.
+REGIMES = {"": "chosen", study.HOT: "temperature_0.5"}
+TITLES = {"chosen": r"$\tau = 0.2$", "temperature_0.5": r"$\tau = 0.5$"}
+
+
+def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
+    """A row of a table for each head, lists over its seeds."""
     found = []
     for head in heads:
-        metas = [meta for seed in range(count) if (meta := runs.get(f"{head}-s{seed}", ({}, {}))[0])]
+        metas = [runs[name][0] for seed in range(3) if (name := f"{head}{regime}-s{seed}") in runs]
         ranks = [meta["metrics"] for meta in metas]
+        about = {"method": metas[0]["config"]["method"], "head": head, "dim": metas[0]["config"]["dim"]}
+        about |= {"temperature": metas[0]["config"]["temperature"], "seeds": [m["config"]["seed"] for m in metas]}
         found.append(
-            {
-                "method": metas[0]["config"]["method"],
-                "head": head,
-                "seeds": [meta["config"]["seed"] for meta in metas],
-                "dim": metas[0]["config"]["dim"],
-                **{
-                    key: [meta[key] for meta in metas] for key in ("probe_top1", "knn_top1", "signal_fraction", "lidar")
-                },
-                **{key: [rank[key] for rank in ranks] for key in RANKS},
-            }
+            about
+            | {key: [meta[key] for meta in metas] for key in ("probe_top1", "knn_top1", "signal_fraction", "lidar")}
+            | {key: [rank[key] for rank in ranks] for key in RANKS}
         )
     return found
 
@@ -133,45 +133,78 @@ def claims_text(pairs: Sequence[Meta]) -> str:
     )
 
 
-def draw_table(table: Sequence[Meta]) -> Any:
-    """A point a seed: accuracy of the probe beside the effective rank, a line a head."""
-    fig, axes = plots.figure(plots.TEXT, 0.6 + 0.32 * len(table), columns=3, sharey=True)
+def draw_tables(found: Meta) -> Any:
+    """A point a seed and a line for their mean; a row a head, a colour a temperature."""
+    tables = {regime: found[regime]["rows"] for regime in REGIMES.values()}
+    labels = [study.LABELS[row["head"]] for row in tables["chosen"]]
+    fig, axes = plots.figure(plots.TEXT, 0.9 + 0.35 * len(labels), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
         "effective_rank": ("effective rank of r", 1),
         "signal_fraction": ("signal fraction of r", 1),
     }
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
-        for y, row in enumerate(table[::-1]):
-            values = factor * np.array(row[key])
-            ax.plot(values, np.full(len(values), y), "o", color="0.6", markersize=3)
-            ax.plot(values.mean(), y, "|", color="C0", markersize=12, markeredgewidth=2)
-        ax.set(xlabel=label, yticks=range(len(table)), yticklabels=[study.LABELS[row["head"]] for row in table[::-1]])
+        for color, (regime, table) in zip(("C0", "C1"), tables.items(), strict=True):
+            for row in table:
+                y, values = labels[::-1].index(study.LABELS[row["head"]]), factor * np.array(row[key])
+                y += 0.15 if regime == "chosen" else -0.15
+                ax.plot(values, np.full(len(values), y), "o", color=color, alpha=0.4, markersize=3)
+                ax.plot(values.mean(), y, "|", color=color, markersize=10, markeredgewidth=2, label=TITLES[regime])
+        ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels[::-1])
         ax.margins(y=0.2)
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles[:: len(handles) - 1], names[:: len(names) - 1], loc="outside upper center", ncols=2)
     return fig
+
+
+def tables(script: str, heads: Sequence[str]) -> None:
+    """The whole of a script that makes a table of several heads, at both temperatures."""
+
+    def summarise(runs: Runs) -> Meta:
+        found = {}
+        for regime, name in REGIMES.items():
+            table = rows(runs, heads, regime)
+            found[name] = {"rows": table, "claims": claims(table), "rank_claims": claims(table, "effective_rank")}
+        return {"rows": found["chosen"]["rows"], **found}
+
+    def report(found: Meta) -> str:
+        parts = [(TITLES[name], found[name]) for name in REGIMES.values()]
+        return "\n\n".join(f"{title}\n{table_text(one['rows'])}\n{claims_text(one['claims'])}" for title, one in parts)
+
+    patterns = [f"{head}{regime}-s?" for head in heads for regime in REGIMES]
+    main(script, patterns, summarise, report, draw_tables)
 
 
 def spectra(script: str, heads: Sequence[str], key: str) -> None:
     """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds."""
 
     def summarise(runs: Runs) -> Meta:
-        names = {head: [f"{head}-s{seed}" for seed in range(3)] for head in heads}
         floor = max(float(arrays[key.replace("singular_values", "floor")]) for _, arrays in runs.values())
-        values = {head: [runs[name][1][key] for name in of] for head, of in names.items()}
-        return {"spectra": values, "floor": floor}
+        found: Meta = {"floor": floor}
+        for regime, title in REGIMES.items():
+            names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
+            found[title] = {head: [runs[name][1][key] for name in of] for head, of in names.items()}
+        return found
 
     def report(found: Meta) -> str:
         lines = []
-        for head, values in found["spectra"].items():
-            logs = np.log(np.maximum(values, found["floor"]))
-            at = sorted({0, logs.shape[1] // 4, logs.shape[1] // 2, 3 * logs.shape[1] // 4, logs.shape[1] - 1})
-            shown = ", ".join(f"{logs[:, k].mean():.1f}" for k in at)
-            lines.append(f"{study.LABELS[head]:<20} ln of value {', '.join(str(k + 1) for k in at)}: {shown}")
+        for regime in REGIMES.values():
+            for head, values in found[regime].items():
+                logs = np.log(np.maximum(values, found["floor"]))
+                at = [0, logs.shape[1] // 4, logs.shape[1] // 2, 3 * logs.shape[1] // 4, logs.shape[1] - 1]
+                shown = ", ".join(f"{logs[:, k].mean():.1f}" for k in at)
+                where = f"ln of value {', '.join(str(k + 1) for k in at)}"
+                lines.append(f"{TITLES[regime]}, {study.LABELS[head]}: {where}: {shown}")
         return "\n".join(lines)
 
     def draw(found: Meta) -> Any:
-        fig, ax = plots.figure()
-        plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(v) for head, v in found["spectra"].items()})
+        fig, axes = plots.figure(plots.TEXT, 2.5, columns=2, sharey=True)
+        for ax, regime in zip(axes, REGIMES.values(), strict=True):
+            shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
+            plots.plot_repeated_spectra(ax, shown)
+            ax.set_title(TITLES[regime])
+        axes[1].set_ylabel("")
+        axes[1].get_legend().remove()
         return fig
 
-    main(script, [f"{head}-s[0-2]" for head in heads], summarise, report, draw)
+    main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)
