@@ -21,7 +21,8 @@ def run(path: Path, last: str = "") -> NotebookNode:
     """The notebook with the outputs of a fresh kernel; `last` is a further cell. An error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(last)] if last else []
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=120, coalesce_streams=True, resources=where).execute()
     return notebook
 
 

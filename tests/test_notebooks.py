@@ -9,23 +9,23 @@ from notebooks import FOLDER, run, shown
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ENDS = """
-def end(slider, first):
-    options = getattr(slider, "options", (False, True))
-    return options[0 if first else -1] if not hasattr(slider, "min") else (slider.min if first else slider.max)
+def end(slider, place):
+    if hasattr(slider, "options"):
+        return slider.options[place]
+    if hasattr(slider, "min"):
+        value = (slider.min, slider.max)[place]
+        return slider.base**value if hasattr(slider, "base") else value
+    return bool(place)
 
-for first in (True, False):
-    values = {name: end(slider, first) for name, slider in sliders.items()}
-    values = {name: slider.base**values[name] if hasattr(slider, "base") else values[name]
-              for name, slider in sliders.items()}
-    show(**values)
+for place in (0, -1):
+    show(**{name: end(slider, place) for name, slider in sliders.items()})
 """
 
 
 def kinds(outputs):
-    """What a cell shows, by kind: text is joined, as its pieces depend on timing."""
-    found = [next((kind for kind in ("image/png", "text/plain") if kind in output.get("data", {})), output.output_type)
-             for output in outputs]  # fmt: skip
-    return [kind for index, kind in enumerate(found) if index == 0 or kind != "stream" or found[index - 1] != "stream"]
+    """What a cell shows, by kind."""
+    return [next((kind for kind in ("image/png", "text/plain") if kind in output.get("data", {})), output.output_type)
+            for output in outputs]  # fmt: skip
 
 
 def code(notebook):
