@@ -1,5 +1,7 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
 # make test      format, lint, types, tests with coverage
+# make notebooks the notebooks, in JupyterLab
+# make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py
 LONGEST := propositions linear_digits figure11
 TOYS := $(LONGEST) $(filter-out digits $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys test mutants clean FORCE
+.PHONY: figures toys test notebooks docs mutants clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -53,6 +55,13 @@ test: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
+notebooks: .venv/installed-notebooks
+	$(BIN)/jupyter-lab notebooks
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html"
+
 mutants: .venv/installed-test
 	$(BIN)/pip install --quiet --editable ".[test,mutants]"
 	$(BIN)/python tests/mutants.py
@@ -65,8 +74,8 @@ mutants: .venv/installed-test
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --editable ".[test]"
+.venv/installed-test .venv/installed-notebooks .venv/installed-docs: .venv/installed-%: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable ".[$*]"
 	@touch $@ .venv/installed
 
 clean:
