@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from notebooks import FOLDER, run, shown
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
