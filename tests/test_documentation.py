@@ -134,6 +134,7 @@ def test_every_name_of_the_package_that_a_page_uses_exists(path):
             if not hasattr(found, part):
                 importlib.import_module(f"{found.__name__}.{part}")
             found = getattr(found, part)
+        assert found is not None, name
     for fence in fences(text):
         compile(fence, str(path), "exec")
 
@@ -146,7 +147,9 @@ def test_the_examples_in_python_run(name, tmp_path, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((3000, 2048)).astype(np.float32)
     model = nn.Module()
     model.backbone = nn.Identity()
-    for fence in fences((ROOT / name).read_text()):
+    examples = fences((ROOT / name).read_text())
+    assert examples
+    for fence in examples:
         known = {"collapse": collapse, "embeddings": rows[:, :8], "loader": [rows], "net": lambda x: x, "model": model}
         exec(fence, known)
 
