@@ -62,8 +62,7 @@ docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open build/site/index.html"
 
-mutants: .venv/installed-test
-	$(BIN)/pip install --quiet --editable ".[test,mutants]"
+mutants: .venv/installed-mutants
 	$(BIN)/python tests/mutants.py
 
 .venv/bin/python:
@@ -74,7 +73,7 @@ mutants: .venv/installed-test
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-.venv/installed-test .venv/installed-notebooks .venv/installed-docs: .venv/installed-%: pyproject.toml | .venv/bin/python
+$(addprefix .venv/installed-,test notebooks docs mutants): .venv/installed-%: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable ".[$*]"
 	@touch $@ .venv/installed
 
