@@ -1,6 +1,8 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
 # make test      format, lint, types, tests with coverage
 # make study     DATA=cifar10.zip: tables 1 and 2, figures 2, 8 and 10 and the map on real networks; over an hour, resumable
+# make notebooks the notebooks, in JupyterLab
+# make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
 TOYS := $(LONGEST) $(filter-out digits study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys study test mutants clean FORCE
+.PHONY: figures toys study test notebooks docs mutants clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -59,8 +61,14 @@ test: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
-mutants: .venv/installed-test
-	$(BIN)/pip install --quiet --editable ".[test,mutants]"
+notebooks: .venv/installed-notebooks
+	$(BIN)/jupyter-lab notebooks
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/site/index.html"
+
+mutants: .venv/installed-mutants
 	$(BIN)/python tests/mutants.py
 
 .venv/bin/python:
@@ -71,8 +79,8 @@ mutants: .venv/installed-test
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --editable ".[test]"
+$(addprefix .venv/installed-,test notebooks docs mutants): .venv/installed-%: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable ".[$*]"
 	@touch $@ .venv/installed
 
 clean:

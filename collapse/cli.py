@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     # Idle OpenMP threads that spin slow small matrices a hundredfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow; this call then ends the process
+        from argcomplete import autocomplete
+
+        autocomplete(parser())
     INTERRUPTED.clear()
     before = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -38,7 +38,8 @@ class Monitor:
 
     Attributes:
         history: the reports: {"step", "n", metric: number or NaN, ...}.
-        steps, spectra: when (T,), and the singular values (T, d), descending.
+        steps: (T,) when.
+        spectra: (T, d) singular values at each report, descending.
     """
 
     def __init__(

@@ -31,7 +31,8 @@ class Spectrum:
         method: "covariance" or "qr".
         l2_normalized: whether rows were divided by their norm.
         threshold: a dimension counts as collapsed below threshold times the largest singular value.
-        source, images: provenance, as in the JSON schema collapse.spectrum/1.
+        source: provenance, as in the JSON schema collapse.spectrum/1.
+        images: likewise, of a checkpoint's; None for an array.
         warnings: what a reader should know before using the numbers.
         vectors: (d, d) float64, the singular vectors of C as columns in the same order; None unless asked for.
         errors: standard errors by a delete-a-group jackknife, None unless asked for: {"groups": count,

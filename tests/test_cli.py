@@ -329,3 +329,20 @@ def test_embed_writes_the_rows_of_the_images_that_can_be_read(resnet18, photos, 
     assert run(capsys, *call)[0] == 2
     assert run(capsys, *call[:4], tmp_path / "y.npy", "--strict", "--workers", 0)[0] == 2
     assert not list(tmp_path.glob("*y.*"))
+
+
+def complete(line, tmp_path):
+    """What the shell is offered after `line`."""
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "offers")}
+    env = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", **asked}
+    script = "import sys; sys.argv = ['collapse']; from collapse.cli import main; main()"
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, check=True, timeout=60)
+    return [offer.strip() for offer in (tmp_path / "offers").read_text().splitlines()]
+
+
+def test_the_shell_completes_commands_flags_values_and_files(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    assert complete("collapse sp", tmp_path) == ["spectrum"]
+    assert complete("collapse spectrum --me", tmp_path) == ["--method", "--mean"]
+    assert complete("collapse spectrum --method ", tmp_path) == ["auto", "covariance", "qr"]
+    assert complete("collapse inspect wei", tmp_path) == ["weights.pth"]

@@ -2,8 +2,11 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +131,42 @@ def test_r_squared_is_one_for_the_truth_and_zero_for_the_mean():
     assert r_squared(x, np.full(3, np.exp(7 / 3))) == pytest.approx(0, abs=1e-12)
     with pytest.raises(InputError, match="positive"):
         r_squared(x, np.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder of sdist and wheel, the wheel built from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    call = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PACKAGE.parent]
+    result = subprocess.run(call, capture_output=True, text=True, cwd=folder, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_wheel_and_sdist_are_whole_and_the_index_would_take_them(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    call = [sys.executable, "-m", "twine", "check", "--strict", wheel, sdist]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
+    mine = {str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*")
+            if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
+    assert {"collapse/py.typed", "collapse/style.mplstyle", "collapse/training/presets/digits.json"} < mine
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == mine
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert mine | {"README.md", "LICENSE", "tests/test_package.py", "experiments/figure3.py", "docs/index.md"} < names
+
+
+def test_the_installed_package_runs_from_any_folder(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).standard_normal((50, 4)))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    run = lambda *words: subprocess.run([sys.executable, "-m", "collapse", *words], env=env, cwd=tmp_path,
+                                        capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert run("--version").stdout == f"collapse {collapse.__version__}\n"
+    assert run("spectrum", "z.npy", "--plot", "z.png").returncode == 0
+    assert (tmp_path / "z.png").exists()
+    assert "digits" in run("train", "--help").stdout

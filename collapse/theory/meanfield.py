@@ -112,8 +112,10 @@ class MeanField:
 
     Attributes:
         C: (d, d) covariance of a view.
-        x, x_prime: (points, d) pool of pairs of views, their second moments exactly C and C0.
-        batch, temperature: N and tau.
+        x: (points, d) pool of first views; with the second ones its second moments are exactly C and C0.
+        x_prime: (points, d) their second views.
+        batch: N.
+        temperature: tau.
     """
 
     def __init__(

@@ -1,0 +1,173 @@
+"""What README, docs and docstrings say: commands parse, files and names exist, examples run, the site builds."""
+
+import ast
+import contextlib
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import collapse
+from collapse import cli, experiment, metrics, theory
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("figures/*.md")]
+SCRIPTS = [path for folder in ("experiments", "benchmarks", "tests") for path in ROOT.glob(f"{folder}/*.py")]
+by_name = {"ids": lambda path: str(path.relative_to(ROOT))}
+
+
+def text_of(path):
+    text = path.read_text()
+    return text if path.suffix == ".md" else ast.get_docstring(ast.parse(text), clean=False) or ""
+
+
+def fences(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def spans(text):
+    """Inline code."""
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def commands(text):
+    """The words of every command in an indented block, a fence or inline code; a \\ goes on, a # comments."""
+    prose = re.sub(r"```python\n.*?```", "", text, flags=re.DOTALL).replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4,}|\t)(.+)$", prose, re.MULTILINE)
+    lines += [line for block in re.findall(r"```\w*\n(.*?)```", prose, re.DOTALL) for line in block.splitlines()]
+    for line in [*lines, *spans(prose)]:
+        with contextlib.suppress(ValueError):  # an apostrophe: prose
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def to_collapse(words):
+    """The arguments of `collapse` in a command, or None."""
+    if "-m" in words[:-1] and words[words.index("-m") + 1] == "collapse":
+        return words[words.index("-m") + 2 :]
+    return words[1:] if words[0] in ("collapse", ".venv/bin/collapse") else None
+
+
+def check_collapse(arguments):
+    """Parse, but for a bare name, which only has to be one."""
+    parser = cli.parser()
+    if len(arguments) == 1 and not arguments[0].startswith("-"):
+        assert arguments[0] in parser.format_help(), arguments
+    elif arguments:
+        with contextlib.suppress(SystemExit):  # --help, --version
+            parser.parse_args(arguments)
+
+
+def check_script(name, flags):
+    """The script is there and takes the flags."""
+    path = ROOT / name
+    assert path.is_file(), name
+    if path.parent.name == "experiments" and flags:
+        module = importlib.import_module(f"experiments.{path.stem}")
+        experiment._parser(module.__doc__, module.simulate).parse_args(flags)
+    else:
+        assert all(f'"{flag}"' in path.read_text() for flag in flags if flag.startswith("--")), (name, flags)
+
+
+@pytest.mark.parametrize("path", PAGES + SCRIPTS, **by_name)
+def test_every_command_parses_and_its_files_exist(path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    for words in commands(text_of(path)):
+        arguments = to_collapse(words)
+        if arguments is not None:
+            check_collapse(arguments)
+        elif words[0] == "python":
+            check_script(words[1], words[2:])
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+
+
+def test_commands_are_found_wherever_they_stand():
+    lines = ["prose", "", "    collapse knn a \\", "        --k 3  # why", "", "| `X=1 python b.py --c` |", ""]
+    text = "\n".join([*lines, "```", "make d", "```", ""])
+    assert list(commands(text)) == [["collapse", "knn", "a", "--k", "3"], ["make", "d"], ["python", "b.py", "--c"]]
+    assert to_collapse(["torchrun", "...", "-m", "collapse", "train"]) == ["train"]
+    with pytest.raises(collapse.InputError, match="unrecognized"):
+        check_collapse(["spectrum", "z.npy", "--no-such-flag"])
+    with pytest.raises(AssertionError):
+        check_script("experiments/absent.py", [])
+    found = [words for path in PAGES for words in commands(text_of(path)) if to_collapse(words)]
+    assert len(found) > 25
+
+
+def test_the_example_of_every_command_parses():
+    (subparsers,) = (action.choices for action in cli.parser()._actions if isinstance(action.choices, dict))
+    assert {"spectrum", "train"} <= subparsers.keys()
+    for name, subparser in subparsers.items():
+        words = shlex.split(subparser.epilog.removeprefix("example: "))
+        assert words[:2] == ["collapse", name]
+        cli.parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("path", PAGES, **by_name)
+def test_every_file_that_a_page_names_exists(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (path.parent / target).exists(), target
+    for name in spans(text):
+        if re.fullmatch(r"(collapse|docs|experiments|figures|notebooks|benchmarks|tests)/[\w./*-]*", name):
+            assert "NAME" in name or list(ROOT.glob(name.rstrip("/"))), name
+        elif path.name == "theory.md" and name.endswith(".py"):
+            assert list(ROOT.glob(f"experiments/{name}")), name
+
+
+@pytest.mark.parametrize("path", PAGES, **by_name)
+def test_every_name_of_the_package_that_a_page_uses_exists(path):
+    text = path.read_text()
+    code = [*fences(text), *spans(text)]
+    for name in {name for part in code for name in re.findall(r"(?<![\w./-])collapse(?:\.[A-Za-z_]\w*)+", part)}:
+        found = collapse
+        for part in name.split(".")[1:]:
+            if not hasattr(found, part):
+                importlib.import_module(f"{found.__name__}.{part}")
+            found = getattr(found, part)
+        assert found is not None, name
+    for fence in fences(text):
+        compile(fence, str(path), "exec")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/spectra.md"])
+def test_the_examples_in_python_run(name, tmp_path, monkeypatch):
+    from torch import nn
+
+    monkeypatch.chdir(tmp_path)
+    rows = np.random.default_rng(0).standard_normal((3000, 2048)).astype(np.float32)
+    model = nn.Module()
+    model.backbone = nn.Identity()
+    examples = fences((ROOT / name).read_text())
+    assert examples
+    for fence in examples:
+        known = {"collapse": collapse, "embeddings": rows[:, :8], "loader": [rows], "net": lambda x: x, "model": model}
+        exec(fence, known)
+
+
+def test_the_site_builds_without_a_warning_and_lists_every_public_name(tmp_path):
+    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stdout + built.stderr
+    of = lambda page: set(re.findall(r'id="[\w.]*?(\w+)"', (tmp_path / page).read_text()))
+    assert set(theory.__all__) <= of("api_theory.html")
+    assert set(collapse.__all__) - {"metrics", "theory"} <= of("api.html")
+    public = {name for name, value in vars(metrics).items()
+              if getattr(value, "__module__", "") == metrics.__name__ and not name.startswith("_")}  # fmt: skip
+    assert len(public) > 25
+    assert public <= of("api_metrics.html")
+    assert (tmp_path / "figures/floor.png").exists()
+
+
+def test_one_version_everywhere():
+    assert f"version: {collapse.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {collapse.__version__}" in (ROOT / "CHANGELOG.md").read_text()
