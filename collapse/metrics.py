@@ -298,7 +298,10 @@ def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
 
 
 def coherence(z: ArrayLike) -> float:
-    """(n / r) max_i |U_i|^2, U (n, r) the left singular vectors of z, r = min(n, d) (arXiv 2305.16562): 1..n / r."""
+    """(n / r) max_i |U_i|^2, U (n, r) the left singular vectors of z, r = min(n, d) (arXiv 2305.16562): 1..n / r.
+
+    Of a z of lower rank than r, some of U is arbitrary, and so is the value.
+    """
     z = _rows(z)
     U = np.linalg.svd(z, full_matrices=False)[0]
     return float(len(z) / U.shape[1] * (U**2).sum(1).max())

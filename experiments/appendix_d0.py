@@ -43,10 +43,10 @@ def draw(found: Meta) -> Any:
     d0 = [row["dim"] for row in found["rows"]]
     top1 = 100 * np.array([row["probe_top1"][0] for row in found["rows"]])
     interval = 100 * np.array([row["probe_interval"][0] for row in found["rows"]])
-    axes[0].errorbar(d0, top1, abs(interval - top1[:, None]).T, fmt="o-", label="DirectCLR, 95 % of the test images")
+    axes[0].errorbar(d0, top1, abs(interval - top1[:, None]).T, fmt="o-", label="DirectCLR, 95 % interval")
     axes[0].axhline(100 * found["none"], color="0.5", linestyle="--", label="no projector")
     axes[0].set(ylabel="probe top-1, %")
-    axes[0].legend()
+    axes[0].legend(loc="lower right")
     axes[1].plot(d0, [row["effective_rank"][0] for row in found["rows"]], "o-")
     axes[1].set(ylabel="effective rank of r")
     for ax in axes:

@@ -1,18 +1,19 @@
-"""The theory against a real network, at the last layers: its three statements, one row of panels.
+"""The theory against a real network, at the last layers: its three statements.
 
     python experiments/network_theory.py          # from the runs that are there; --data trains the rest
 
-Left, mechanism one: X = Sigma0 - Sigma1 (lemma 2, exact for the cosine loss too) of the representation, over training:
-the share of its eigenvalues that are negative, in whose directions the head's gradient is decay.
-Middle, mechanism two: two linear layers behind the network: alignment of their singular vectors and growth of their
-singular values.
-Right: how far augmentation shrinks directions, at four strengths: the share of the embedding's variance that each
-generalised eigenvector of signal and augmentation has behind a linear head, against water-filling of its signal
-fraction, t_k = tau (rho_k + mu)+ (`theory.cosine_modes`), which takes an infinite batch and Gaussian data.
+Top left, mechanism one: X = Sigma0 - Sigma1 (lemma 2, exact for the cosine loss too) of the representation, over
+training: the share of its eigenvalues that are negative, in whose directions the head's gradient is decay.
+Top right and bottom left, mechanism two: two linear layers behind the network: alignment of their singular vectors,
+and growth of the second layer's singular values.
+Bottom right: how far augmentation shrinks directions, at four strengths: the share of the embedding's variance that
+each generalised eigenvector of signal and augmentation has behind a linear head (dots), against water-filling of its
+signal fraction (lines), t_k = tau (rho_k + mu)+, `theory.cosine_modes`, for an infinite batch and Gaussian data.
 
 Writes experiments/results/network_theory.json (negative: run -> epochs, share, weight of the negative eigenvalues;
 alignment: epochs, mean of the leading 16, singular values; shrinkage: strength -> rho, measured and predicted shares,
-correlation) and figures/network_theory.png and .pdf.
+spearman of rho and share, r2 of the logarithms of those above 1e-4 in both, dead: counts below that) and
+figures/network_theory.png and .pdf.
 """
 
 from typing import Any
@@ -24,6 +25,7 @@ from scipy import stats
 from summary import Meta
 
 from collapse import plots, theory
+from collapse.results import r_squared
 
 LEADING = 16  # modes whose alignment is averaged
 DEAD = 1e-4  # a share of the embedding's variance below which a mode is taken to be dead
@@ -51,8 +53,11 @@ def shrunk(meta: Meta, arrays: summary.Arrays) -> Meta:
     predicted = theory.cosine_modes(rho, 1 - rho, meta["config"]["temperature"])
     measured = arrays["modes_share"]
     dead = [int((share < DEAD).sum()) for share in (measured, predicted)]
-    rank = stats.spearmanr(rho, measured).statistic
-    return {"rho": rho, "measured": measured, "predicted": predicted, "dead": dead, "spearman": float(rank)}
+    alive = (measured > DEAD) & (predicted > DEAD)
+    fit = r_squared(measured[alive], predicted[alive])
+    rank = float(stats.spearmanr(rho, measured).statistic)
+    shares = {"rho": rho, "measured": measured, "predicted": predicted}
+    return shares | {"dead": dead, "spearman": rank, "r2": fit, "alive": int(alive.sum())}
 
 
 def summarise(runs: summary.Runs) -> Meta:
@@ -76,45 +81,36 @@ def report(found: Meta) -> str:
     lines.append(f"two linear layers: alignment of the leading {LEADING} modes {mean}")
     for s, one in found["shrinkage"].items():
         lines.append(
-            f"augmentation x {s}: rank correlation of share with rho {one['spearman']:.2f}; modes below {DEAD:g} "
-            f"of the variance {one['dead'][0]}, predicted {one['dead'][1]}, of {len(one['rho'])}"
+            f"augmentation x {s}: rank correlation of share with rho {one['spearman']:.2f}; R2 of ln shares of the "
+            f"{one['alive']} alive {one['r2']:.2f}; below {DEAD:g} {one['dead'][0]}, predicted {one['dead'][1]}"
         )
     return "\n".join(lines)
 
 
 def draw(found: Meta) -> Any:
-    """The three panels."""
-    fig, axes = plots.figure(plots.TEXT, 2.5, columns=3)
+    """The four panels."""
+    fig, axes = plots.figure(plots.TEXT, 4.4, columns=2, rows=2)
+    ((first, second), (third, fourth)) = axes
     for name, one in found["negative"].items():
-        axes[0].plot(one["epochs"], 100 * np.array(one["share"]), "o-", label=study.LABELS[name])
-    axes[0].set(xlabel="epoch", ylabel="negative eigenvalues of X, %", ylim=(0, 100))
-    axes[0].legend()
+        first.plot(one["epochs"], 100 * np.array(one["share"]), "o-", label=study.LABELS[name])
+    first.set(xlabel="epoch", ylabel="negative eigenvalues of X, %", ylim=(0, 100))
+    first.legend()
     two = found["alignment"]
-    axes[1].plot(two["epochs"], two["alignment"], "o-", color="C2", label=f"alignment, leading {LEADING}")
-    axes[1].axhline(0, color="0.8", linewidth=0.6)
-    grown = np.array(two["layer2"])
-    axes[1].plot(
-        two["epochs"],
-        np.log(grown[:, LEADING - 1] / grown[0, LEADING - 1]),
-        "s-",
-        color="C0",
-        label=rf"$\ln$ growth, value {LEADING}",
-    )
-    axes[1].plot(
-        two["epochs"],
-        np.log(grown[:, -1] / grown[0, -1]),
-        "v-",
-        color="C1",
-        label=rf"$\ln$ growth, value {grown.shape[1]}",
-    )
-    axes[1].set(xlabel="epoch", ylabel="two linear layers")
-    axes[1].legend()
+    second.plot(two["epochs"], two["alignment"], "o-")
+    second.set(xlabel="epoch", ylabel=f"alignment, leading {LEADING}", ylim=(0, 1))
+    grown = np.log(np.array(two["layer2"]) / np.array(two["layer2"])[0])
+    for marker, k in zip("osv", (1, LEADING, grown.shape[1]), strict=True):
+        third.plot(two["epochs"], grown[:, k - 1], f"{marker}-", label=f"singular value {k}")
+    third.set(xlabel="epoch", ylabel=r"second layer: $\ln$ growth")
+    third.legend()
     for color, (s, one) in zip(plots.sequence_colors(len(found["shrinkage"])), found["shrinkage"].items(), strict=True):
-        axes[2].plot(one["rho"], np.log10(one["measured"]), ".", color=color, markersize=2, label=f"× {s}")
-        alive = np.array(one["predicted"]) > 0
-        axes[2].plot(np.array(one["rho"])[alive], np.log10(np.array(one["predicted"])[alive]), color=color)
-    axes[2].set(xlabel=r"signal fraction $\rho_k$", ylabel=r"$\log_{10}$ share of the embedding's variance")
-    axes[2].legend(title="augmentation", markerscale=3)
+        fourth.plot(one["rho"], np.log10(one["measured"]), ".", color=color, markersize=2, label=f"× {s}")
+        rho, predicted = (np.array(one[key]) for key in ("rho", "predicted"))
+        fourth.plot(rho[predicted > 0], np.log10(predicted[predicted > 0]), color=color)
+    fourth.set(xlabel=r"signal fraction $\rho_k$", ylabel=r"$\log_{10}$ share of variance of z", ylim=(-5, None))
+    for ax in (first, second, third):
+        ax.set_xticks(two["epochs"])
+    fourth.legend(title="augmentation", markerscale=4, loc="upper left")
     return fig
 
 

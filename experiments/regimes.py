@@ -49,7 +49,8 @@ def summarise(runs: summary.Runs) -> Meta:
                 "collapsed_dimensions_1e-03": meta["metrics"]["collapsed_dimensions_1e-03"],
                 "signal_fraction": meta["signal_fraction"],
             }
-    return {"settings": list(settings.values()), "choice": choice}
+    both = [one for one in settings.values() if {"none", "mlp"} <= set(one)]
+    return {"settings": both, "choice": choice}
 
 
 def report(found: Meta) -> str:

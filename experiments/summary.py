@@ -43,8 +43,14 @@ def main(
         usual = results == study.RESULTS
         configs = study.plan(options.preset, options.epochs)
         names = [run for run in configs if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)]
-        study.queue(names, options)
-        found = summarise({run: load_result(results / f"{run}.npz") for run in names})
+        if options.data is not None:
+            study.queue(names, options)
+        there = [run for run in names if (results / f"{run}.npz").exists()]
+        if not there:
+            raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
+        if len(there) < len(names):
+            print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
+        found = summarise({run: load_result(results / f"{run}.npz") for run in there})
         config = configs[names[0]].as_dict()
         document = strict({"schema": "collapse.study/1", **found, "config": config, **provenance()})
         save_text((study.RESULTS.parent if usual else results.parent) / f"{name}.json", to_json(document))
@@ -69,6 +75,8 @@ def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
     found = []
     for head in heads:
         metas = [runs[name][0] for seed in range(3) if (name := f"{head}{regime}-s{seed}") in runs]
+        if not metas:
+            continue
         ranks = [meta["metrics"] for meta in metas]
         about = {"method": metas[0]["config"]["method"], "head": head, "dim": metas[0]["config"]["dim"]}
         about |= {"temperature": metas[0]["config"]["temperature"], "seeds": [m["config"]["seed"] for m in metas]}
@@ -92,6 +100,8 @@ def claims(table: Sequence[Meta], key: str = "probe_top1") -> list[Meta]:
     pairs = []
     for one, two in combinations(table, 2):
         high, low = sorted((one, two), key=lambda row: -np.mean(row[key]))
+        if min(len(high[key]), len(low[key])) < 2:
+            continue
         test = stats.ttest_ind(high[key], low[key], equal_var=False)
         interval = list(test.confidence_interval())
         difference = float(np.mean(high[key]) - np.mean(low[key]))
@@ -183,7 +193,7 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
         found: Meta = {"floor": floor}
         for regime, title in REGIMES.items():
             names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
-            found[title] = {head: [runs[name][1][key] for name in of] for head, of in names.items()}
+            found[title] = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
         return found
 
     def report(found: Meta) -> str:
