@@ -34,7 +34,8 @@ TITLES = {
 
 def summarise(runs: summary.Runs) -> Meta:
     """Both orderings at every setting, and the table by which values are chosen."""
-    settings, choice = {}, {}
+    settings: dict[str, Meta] = {}
+    choice: dict[str, Meta] = {}
     for name, (meta, _) in runs.items():
         _, head, setting = name.split("-", 2)
         if name.startswith("choice-"):

@@ -121,7 +121,7 @@ def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
 def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
     """Name -> configuration of every run, in the order in which they are worth having; epochs: a factor for all."""
     base = make_config(preset)
-    width = Network(base, 1).backbone.width
+    width = int(Network(base, 1).backbone.width)  # type: ignore[arg-type]
     found: dict[str, dict[str, Any]] = {f"choice-{head}-base": HEADS[head] for head in FOUR}
     for kind, axes, heads in (("choice", CHOICES, FOUR), ("map", AXES, FOUR[:2])):
         late = {
@@ -286,7 +286,7 @@ def modes_of(views: NDArray, W: NDArray) -> Arrays:
     return {"modes_rho": rho[::-1], "modes_share": share[::-1] / share.sum()}
 
 
-def product(projector: nn.Module, d: int) -> list[NDArray]:
+def product(projector: nn.Module | None, d: int) -> list[NDArray]:
     """The linear layers of a head, the first first, and their product; no head is the identity."""
     layers = (
         [m.weight.detach().double().numpy() for m in projector.modules() if isinstance(m, nn.Linear)]
@@ -346,8 +346,8 @@ def queue(names: list[str], options: argparse.Namespace) -> None:
             while left:
                 done, left = wait(left, timeout=2)
                 bar.update(sum(_epochs(folder / name) for name in todo) - bar.n)
-                for job in done:
-                    tqdm.write(job.result())
+                for ended in done:
+                    tqdm.write(ended.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

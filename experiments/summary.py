@@ -156,8 +156,8 @@ def draw_tables(found: Meta) -> Any:
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
         for color, (regime, table) in zip(("C0", "C1"), tables.items(), strict=True):
             for row in table:
-                y, values = labels[::-1].index(study.LABELS[row["head"]]), factor * np.array(row[key])
-                y += 0.15 if regime == "chosen" else -0.15
+                values = factor * np.array(row[key])
+                y = labels[::-1].index(study.LABELS[row["head"]]) + (0.15 if regime == "chosen" else -0.15)
                 ax.plot(values, np.full(len(values), y), "o", color=color, alpha=0.4, markersize=3)
                 ax.plot(values.mean(), y, "|", color=color, markersize=10, markeredgewidth=2, label=TITLES[regime])
         ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels[::-1])
