@@ -64,8 +64,8 @@ def report(found: Meta) -> str:
     """A line a predictor."""
     lines = [f"Spearman's correlation with the probe's accuracy, {len(found['runs'])} runs, 95 % interval"]
     for key, one in found["correlations"].items():
-        low, high = one["interval"]
-        lines.append(f"{TITLES[key]:<24}{one['rho']:+.2f}  ({low:+.2f} to {high:+.2f})")
+        rho, low, high = np.array([one["rho"], *one["interval"]], float)
+        lines.append(f"{TITLES[key]:<24}{rho:+.2f}  ({low:+.2f} to {high:+.2f})")
     return "\n".join(lines)
 
 
@@ -79,8 +79,9 @@ def draw(found: Meta) -> Any:
             x, y = ([run[name] for run in chosen] for name in (key, "probe_top1"))
             ax.plot(x, 100 * np.array(y), marker, linestyle="", label=summary.study.LABELS[kind], markersize=4)
         one = found["correlations"][key]
+        rho, low, high = np.array([one["rho"], *one["interval"]], float)
         ax.set(xlabel=label)
-        ax.set_title(rf"$\rho$ = {one['rho']:.2f} ({one['interval'][0]:.2f}, {one['interval'][1]:.2f})", fontsize=7)
+        ax.set_title(rf"$\rho$ = {rho:.2f} ({low:.2f}, {high:.2f})", fontsize=7)
     axes[0].set_ylabel("probe top-1, %")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
