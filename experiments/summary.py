@@ -213,6 +213,8 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
             shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
             plots.plot_repeated_spectra(ax, shown)
             ax.set_title(TITLES[regime])
+        of = "z" if key.startswith("embedding") else "r"
+        axes[0].set_ylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$")
         axes[1].set_ylabel("")
         axes[1].get_legend().remove()
         return fig

@@ -68,9 +68,10 @@ def gaussian_views(rng, images, d):
 def test_signal_and_augmentation_are_told_apart():
     views, signal, noise = gaussian_views(np.random.default_rng(0), 40_000, 6)
     between, within = study.covariances(views)
-    # A covariance's entries err by at most sqrt(2 / n) of its size: 5 deviations.
-    np.testing.assert_allclose(between, signal, rtol=0, atol=5 * np.sqrt(2 / 40_000) * np.trace(signal + noise))
-    np.testing.assert_allclose(within, noise, rtol=0, atol=5 * np.sqrt(2 / 120_000) * np.trace(noise))
+    # An entry of a covariance of n rows deviates by at most sqrt(2 / n) of the largest variance: 5 deviations.
+    largest = [np.diag(c).max() for c in (signal + noise, noise)]
+    np.testing.assert_allclose(between, signal, rtol=0, atol=5 * np.sqrt(2 / 40_000) * largest[0])
+    np.testing.assert_allclose(within, noise, rtol=0, atol=5 * np.sqrt(2 / 120_000) * largest[1])
 
 
 def test_the_modes_shares_are_those_of_the_embedding():
