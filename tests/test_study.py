@@ -157,6 +157,38 @@ def test_every_script_sums_up(results, monkeypatch, capsys, name):
         assert all(row <= set(one) for one in document["rows"])
 
 
+def test_the_page_quotes_what_the_result_files_hold():
+    page = " ".join((EXPERIMENTS.parent / "docs/study.md").read_text().split())
+    stored = lambda name: json.loads((EXPERIMENTS / f"results/{name}.json").read_text())
+    quoted = []
+    for regime in summary.REGIMES.values():
+        one, two = stored("table1")[regime]["rows"], stored("table2")[regime]["rows"]
+        quoted.append("(" + ", ".join(f"{100 * np.mean(row['probe_top1']):.1f}" for row in one))
+        ranks = {row["head"]: np.mean(row["effective_rank"]) for row in one}
+        quoted.append(f"{ranks['none']:.1f} against {ranks['mlp']:.1f}")
+        assert max(two, key=lambda row: np.mean(row["probe_top1"]))["head"] == "lowrank"
+        assert min(c["p"] for c in stored("table1")[regime]["claims"] + stored("table2")[regime]["claims"]) > 0.05
+        backed = [c["above"] for c in stored("table1")[regime]["rank_claims"] if c["below"] == "mlp" and c["p"] < 0.05]
+        assert "none" in backed
+    rank = lambda name: load_result(study.RESULTS / f"{name}.npz")[0]["metrics"]["effective_rank"]
+    strengths = [rank("linear-s0" if s == 1 else f"linear-strength{s:g}-s0") for s in study.STRENGTHS]
+    quoted.append(", ".join(f"{value:.1f}" for value in strengths))
+    quoted.append(f"{rank('linear-s0'):.1f} with one linear layer behind the network, {rank('linear-depth2-s0'):.1f}")
+    theory = stored("network_theory")
+    quoted.append(", ".join(f"{one['r2']:.2f}" for one in theory["shrinkage"].values()))
+    aligned = theory["alignment"]["alignment"]
+    quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
+    found = stored("predictors")["correlations"]
+    low, high = found["effective_rank"]["interval"]
+    quoted.append(f"(Spearman {found['effective_rank']['rho']:.2f}, 95 % interval {low:.2f} to {high:.2f})")
+    quoted += [f"({found[key]['rho']:.2f})" for key in ("lidar", "signal_fraction")]
+    for text in quoted:
+        assert text in page, text
+    lower = {one["setting"] for one in stored("regimes")["settings"]
+             if one["none"]["effective_rank"][-1] < one["mlp"]["effective_rank"][-1]}  # fmt: skip
+    assert lower == {"temperature-0.5", "temperature-1"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
