@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 import collapse
 from collapse import InputError, metrics, theory
+from collapse.attribution import signal_and_augmentation
 from collapse.evaluate import features, knn, probe, wilson
 from collapse.experiment import Arrays, Meta
 from collapse.measure import spectrum
@@ -250,12 +251,10 @@ def augmented(net: nn.Module, config: Config, data: Labelled, device: str, worke
 
 
 def covariances(views: NDArray) -> tuple[NDArray, NDArray]:
-    """(d, d) covariance of the image means, less what the views' spread adds to it, and covariance within images."""
+    """(d, d) signal and augmentation of (images, views, d), as in `collapse.attribution`."""
     images, count, d = views.shape
-    means = views.mean(1)
-    spread = (views - means[:, None]).reshape(-1, d)
-    within = spread.T @ spread / (images * (count - 1))
-    return np.cov(means.T) - within / count, within
+    total, means = np.cov(views.reshape(-1, d).T), np.cov(views.mean(1).T)
+    return signal_and_augmentation(total, means, images, count)
 
 
 def signal_of(views: NDArray) -> tuple[Meta, Arrays]:
