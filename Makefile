@@ -16,7 +16,7 @@ THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
-TOYS := $(LONGEST) $(filter-out digits study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
+TOYS := $(LONGEST) $(filter-out digits diagnosis study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
 .PHONY: figures toys study test notebooks docs mutants clean FORCE
 .DELETE_ON_ERROR:
@@ -53,7 +53,7 @@ build/digits_command.done: build/digits.done $(call missing,figures/digits_comma
 
 study: .venv/installed
 	$(BIN)/python experiments/study.py $(DATA:%=--data %)
-	@for name in $(STUDY); do $(BIN)/python experiments/$$name.py || exit; done
+	@for name in diagnosis $(STUDY); do $(BIN)/python experiments/$$name.py || exit; done
 
 test: .venv/installed-test
 	$(BIN)/ruff format --check .
