@@ -25,6 +25,7 @@ P_LOW, P_HIGH, P_STEP = -40.0, 160.0, 0.16
 S_HIGH, S_STEP = 40.0, 0.08
 # h below has a Fourier transform of order exp(-pi |k| / 2): at this spacing its tail is 1e-17.
 Y_STEP, Y_COUNT = 0.125, 8192
+CHUNK = 2048  # points at a time, which the cache holds
 
 
 def negative_weights(p: Floats, q: Floats, batch: int) -> tuple[Floats, Floats]:
@@ -135,15 +136,18 @@ class MeanField:
 
     def gradient(self, W: Floats) -> Floats:
         """dL/dW, (m, d), at any product of layers W, (m, d)."""
-        tau, points, WC = self.temperature, len(self.x), W @ self.C
-        z, z_prime, S = self.x @ W.T, self.x_prime @ W.T, WC @ W.T
-        p = np.einsum("ij,ij->i", z, z_prime) / tau
-        q = np.einsum("ij,ij->i", z @ S, z) / tau**2
-        pull, spread = negative_weights(p, q, self.batch)
-        pulled, spreaded = pull[:, None] * z, spread[:, None] * z
-        attraction = pulled.T @ self.x_prime + z_prime.T @ (pull[:, None] * self.x)
-        repulsion = S @ (spreaded.T @ self.x) + (spreaded.T @ z) @ WC
-        return (repulsion / tau - attraction) / (tau * points)
+        tau, points, G = self.temperature, len(self.x), W.T @ W
+        Q = G @ self.C @ G  # q = x^T Q x / tau^2, p = x^T G x' / tau
+        pulled, spreaded = np.zeros((2, *G.shape))
+        for i in range(0, points, CHUNK):
+            x, x_prime = self.x[i : i + CHUNK], self.x_prime[i : i + CHUNK]
+            p = np.einsum("ij,ij->i", x @ G, x_prime) / tau
+            q = np.einsum("ij,ij->i", x @ Q, x) / tau**2
+            pull, spread = negative_weights(p, q, self.batch)
+            pulled += (pull[:, None] * x).T @ x_prime
+            spreaded += (spread[:, None] * x).T @ x
+        repulsion = W @ (self.C @ G @ spreaded + spreaded @ G @ self.C)
+        return (repulsion / tau - W @ (pulled + pulled.T)) / (tau * points)
 
     def mode_gradient(self, m: Floats) -> Floats:
         """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode."""
