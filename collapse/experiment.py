@@ -48,7 +48,8 @@ def main(
             figure = draw(meta, arrays)
         plots.save_figure(figure, out.with_suffix("") if out else root / "figures" / path.stem)
     except InputError as error:
-        sys.exit(f"{path.name}: {error}")
+        print(f"{path.name}: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -119,8 +119,11 @@ def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
     return {axis: type(old)(old * value)}
 
 
-def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
-    """Name -> configuration of every run, in the order in which they are worth having; epochs: a factor for all."""
+def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
+    """Name -> configuration of every run, in the order in which they are worth having.
+
+    epochs is a factor for all; seed is added to that of every run, which NAME-s0 to NAME-s2 count from.
+    """
     base = make_config(preset)
     width = int(Network(base, 1).backbone.width)  # type: ignore[arg-type]
     found: dict[str, dict[str, Any]] = {f"choice-{head}-base": HEADS[head] for head in FOUR}
@@ -134,7 +137,12 @@ def plan(preset: str, epochs: float = 1.0) -> dict[str, Config]:
         found |= late if kind == "choice" else _tables(base, width) | late
     configs = {name: resolve(make_config(preset, **values)) for name, values in found.items()}
     return {
-        name: replace(config, epochs=max(1, round(config.epochs * epochs)), warmup=config.warmup * epochs)
+        name: replace(
+            config,
+            epochs=max(1, round(config.epochs * epochs)),
+            warmup=config.warmup * epochs,
+            seed=config.seed + seed,
+        )
         for name, config in configs.items()
     }
 
@@ -326,7 +334,7 @@ def _start() -> None:
 def queue(names: list[str], options: argparse.Namespace) -> None:
     """Perform the runs of these names that have no result yet: two at a time, one with a GPU or under torchrun."""
     results, folder = where(options)
-    configs = plan(options.preset, options.epochs)
+    configs = plan(options.preset, options.epochs, options.seed)
     todo = [name for name in names if not (results / f"{name}.npz").exists()]
     if todo and options.data is None:
         raise InputError(f"{len(todo)} runs are missing, the first is {todo[0]}; give --data to train them")
@@ -358,9 +366,10 @@ def _epochs(folder: Path) -> int:
 
 
 def where(options: argparse.Namespace) -> tuple[Path, Path]:
-    """(results, runs); of another preset or another number of epochs, in a folder of their own."""
-    usual = options.preset == PRESET and options.epochs == 1
-    name = "study" if usual else f"study-{Path(options.preset).stem}-x{options.epochs:g}"
+    """(results, runs); of another preset, number of epochs or seed, in a folder of their own."""
+    usual = options.preset == PRESET and options.epochs == 1 and options.seed == 0
+    own = f"study-{Path(options.preset).stem}-x{options.epochs:g}" + f"-seed{options.seed}" * (options.seed != 0)
+    name = "study" if usual else own
     return (RESULTS if usual else Path("runs") / name / "results"), Path("runs") / name
 
 
@@ -370,6 +379,7 @@ def flags(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", help="as for collapse train; needed if a run is missing")
     parser.add_argument("--preset", default=PRESET, help=f"as for collapse train ({PRESET})")
     parser.add_argument("--epochs", type=float, default=1.0, help="a factor for all runs' epochs (1)")
+    parser.add_argument("--seed", type=int, default=0, help="added to the seed of every run (0)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
     return parser
 

@@ -1,6 +1,8 @@
 """What the scripts of the study share: from the results of its runs to rows, claims, a JSON file and a figure."""
 
+import argparse
 import fnmatch
+import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -37,32 +39,49 @@ def main(
         draw: that -> a matplotlib figure.
     """
     name = Path(script).stem
-    options = study.flags(str(sys.modules[summarise.__module__].__doc__)).parse_args()
+    parser = study.flags(str(sys.modules[summarise.__module__].__doc__))
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there and the figure beside it")
+    parser.add_argument("--plot-only", action="store_true", help="report and draw again from the saved result")
+    options = parser.parse_args()
     try:
         results, _ = study.where(options)
         usual = results == study.RESULTS
-        configs = study.plan(options.preset, options.epochs)
-        names = [run for run in configs if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)]
-        if options.data is not None:
-            study.queue(names, options)
-        there = [run for run in names if (results / f"{run}.npz").exists()]
-        if not there:
-            raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
-        if len(there) < len(names):
-            print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
-        found = summarise({run: load_result(results / f"{run}.npz") for run in there})
-        config = configs[names[0]].as_dict()
-        document = strict({"schema": "collapse.study/1", **found, "config": config, **provenance()})
-        save_text((study.RESULTS.parent if usual else results.parent) / f"{name}.json", to_json(document))
+        path = options.out or (study.RESULTS.parent if usual else results.parent) / f"{name}.json"
+        if not options.plot_only:
+            save_text(path, to_json(_document(name, patterns, summarise, options)))
+        elif not path.exists():
+            raise InputError(f"{path}: not there; without --plot-only it is made from the runs")
+        document = json.loads(path.read_text())
         print(report(document))
         with plots.style():
             figure = draw(document)
-        plots.save_figure(figure, (study.RESULTS.parents[1].parent / "figures" if usual else results.parent) / name)
+        drawn = (
+            study.RESULTS.parents[1].parent / "figures" / name if usual and not options.out else path.with_suffix("")
+        )
+        plots.save_figure(figure, drawn)
     except InputError as error:
         print(f"{name}.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _document(
+    name: str, patterns: Sequence[str], summarise: Callable[[Runs], Meta], options: argparse.Namespace
+) -> Meta:
+    """The content of the JSON file; runs that are missing are trained, or left out with a line on stderr."""
+    results, _ = study.where(options)
+    configs = study.plan(options.preset, options.epochs, options.seed)
+    names = [run for run in configs if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)]
+    if options.data is not None:
+        study.queue(names, options)
+    there = [run for run in names if (results / f"{run}.npz").exists()]
+    if not there:
+        raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
+    if len(there) < len(names):
+        print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
+    found = summarise({run: load_result(results / f"{run}.npz") for run in there})
+    return strict({"schema": "collapse.study/1", **found, "config": configs[names[0]].as_dict(), **provenance()})
 
 
 # The runs of a table at the values chosen, and at the temperature where the paper's picture appears.

@@ -1,6 +1,7 @@
 """The experiment scripts, run small: result file, report and figure; interrupted and stale work."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,14 @@ def test_an_experiment_saves_reports_and_draws(monkeypatch, tmp_path, capsys):
     assert load_result(tmp_path / "experiments/results/toy.npz")[0]["config"]["seed"] == 5
 
 
-def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_path):
+def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_path, capsys):
     main(monkeypatch, tmp_path, "--out", tmp_path / "other.npz")
     assert {path.name for path in tmp_path.iterdir()} == {"experiments", "other.npz", "other.png", "other.pdf"}
-    with pytest.raises(SystemExit, match=r"toy\.py: .*no such result"):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
         main(monkeypatch, tmp_path, "--plot-only")
+    assert end.value.code == 2
+    assert re.fullmatch(r"toy\.py: .*no such result.*\n", capsys.readouterr().err)
 
 
 def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path):

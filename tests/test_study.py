@@ -47,6 +47,13 @@ def test_runs_are_a_flag_apart(plan):
             assert own - {"dim"} == wanted, name
 
 
+def test_a_seed_moves_every_run_and_its_folder(plan):
+    other = study.plan(study.PRESET, seed=5)
+    assert {name: config.seed - 5 for name, config in other.items()} == {n: c.seed for n, c in plan.items()}
+    places = {study.where(study.flags("").parse_args(["--seed", seed])) for seed in ("0", "5")}
+    assert len(places) == 2
+
+
 def test_no_choice_is_made_by_the_images_that_are_reported_on():
     chosen, test = study.sets("choice-none-base", "sklearn:digits")
     everything, val = study.sets("none-s0", "sklearn:digits")
@@ -152,6 +159,13 @@ def test_every_script_sums_up(results, monkeypatch, capsys, name):
     assert (folder / f"{name}.png").exists()
     assert (folder / f"{name}.pdf").exists()
     assert capsys.readouterr().out.strip()
+    drawn = (folder / f"{name}.png").read_bytes()
+    copy = results / f"elsewhere/{name}.json"
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes((folder / f"{name}.json").read_bytes())
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--plot-only", "--out", str(copy)])
+    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    assert copy.with_suffix(".png").read_bytes() == drawn
     if name.startswith("table"):
         row = {"method", "head", "seeds", "probe_top1", "knn_top1", "effective_rank", "collapsed_dimensions"}
         assert all(row <= set(one) for one in document["rows"])
@@ -204,3 +218,11 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert ran.returncode == 2
     assert message in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_nothing_to_draw_is_one_line(tmp_path):
+    command = [sys.executable, EXPERIMENTS / "table1.py", "--plot-only", "--out", tmp_path / "none.json"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
