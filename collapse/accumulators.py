@@ -131,9 +131,12 @@ class Gram:
         scatter = np.asarray(self.scatter.cpu() if is_tensor(self.scatter) else self.scatter)
         return np.tril(scatter) + np.tril(scatter, -1).T
 
-    def vectors(self) -> NDArray:
-        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue."""
-        return np.linalg.eigh(self.scattered())[1][:, ::-1]
+    def vectors(self, last: int | None = None) -> NDArray:
+        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue; or the last so many of them."""
+        from scipy.linalg import eigh
+
+        few = {} if last is None else {"subset_by_index": (0, last - 1)}
+        return eigh(self.scattered(), overwrite_a=True, **few)[1][:, ::-1]
 
     @property
     def dim(self) -> int:
@@ -238,9 +241,9 @@ class Triangle:
         triangle = self._centred()
         return triangle.T @ triangle
 
-    def vectors(self) -> NDArray:
-        """(d, d): right singular vectors of the centred rows as columns, by descending singular value."""
-        return np.linalg.svd(self._centred())[2].T
+    def vectors(self, last: int | None = None) -> NDArray:
+        """(d, d): right singular vectors of the centred rows as columns, by descending singular value; or the last."""
+        return np.linalg.svd(self._centred())[2].T[:, -(last or self.dim) :]
 
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
         """As `Gram.rounding`."""

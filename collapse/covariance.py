@@ -220,10 +220,11 @@ class Covariance:
             notes.append(
                 f"{self.n} rows for {self.dim} dimensions: small singular values are biased down; 10 d advised"
             )
-        basis = self._sum.vectors() if vectors or rounding is not None else None
+        basis = self._sum.vectors() if vectors else None
         made = self._white(self.roundoff**2 * column / 3)
-        if rounding is not None and basis is not None:
-            tail = rounding @ basis[:, -max(1, self.dim // 8) :]
+        if rounding is not None:
+            eighth = max(1, self.dim // 8)
+            tail = rounding @ (self._sum.vectors(eighth) if basis is None else basis[:, -eighth:])
             made = max(made, 2 * float(np.linalg.norm(tail, 2) ** 2 / len(tail)))
         floor = max(made, self._sum.rounding(scatter, moment) / (self.n - 1))
         largest = float(scatter.max()) / (self.n - 1)

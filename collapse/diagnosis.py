@@ -40,6 +40,9 @@ from collapse.training.config import Config, make_config
 from collapse.training.views import uniforms
 
 
+ROWS = 512  # rows that wait for one product: with fewer, reading and writing the (d, d) sums is most of the work
+
+
 class Augment(Protocol):
     """One random view of images: a function of the images (n, ...) and of draws (n, DRAWS) in [0, 1)."""
 
@@ -190,6 +193,7 @@ def diagnose(
     measured = _Measured(encoder, start, how)
     for rows in embed_layers(encoder, measured.taps, chain([start], seen), **how):
         measured.update(rows, views)
+    measured.flush(views)
     if measured.images < 2:
         raise InputError("1 image; a diagnosis needs at least 2, to tell images from their views")
     about.setdefault("path", str(images) if isinstance(images, (str, PathLike)) else None)
@@ -264,17 +268,27 @@ class _Measured:
         self.on = None if how["device"] == "cpu" else how["device"]
         self.totals: dict[str, Covariance] = {}
         self.means: dict[str, Covariance] = {}
+        self.waiting: dict[str, list[Tensor]] = {}
         self.images = 0
 
     def update(self, rows: dict[str, Tensor], views: int) -> None:
         """Add the rows of a batch, the views of an image one after another."""
         for name, z in rows.items():
+            self.waiting.setdefault(name, []).append(z)
+        self.images += len(z) // views
+        if sum(map(len, self.waiting[name])) >= ROWS:
+            self.flush(views)
+
+    def flush(self, views: int) -> None:
+        """Add what waits to the covariances."""
+        for name, parts in self.waiting.items():
+            z = torch.cat(parts)
             if name not in self.totals:
                 self.totals[name] = Covariance(z.shape[1], device=self.on)
                 self.means[name] = Covariance(z.shape[1], device=self.on)
             self.totals[name].update(z)
             self.means[name].update(z.double().unflatten(0, (-1, views)).mean(1))
-        self.images += len(z) // views
+        self.waiting.clear()
 
     def parts(self, name: str, views: int) -> tuple[NDArray, NDArray]:
         """(S, A) of what was tapped under a name."""
