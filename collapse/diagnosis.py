@@ -39,7 +39,6 @@ from collapse.spectra import Spectrum
 from collapse.training.config import Config, make_config
 from collapse.training.views import uniforms
 
-
 ROWS = 512  # rows that wait for one product: with fewer, reading and writing the (d, d) sums is most of the work
 
 

@@ -2,8 +2,8 @@
 
     python experiments/figure2.py    # from the runs that are there; --data trains the rest
 
-Writes experiments/results/figure2.json (chosen and temperature_0.5: head -> a list a seed of singular
-values of the covariance, descending; floor) and figures/figure2.png and .pdf.
+Writes experiments/results/figure2.json (of each regime: head -> a list a seed of singular values of
+the covariance, descending; floor) and figures/figure2.png and .pdf.
 """
 
 import summary

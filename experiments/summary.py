@@ -84,9 +84,29 @@ def _document(
     return strict({"schema": "collapse.study/1", **found, "config": configs[names[0]].as_dict(), **provenance()})
 
 
-# The runs of a table at the values chosen, and at the temperature where the paper's picture appears.
-REGIMES = {"": "chosen", study.HOT: "temperature_0.5"}
-TITLES = {"chosen": r"$\tau = 0.2$", "temperature_0.5": r"$\tau = 0.5$"}
+# The runs of a table at the values chosen, and where parts of the paper's picture appear; of table 2, the first two.
+REGIMES = {
+    "": "chosen",
+    study.HOT: "temperature_0.5",
+    study.FINE: "stem3",
+    study.FINE + study.HOT: "stem3_temperature_0.5",
+}
+TITLES = {
+    "chosen": r"$\tau = 0.2$",
+    "temperature_0.5": r"$\tau = 0.5$",
+    "stem3": r"stem 3 × 3, $\tau = 0.2$",
+    "stem3_temperature_0.5": r"stem 3 × 3, $\tau = 0.5$",
+}
+
+
+def spoken(regime: str) -> str:
+    """Its title for a terminal."""
+    return TITLES[regime].replace(r"$\tau", "temperature").replace("$", "")
+
+
+def regimes(heads: Sequence[str]) -> dict[str, str]:
+    """The regimes that all of these heads are planned for."""
+    return {key: name for key, name in REGIMES.items() if set(heads) <= set(study.FOUR) or study.FINE not in key}
 
 
 def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
@@ -163,44 +183,46 @@ def claims_text(pairs: Sequence[Meta]) -> str:
 
 
 def draw_tables(found: Meta) -> Any:
-    """A point a seed and a line for their mean; a row a head, a colour a temperature."""
-    tables = {regime: found[regime]["rows"] for regime in REGIMES.values()}
+    """A point a seed and a line for their mean; a row a head, a colour a regime."""
+    tables = {regime: found[regime]["rows"] for regime in TITLES if regime in found}
     labels = [study.LABELS[row["head"]] for row in tables["chosen"]]
-    fig, axes = plots.figure(plots.TEXT, 0.9 + 0.35 * len(labels), columns=3, sharey=True)
+    fig, axes = plots.figure(plots.TEXT, 1.0 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
         "effective_rank": ("effective rank of r", 1),
         "signal_fraction": ("signal fraction of r", 1),
     }
+    places = np.linspace(0.15 * (len(tables) - 1), -0.15 * (len(tables) - 1), len(tables)) / 1.5
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
-        for color, (regime, table) in zip(("C0", "C1"), tables.items(), strict=True):
+        for k, (regime, table) in enumerate(tables.items()):
             for row in table:
                 values = factor * np.array(row[key])
-                y = labels[::-1].index(study.LABELS[row["head"]]) + (0.15 if regime == "chosen" else -0.15)
-                ax.plot(values, np.full(len(values), y), "o", color=color, alpha=0.4, markersize=3)
-                ax.plot(values.mean(), y, "|", color=color, markersize=10, markeredgewidth=2, label=TITLES[regime])
+                y = labels[::-1].index(study.LABELS[row["head"]]) + places[k]
+                title = TITLES[regime] if row is table[0] else None
+                ax.plot(values, np.full(len(values), y), "o", color=f"C{k}", alpha=0.4, markersize=3)
+                ax.plot(values.mean(), y, "|", color=f"C{k}", markersize=10, markeredgewidth=2, label=title)
         ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels[::-1])
-        ax.margins(y=0.2)
-    handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles[:: len(handles) - 1], names[:: len(names) - 1], loc="outside upper center", ncols=2)
+        ax.margins(y=0.1)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(tables))
     return fig
 
 
 def tables(script: str, heads: Sequence[str]) -> None:
-    """The whole of a script that makes a table of several heads, at both temperatures."""
+    """The whole of a script that makes a table of several heads, in each regime in which all of them were run."""
 
     def summarise(runs: Runs) -> Meta:
         found = {}
-        for regime, name in REGIMES.items():
+        for regime, name in regimes(heads).items():
             table = rows(runs, heads, regime)
-            found[name] = {"rows": table, "claims": claims(table), "rank_claims": claims(table, "effective_rank")}
+            if len(table) == len(heads) or not regime:
+                found[name] = {"rows": table, "claims": claims(table), "rank_claims": claims(table, "effective_rank")}
         return {"rows": found["chosen"]["rows"], **found}
 
     def report(found: Meta) -> str:
-        parts = [(TITLES[name], found[name]) for name in REGIMES.values()]
+        parts = [(spoken(name), found[name]) for name in TITLES if name in found]
         return "\n\n".join(f"{title}\n{table_text(one['rows'])}\n{claims_text(one['claims'])}" for title, one in parts)
 
-    patterns = [f"{head}{regime}-s?" for head in heads for regime in REGIMES]
+    patterns = [f"{head}{regime}-s?" for head in heads for regime in regimes(heads)]
     main(script, patterns, summarise, report, draw_tables)
 
 
@@ -212,30 +234,36 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
         found: Meta = {"floor": floor}
         for regime, title in REGIMES.items():
             names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
-            found[title] = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
+            values = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
+            if all(values.values()):
+                found[title] = values
         return found
 
     def report(found: Meta) -> str:
         lines = []
-        for regime in REGIMES.values():
+        for regime in (name for name in TITLES if name in found):
             for head, values in found[regime].items():
                 logs = np.log(np.maximum(values, found["floor"]))
                 at = [0, logs.shape[1] // 4, logs.shape[1] // 2, 3 * logs.shape[1] // 4, logs.shape[1] - 1]
                 shown = ", ".join(f"{logs[:, k].mean():.1f}" for k in at)
                 where = f"ln of value {', '.join(str(k + 1) for k in at)}"
-                lines.append(f"{TITLES[regime]}, {study.LABELS[head]}: {where}: {shown}")
+                lines.append(f"{spoken(regime)}, {study.LABELS[head]}: {where}: {shown}")
         return "\n".join(lines)
 
     def draw(found: Meta) -> Any:
-        fig, axes = plots.figure(plots.TEXT, 2.5, columns=2, sharey=True)
-        for ax, regime in zip(axes, REGIMES.values(), strict=True):
+        names = [name for name in TITLES if name in found]
+        rows = -(-len(names) // 2)
+        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, columns=2, rows=rows, sharex=True, sharey=True)
+        for ax, regime in zip(grid.flat, names, strict=False):
             shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
             plots.plot_repeated_spectra(ax, shown)
             ax.set_title(TITLES[regime])
+            ax.get_legend().set_visible(ax is grid.flat[0])
+            ax.label_outer()
         of = "z" if key.startswith("embedding") else "r"
-        axes[0].set_ylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$")
-        axes[1].set_ylabel("")
-        axes[1].get_legend().remove()
+        fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$", fontsize="medium")
+        for ax in grid.flat:
+            ax.set_ylabel("")
         return fig
 
     main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)
