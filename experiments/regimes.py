@@ -51,7 +51,7 @@ def summarise(runs: summary.Runs) -> Meta:
                 "signal_fraction": meta["signal_fraction"],
             }
     both = [one for one in settings.values() if {"none", "mlp"} <= set(one)]
-    return {"settings": both, "choice": choice}
+    return {"settings": both, "choice": {setting: h for setting, h in choice.items() if set(study.FOUR) <= set(h)}}
 
 
 def report(found: Meta) -> str:

@@ -390,13 +390,16 @@ def flags(doc: str) -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     parser = flags(__doc__ or "")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="runs by name, * and ? as in a shell")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help="runs by name, * and ? as in a shell"
+    )
     parser.add_argument("--list", action="store_true", help="print the names, and which are done")
     given = parser.parse_args()
     try:
-        chosen = fnmatch.filter(plan(given.preset, given.epochs), given.only)
+        planned = plan(given.preset, given.epochs)
+        chosen = [name for name in planned if any(fnmatch.fnmatchcase(name, pattern) for pattern in given.only)]
         if not chosen:
-            raise InputError(f"--only {given.only}: no run of that name; see --list")
+            raise InputError(f"--only {' '.join(given.only)}: no run of that name; see --list")
         if given.list:
             print("\n".join(f"{name}{'  done' * (where(given)[0] / f'{name}.npz').exists()}" for name in chosen))
         else:

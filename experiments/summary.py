@@ -264,6 +264,8 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
         fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$", fontsize="medium")
         for ax in grid.flat:
             ax.set_ylabel("")
+        for ax in grid.flat[len(names) :]:
+            ax.set_visible(False)
         return fig
 
     main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)
