@@ -12,6 +12,7 @@ values SETTING_simulated and SETTING_predicted (T, d)."""
 from typing import Any
 
 import numpy as np
+from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
@@ -31,7 +32,7 @@ def simulate(seed: int = 0, steps: int = 4_000) -> tuple[Meta, Arrays]:
         runs = np.tile(np.diag(np.sqrt(m0)), (SEEDS, 1, 1))
         descent = Descent(LR, steps, batch, 1.0, "euclidean")
         W = sgd([runs], GaussianViews(np.ones(d), np.sqrt(ce)), range(seed, seed + SEEDS), descent, at.tolist())[0]
-        arrays[f"{name}_simulated"] = np.exp(np.log((W**2).sum(-2)).mean(1))
+        arrays[f"{name}_simulated"] = gmean((W**2).sum(-2), 1)
         arrays[f"{name}_predicted"] = euclidean_modes(t, m0, np.ones(d), ce)
         r2[name] = r_squared(arrays[f"{name}_simulated"], arrays[f"{name}_predicted"])
     return {"r2": r2}, {"t": t, **arrays}

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
@@ -60,11 +61,6 @@ def signal_shares(W: NDArray) -> NDArray:
 def alive(values: NDArray) -> NDArray:
     """Without the singular values that are zero by construction: all are left, or 4 where nothing else leads to r."""
     return values[..., : int((values[0] > 1e-6 * values[0].max()).sum(-1).max())]
-
-
-def log_mean(values: NDArray) -> NDArray:
-    """exp of the mean of ln over the runs, the last axis but one."""
-    return np.exp(np.log(values).mean(-2))
 
 
 def train(W1: NDArray, second: NDArray, seeds: list[int], descent: Descent, at: list[int]) -> list[NDArray]:
@@ -121,14 +117,14 @@ def scores(values: dict[str, NDArray]) -> Meta:
     r2: Meta = {}
     for p, path in enumerate(PATHS):
         runs = alive(values["simulated"][:, p])
-        mean, last = log_mean(runs), runs[-1]
+        mean, last = gmean(runs, -2), runs[-1]
         forecasts = {kind: values[kind][:, p, : runs.shape[-1]] for kind in ("predicted", "population")}
         r2[path] = {
             kind: {"trajectory": r_squared(mean, forecast), "final": r_squared(mean[-1], forecast[-1])}
             for kind, forecast in forecasts.items()
         }
         if len(last) > 1:
-            r2[path]["ceiling"] = [r_squared(x, log_mean(np.delete(last, i, axis=0))) for i, x in enumerate(last)]
+            r2[path]["ceiling"] = [r_squared(x, gmean(np.delete(last, i, axis=0), -2)) for i, x in enumerate(last)]
     return r2
 
 
@@ -138,7 +134,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
         "spectrum, as with other rows zero), mean field | infinite batch"
     ]
     for p, path in enumerate(arrays["paths"]):
-        first, last = (log_mean(alive(arrays["simulated"][:, p]))[i] ** 2 for i in (0, -1))
+        first, last = (gmean(alive(arrays["simulated"][:, p]), -2)[i] ** 2 for i in (0, -1))
         rank = [int((values > 1e-2 * values[0]).sum()) for values in (first, last)]
         before, after = arrays["signal_simulated"][[0, -1], p]
         r2 = meta["r2"][str(path)]
@@ -161,7 +157,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     index, t = np.arange(1, DIM + 1), arrays["t"]
     for p, (path, marker) in enumerate(zip(arrays["paths"], "os^", strict=True)):
         color, label = f"C{p}", PATHS[str(path)].replace(", ", ",\n")
-        simulated = 2 * np.log(log_mean(alive(arrays["simulated"][:, p])[-1]))
+        simulated = 2 * np.log(gmean(alive(arrays["simulated"][:, p])[-1], -2))
         here = index[: len(simulated)]
         left.plot(here, 2 * np.log(arrays["predicted"][-1, p, : len(here)]), color=color, label=label)
         left.plot(here, simulated, marker, color=color)

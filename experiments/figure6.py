@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
@@ -42,11 +43,6 @@ def spectra(W1: NDArray, W2: NDArray) -> dict[str, NDArray]:
     return {"W1": singular_values(W1), "W2": singular_values(W2), "product": singular_values(W2 @ W1)}
 
 
-def log_mean(values: NDArray) -> NDArray:
-    """exp of the mean of ln over the runs, the second axis."""
-    return np.exp(np.log(values).mean(1))
-
-
 def simulate(seed: int = 102, seeds: int = 4, lr: float = 0.0025, horizon: float = 100.0) -> tuple[Meta, Arrays]:
     """`seeds` runs from the start that `seed` draws, to time `horizon`; the mean field's flow from the same start."""
     layers, descent = start(seed), Descent(lr, round(horizon / lr))
@@ -57,9 +53,9 @@ def simulate(seed: int = 102, seeds: int = 4, lr: float = 0.0025, horizon: float
     )
     field = MeanField(np.eye(DIM), NOISE**2 * np.eye(DIM), descent.batch, descent.temperature)
     predicted = spectra(*matrix_flow(lr * at, layers, field.isotropic_gradient))
-    r2 = {name: r_squared(log_mean(simulated[name]), predicted[name]) for name in NAMES}
+    r2 = {name: r_squared(gmean(simulated[name], 1), predicted[name]) for name in NAMES}
     product = simulated["product"]
-    ceiling = [r_squared(product[:, i], log_mean(np.delete(product, i, axis=1))) for i in range(seeds)]
+    ceiling = [r_squared(product[:, i], gmean(np.delete(product, i, axis=1), 1)) for i in range(seeds)]
     arrays = {f"{name}_simulated": simulated[name] for name in NAMES} | {f"{k}_predicted": predicted[k] for k in NAMES}
     return {"r2": r2, "ceiling": ceiling, "batch": descent.batch, "noise": NOISE}, {"t": lr * at, **arrays}
 
@@ -85,7 +81,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     t = arrays["t"][1:]
     for (name, label), ax in zip(NAMES.items(), axes, strict=True):
         power = 2 if name == "product" else 1  # the covariance of W2 W1 x is the square of the product
-        simulated, predicted = log_mean(arrays[f"{name}_simulated"])[1:], arrays[f"{name}_predicted"][1:]
+        simulated, predicted = gmean(arrays[f"{name}_simulated"], 1)[1:], arrays[f"{name}_predicted"][1:]
         plots.plot_prediction(ax, t, simulated**power, predicted**power, every=3)
         what = r"$\ln\,\lambda$ of $\mathrm{Cov}(z)$" if name == "product" else rf"$\ln\,\sigma$ of {label}"
         ax.set(xscale="log", xlabel=r"time $t$ (steps $\times$ lr)", ylabel=what)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
@@ -63,7 +64,7 @@ def simulate(seed: int = 0, runs: int = 2, lr: float = 0.01, horizon: float = 10
     r2 = {}
     for depth, values, forecast in zip(DEPTHS, simulated, predicted, strict=True):
         r2[depth] = {
-            "mean": r_squared(np.exp(np.log(values).mean(1)), forecast),
+            "mean": r_squared(gmean(values, 1), forecast),
             "runs": [r_squared(values[:, i], forecast) for i in range(runs)],
             "last_by_first": r_squared(values[:, -1], values[:, 0]),
         }

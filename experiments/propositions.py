@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ortho_group
+from scipy.stats import gmean, ortho_group
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
@@ -100,21 +100,16 @@ def measures(W: NDArray) -> dict[str, float]:
     }
 
 
-def log_mean(values: NDArray) -> NDArray:
-    """exp of the mean of ln over the runs, the last axis but one."""
-    return np.exp(np.log(values).mean(-2))
-
-
 def scores(simulated: NDArray, forecasts: dict[str, NDArray]) -> dict[str, Any]:
     """R^2 of one head, simulated (T, seeds, 16), forecasts (T, 16): over all times and at the last."""
-    mean, seeds = log_mean(simulated), range(simulated.shape[1])
+    mean, seeds = gmean(simulated, -2), range(simulated.shape[1])
     r2: dict[str, Any] = {
         kind: {"trajectory": r_squared(mean, values), "final": r_squared(mean[-1], values[-1])}
         for kind, values in forecasts.items()
     }
     last = simulated[-1]
     if len(last) > 1:
-        r2["ceiling"] = [r_squared(last[i], log_mean(np.delete(last, i, axis=0))) for i in seeds]
+        r2["ceiling"] = [r_squared(last[i], gmean(np.delete(last, i, axis=0), -2)) for i in seeds]
     return r2
 
 
@@ -224,7 +219,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
             continue  # the same as none, to rounding
         label = "none = orthogonal" if head == "none" else HEADS[str(head)]
         left.plot(index, 2 * np.log(arrays["predicted"][-1, h]), color=color, label=label)
-        left.plot(index, 2 * np.log(log_mean(arrays["simulated"][-1, h])), "o", color=color)
+        left.plot(index, 2 * np.log(gmean(arrays["simulated"][-1, h], -2)), "o", color=color)
     left.set(xlabel="index of the singular value", ylabel=r"$\ln\,\lambda$ of $\mathrm{Cov}(r)$")
     left.legend(loc="lower left")
     curves = (("without noise", colors[0]), ("with noise", colors[1]))
