@@ -5,8 +5,9 @@
     python experiments/study.py --list                                 # their names, and which are done
     torchrun --nproc-per-node 8 experiments/study.py --data imagenet --preset imagenet --only mlp-s0    # one run
 
-A run is an entry of RUNS: the preset with a few values changed.  It trains in runs/study/NAME with `collapse train`'s
-own loop, so it goes on where it was interrupted, and leaves experiments/results/study/NAME.npz.
+A run is an entry of `plan`: the preset with a few values changed.  It trains in runs/study/NAME with `collapse train`'s
+own loop, so it goes on where it was interrupted, and leaves experiments/results/study/NAME.npz; another preset of KEPT
+has such folders of its own, anything else leaves its results in runs/.
 
 Runs named choice-* and map-* train on two fifths of the training images and are tested on another fifth of them, so
 that nothing is chosen by the images that the tables report on.
@@ -31,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -56,8 +57,9 @@ from collapse.training.run import Signals
 from collapse.training.train import Options, train
 from collapse.training.views import uniforms
 
-RESULTS = Path(__file__).parent / "results/study"
+RESULTS = Path(__file__).parent / "results"
 PRESET = "cifar10-narrow"
+KEPT = {PRESET: "", "tiny-imagenet-narrow": "-tiny-imagenet"}  # what the names of a preset's results end with
 CHOOSING = ("choice-", "map-")  # names of runs that see no test image
 VIEWS, SEEN = 4, 2000  # views of so many images for the signal and the augmentation
 BANK = 10_000  # training images of the probe and the nearest neighbours
@@ -337,7 +339,7 @@ def _start() -> None:
 
 def queue(names: list[str], options: argparse.Namespace) -> None:
     """Perform the runs of these names that have no result yet: two at a time, one with a GPU or under torchrun."""
-    results, folder = where(options)
+    results, folder = where(options).results, where(options).runs
     configs = plan(options.preset, options.epochs, options.seed)
     todo = [name for name in names if not (results / f"{name}.npz").exists()]
     if todo and options.data is None:
@@ -369,12 +371,26 @@ def _epochs(folder: Path) -> int:
     return log.read_text().count('"epoch_loss"') if log.exists() else 0
 
 
-def where(options: argparse.Namespace) -> tuple[Path, Path]:
-    """(results, runs); of another preset, number of epochs or seed, in a folder of their own."""
-    usual = options.preset == PRESET and options.epochs == 1 and options.seed == 0
-    own = f"study-{Path(options.preset).stem}-x{options.epochs:g}" + f"-seed{options.seed}" * (options.seed != 0)
-    name = "study" if usual else own
-    return (RESULTS if usual else Path("runs") / name / "results"), Path("runs") / name
+class Places(NamedTuple):
+    """Folders of the runs, of their results, of the documents that sum them up and of figures; what names end with."""
+
+    runs: Path
+    results: Path
+    documents: Path
+    figures: Path
+    ending: str = ""
+
+
+def where(options: argparse.Namespace) -> Places:
+    """Among the project's results for a preset of KEPT as it is; with another number of epochs or seed, in runs/."""
+    if options.preset in KEPT and options.epochs == 1 and options.seed == 0:
+        ending = KEPT[options.preset]
+        study = f"study{ending}"
+        return Places(Path("runs") / study, RESULTS / study, RESULTS, RESULTS.parents[1] / "figures", ending)
+    own = Path("runs") / f"study-{Path(options.preset).stem}-x{options.epochs:g}"
+    if options.seed:
+        own = own.with_name(f"{own.name}-seed{options.seed}")
+    return Places(own, own / "results", own, own)
 
 
 def flags(doc: str) -> argparse.ArgumentParser:
@@ -401,7 +417,7 @@ if __name__ == "__main__":
         if not chosen:
             raise InputError(f"--only {' '.join(given.only)}: no run of that name; see --list")
         if given.list:
-            print("\n".join(f"{name}{'  done' * (where(given)[0] / f'{name}.npz').exists()}" for name in chosen))
+            print("\n".join(f"{name}{'  done' * (where(given).results / f'{name}.npz').exists()}" for name in chosen))
         else:
             queue(chosen, given)
     except InputError as error:

@@ -44,9 +44,8 @@ def main(
     parser.add_argument("--plot-only", action="store_true", help="report and draw again from the saved result")
     options = parser.parse_args()
     try:
-        results, _ = study.where(options)
-        usual = results == study.RESULTS
-        path = options.out or (study.RESULTS.parent if usual else results.parent) / f"{name}.json"
+        places = study.where(options)
+        path = options.out or places.documents / f"{name}{places.ending}.json"
         if not options.plot_only:
             save_text(path, to_json(_document(name, patterns, summarise, options)))
         elif not path.exists():
@@ -55,9 +54,7 @@ def main(
         print(report(document))
         with plots.style():
             figure = draw(document)
-        drawn = (
-            study.RESULTS.parents[1].parent / "figures" / name if usual and not options.out else path.with_suffix("")
-        )
+        drawn = path.with_suffix("") if options.out else places.figures / path.stem
         plots.save_figure(figure, drawn)
     except InputError as error:
         print(f"{name}.py: {error}", file=sys.stderr)
@@ -70,7 +67,7 @@ def _document(
     name: str, patterns: Sequence[str], summarise: Callable[[Runs], Meta], options: argparse.Namespace
 ) -> Meta:
     """The content of the JSON file; runs that are missing are trained, or left out with a line on stderr."""
-    results, _ = study.where(options)
+    results = study.where(options).results
     configs = study.plan(options.preset, options.epochs, options.seed)
     names = [run for run in configs if any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)]
     if options.data is not None:

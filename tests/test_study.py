@@ -184,7 +184,7 @@ def test_the_page_quotes_what_the_result_files_hold():
         assert min(c["p"] for c in stored("table1")[regime]["claims"] + stored("table2")[regime]["claims"]) > 0.05
         backed = [c["above"] for c in stored("table1")[regime]["rank_claims"] if c["below"] == "mlp" and c["p"] < 0.05]
         assert "none" in backed
-    rank = lambda name: load_result(study.RESULTS / f"{name}.npz")[0]["metrics"]["effective_rank"]
+    rank = lambda name: load_result(study.RESULTS / f"study/{name}.npz")[0]["metrics"]["effective_rank"]
     strengths = [rank("linear-s0" if s == 1 else f"linear-strength{s:g}-s0") for s in study.STRENGTHS]
     quoted.append(", ".join(f"{value:.1f}" for value in strengths))
     quoted.append(f"{rank('linear-s0'):.1f} with one linear layer behind the network, {rank('linear-depth2-s0'):.1f}")
