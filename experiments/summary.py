@@ -212,7 +212,8 @@ def tables(script: str, heads: Sequence[str]) -> None:
         for regime, name in regimes(heads).items():
             table = rows(runs, heads, regime)
             if len(table) == len(heads) or not regime:
-                found[name] = {"rows": table, "claims": claims(table), "rank_claims": claims(table, "effective_rank")}
+                keys = {"claims": "probe_top1", "rank_claims": "effective_rank", "collapsed_claims": RANKS[2]}
+                found[name] = {"rows": table} | {title: claims(table, key) for title, key in keys.items()}
         return {"rows": found["chosen"]["rows"], **found}
 
     def report(found: Meta) -> str:
@@ -249,9 +250,10 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
 
     def draw(found: Meta) -> Any:
         names = [name for name in TITLES if name in found]
-        rows = -(-len(names) // 2)
-        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, columns=2, rows=rows, sharex=True, sharey=True)
-        for ax, regime in zip(grid.flat, names, strict=False):
+        rows = 2 if len(names) == 4 else 1
+        shape = {"columns": len(names) // rows, "rows": rows, "squeeze": False}
+        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True, sharey=True)
+        for ax, regime in zip(grid.flat, names, strict=True):
             shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
             plots.plot_repeated_spectra(ax, shown)
             ax.set_title(TITLES[regime])
@@ -261,8 +263,6 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
         fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$", fontsize="medium")
         for ax in grid.flat:
             ax.set_ylabel("")
-        for ax in grid.flat[len(names) :]:
-            ax.set_visible(False)
         return fig
 
     main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)

@@ -3,9 +3,9 @@
     python experiments/table1.py                        # from the runs that are there
     python experiments/table1.py --data cifar10.zip     # train what is missing, see study.py
 
-Writes experiments/results/table1.json (rows: method, head, and a list over the seeds of each measure, of the
-regime chosen; each regime with its rows and claims: pairs of rows, with the interval of the difference and Welch's p)
-and figures/table1.png and .pdf.
+Writes experiments/results/table1.json and figures/table1.png and .pdf.  rows: method, head, and a list over seeds of
+each measure, of the regime chosen; each regime with its rows and claims: pairs of rows, with the interval of the
+difference and Welch's p; rank_claims and collapsed_claims: the same of effective_rank and collapsed_dimensions_1e-03.
 """
 
 import summary

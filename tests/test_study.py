@@ -196,11 +196,30 @@ def test_the_page_quotes_what_the_result_files_hold():
     low, high = found["effective_rank"]["interval"]
     quoted.append(f"(Spearman {found['effective_rank']['rho']:.2f}, 95 % interval {low:.2f} to {high:.2f})")
     quoted += [f"({found[key]['rho']:.2f})" for key in ("lidar", "signal_fraction")]
+    within = stored("predictors")["within"]
+    keys = ("effective_rank", "signal_fraction")
+    hot, fine = ([f"{within[name][key]['rho']:.2f}" for key in keys] for name in ("temperature_0.5", "stem3"))
+    quoted.append(f"rank goes against accuracy ({hot[0]}) and signal fraction with it ({hot[1]})")
+    quoted.append(f"({fine[0]}, whose interval holds zero, and {fine[1]})")
+    assert within["stem3"]["effective_rank"]["interval"][1] > 0
+    fine = stored("table1")["stem3"]
+    top, low = ({row["head"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
+    quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top.values()) + " %")
+    quoted.append(", ".join(f"{low[head]:.0f}" for head in ("none", "mlp", "linear", "directclr")))
+    ranks = {row["head"]: np.mean(row["effective_rank"]) for row in fine["rows"]}
+    quoted.append(f"({ranks['none']:.1f} against {ranks['mlp']:.1f} for none and two layers)")
+    backed = {(c["above"], c["below"]): c for c in fine["claims"] if c["p"] < 0.05}
+    assert set(backed) == {("mlp", "none")}
+    gap = 100 * np.array([backed["mlp", "none"]["difference"], *backed["mlp", "none"]["interval"]])
+    quoted.append("({:.1f} points, 95 % interval {:.1f} to {:.1f})".format(*gap))
+    backed = {(c["above"], c["below"]) for c in fine["collapsed_claims"] if c["p"] < 0.05}
+    assert {("none", "linear"), ("none", "directclr")} <= backed
+    assert ("none", "mlp") not in backed
     for text in quoted:
         assert text in page, text
     lower = {one["setting"] for one in stored("regimes")["settings"]
              if one["none"]["effective_rank"][-1] < one["mlp"]["effective_rank"][-1]}  # fmt: skip
-    assert lower == {"temperature-0.5", "temperature-1"}
+    assert lower == {"temperature-0.5", "temperature-1", "stem-3"}
 
 
 @pytest.mark.parametrize(
