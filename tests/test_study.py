@@ -215,6 +215,22 @@ def test_the_page_quotes_what_the_result_files_hold():
     backed = {(c["above"], c["below"]) for c in fine["collapsed_claims"] if c["p"] < 0.05}
     assert {("none", "linear"), ("none", "directclr")} <= backed
     assert ("none", "mlp") not in backed
+    mean = lambda rows, key, heads: [np.mean(next(r[key] for r in rows if r["head"] == h)) for h in heads]
+    both, order = stored("table1")["stem3_temperature_0.5"], ("none", "mlp", "linear", "directclr")
+    ranks = [f"{value:.1f}" for value in mean(both["rows"], "effective_rank", order)]
+    quoted.append(f"effective rank is {ranks[0]}, with two layers, a linear one and DirectCLR {', '.join(ranks[1:])}")
+    quoted.append(", ".join(f"{value:.0f}" for value in mean(both["rows"], summary.RANKS[2], order)) + " of 512")
+    quoted.append(", ".join(f"{100 * value:.1f}" for value in mean(both["rows"], "probe_top1", order)) + " %")
+    backed = {key: {(c["above"], c["below"]) for c in both[key] if c["p"] < 0.05} for key in both if "claims" in key}
+    assert {(head, "none") for head in order[1:]} <= backed["rank_claims"]
+    assert len(backed["collapsed_claims"]) == 6
+    assert backed["claims"] == {("mlp", "none"), ("linear", "none"), ("mlp", "directclr")}
+    tiny = stored("table1-tiny-imagenet")["chosen"]
+    top = mean(tiny["rows"], "probe_top1", ("mlp", "linear", "none", "directclr"))
+    quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top) + " %), and not backed")
+    assert min(c["p"] for c in tiny["claims"]) > 0.05
+    quoted.append("({:.1f} against {:.1f})".format(*mean(tiny["rows"], "effective_rank", ("none", "mlp"))))
+    quoted.append(f"together best ({found['both']['rho']:.2f})")
     for text in quoted:
         assert text in page, text
     lower = {one["setting"] for one in stored("regimes")["settings"]
