@@ -1,7 +1,8 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
 # make test      format, lint, types, tests with coverage
 # make study     tables 1 and 2, figures 2, 8 and 10 and the map on real networks, drawn from the results that are here;
-#                DATA=cifar10.zip trains anew, with seeds from SEED=3 on: the tables' runs in an hour, all with RUNS='*'
+#                DATA=cifar10:FOLDER trains anew, with seeds from SEED=3 on: the tables' runs at temperature 0.2
+#                in an hour, all with RUNS='*'
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
@@ -12,8 +13,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-PACKAGE := $(wildcard collapse/*.py collapse/training/*.py collapse/training/presets/*.json collapse/*.mplstyle)
-THEORY := $(wildcard collapse/theory/*.py) collapse/plots.py collapse/results.py collapse/style.mplstyle
+PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py training/presets/*.json *.mplstyle))
+THEORY := $(wildcard collapse/theory/*.py) $(addprefix collapse/,experiment.py plots.py results.py style.mplstyle)
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
@@ -59,7 +60,8 @@ study: FLAGS = $(if $(DATA),--seed $(SEED))
 study: .venv/installed
 	$(if $(DATA),$(BIN)/python experiments/study.py --data $(DATA) $(FLAGS) --only $(RUNS:%='%'))
 	@for name in $(STUDY); do $(BIN)/python experiments/$$name.py $(FLAGS) || exit; done
-	$(if $(DATA),$(BIN)/python experiments/diagnosis.py)
+	$(if $(DATA),,@for name in table1 figure8; do \
+	    $(BIN)/python experiments/$$name.py --preset tiny-imagenet-narrow || exit; done)
 
 test: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -10,9 +10,13 @@ dead          a unit whose variance is zero to rounding: it is the same whatever
 alive         eigenvectors of C of variance at least threshold times the largest, and above the floor;
 rounding      eigenvectors of C of variance at or below the floor: nothing is known of them but that they are small;
 augmentation  of the rest, as many as S - A has negative eigenvalues there: the views of an image differ more along
-              them than images do.  It is the sign of X = Sigma0 - Sigma1 (lemma 2, theorem 1): mechanism one;
-implicit      as many as it has others: signal outweighs augmentation, so X wants them to grow, and yet they are small.
-              That is what small, aligned singular values of layers do (theorems 2, 3): mechanism two, by elimination.
+              them than images do, as in mechanism one (theorem 1);
+implicit      as many as it has others: signal outweighs augmentation, and yet they are small.  That is what small,
+              aligned singular values of layers do (theorems 2, 3): mechanism two, by elimination.
+
+The line at S = A is a convention.  Where a direction really dies depends on the loss: the X = Sigma0 - Sigma1 of
+lemma 2 weighs S and A by softmaxes, and for cosine similarity the line moves with the temperature
+(theory.cosine_modes).
 
 S - A is taken at the output, where a direction was pulled through every layer.  For linear maps this costs nothing: the
 numbers of negative and positive eigenvalues of a form do not change under M -> P M P^T (Sylvester's law of inertia), so
@@ -29,7 +33,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 CAUSES = ("alive", "augmentation", "implicit", "rounding", "dead")
-LINE = 0.5  # of the signal fraction: there S - A changes its sign
+LINE = 0.5  # of the signal fraction: there S - A changes its sign; see above
 
 
 @dataclass(frozen=True)
@@ -175,13 +179,13 @@ def through(
         input: variance of the input along p / |p| over its largest: small means the layers before let little through;
         alignment: share of the span of the p in as many directions of least variance of the input; chance: that of
             random ones.  Theorem 2's aligned layers have small gain and input, and alignment 1.
-    And of the input's directions that the map lets through at or below the floor, whatever they hold (right singular
-    vectors), killed: how many; killed_augmentation: of them, negative eigenvalues of S - A there.
+    And of the map's right singular vectors that it lets through at or below the floor, whatever the input holds there,
+    killed: how many; killed_augmentation: of them, negative eigenvalues of S - A there.
     """
     inputs = signal + augmentation
     values, vectors = _descending(inputs)
-    _, gains, right = np.linalg.svd(weight)
-    gains = np.pad(gains, (0, len(inputs) - len(gains))) ** 2
+    _, gains, right = np.linalg.svd(weight, full_matrices=False)
+    gains = gains**2
     lost = right[gains * values[0] <= floor]
     negative = np.linalg.eigvalsh(lost @ (signal - augmentation) @ lost.T) < 0
     made = {"killed": len(lost), "killed_augmentation": int(negative.sum())}

@@ -8,6 +8,7 @@ what is constant would vary, and the layers would not be linear in what went bef
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 from os import PathLike
 from typing import Any, Protocol
@@ -160,7 +161,8 @@ def diagnose(
     """Where and why `net` collapses, from `views` augmented views of each image, in one pass; see attribution.py.
 
     Args:
-        net: what `collapse.load` gives, or any module from a batch to (n, d), whose children are then the blocks.
+        net: what `collapse.load` gives, or any module from a batch to (n, d), whose children are then the blocks;
+            those that give no one vector an image are left out with a warning.  Its modes come back as they were.
         images: a folder, zip or list; (n, 3, h, w) uint8, or float in 0..1; or an iterable of such batches, or of
             tuples that begin with one.  With `augmentations` of your own, whatever these take.
         augmentations: view v of an image is the v-th of these, and again from the first; default: `paper_augmentations`
@@ -172,7 +174,8 @@ def diagnose(
         precision: "float32" or "bf16".
         about: provenance for the document: path and skipped of the images, augmentation, warnings.
 
-    Raises InputError: fewer than two views or images, an image that cannot be read, NaN in a layer.
+    Raises InputError: fewer than two views or images, an image that cannot be read, no 3 channels for the paper's
+        augmentations, NaN in a layer.
     """
     if views < 2:
         raise InputError(f"views: {views}; the variance within an image wants 2 or more")
@@ -183,16 +186,25 @@ def diagnose(
     if first is None:
         raise InputError("no images; a diagnosis needs at least 2")
     if augmentations is None:
+        if first.ndim != 4 or first.shape[1] != 3:
+            raise InputError(
+                f"images: a batch of shape {tuple(first.shape)}; the paper's views want (b, 3, h, w): give augmentations"
+            )
         size = encoder.preprocess.crop or encoder.preprocess.resize or first.shape[-1]
         augmentations = paper_augmentations(int(size))
         about.setdefault("augmentation", describe(augmentations, "the paper's"))
     seen = _views(chain([first], batches), views, augmentations, seed, device)
     start = next(seen)
     how: dict[str, Any] = {"device": device, "precision": precision}
-    measured = _Measured(encoder, start, how)
-    for rows in embed_layers(encoder, measured.taps, chain([start], seen), **how):
-        measured.update(rows, views)
-    measured.flush(views)
+    training = [module for module in encoder.modules() if module.training]
+    try:
+        measured = _Measured(encoder, start, how)
+        for rows in embed_layers(encoder, measured.taps, chain([start], seen), **how):
+            measured.update(rows, views)
+        measured.flush(views)
+    finally:
+        for module in training:
+            module.training = True
     if measured.images < 2:
         raise InputError("1 image; a diagnosis needs at least 2, to tell images from their views")
     about.setdefault("path", str(images) if isinstance(images, (str, PathLike)) else None)
@@ -258,11 +270,14 @@ class _Measured:
 
     def __init__(self, net: Encoder, rows: Tensor, how: dict[str, Any]) -> None:
         last = ["representation", *(["projector"] if net.projector is not None else [])]
-        self.net, self.names = net, [*net.blocks, *last]
         net.to(how["device"]).eval()
+        fit = readable(net, rows[:2], how)
+        left = [name for name in net.blocks if name not in fit]
+        self.notes = [f"layer {name}: gives no one vector an image, left out" for name in left]
+        self.net, self.names = net, [*(name for name in net.blocks if name in fit), *last]
         self.maps = {name: found for name in last if (found := last_map(net, name, rows[:2], how))}
         self.taps = [*self.names, *(INPUT + name for name, _ in self.maps.values())]
-        single = next(net.parameters()).dtype == torch.float32
+        single = all(p.dtype == torch.float32 for p in net.parameters())
         self.errors = rounding(net, self.names, rows[:16], False, **how) if single else {}
         self.on = None if how["device"] == "cpu" else how["device"]
         self.totals: dict[str, Covariance] = {}
@@ -318,19 +333,37 @@ class _Measured:
         return {"module": module, **through(weight, S, A, spectrum.floor, found)}
 
 
+def readable(net: Encoder, rows: Tensor, how: dict[str, Any]) -> set[str]:
+    """The blocks that run, once or more, and give features of each of the `rows` every time."""
+    fit: dict[str, bool] = {}
+
+    def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:
+        good = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == len(rows)
+        fit[name] = good and fit.get(name, True)
+
+    hooks = [net.backbone.get_submodule(name).register_forward_hook(partial(see, name=name)) for name in net.blocks]
+    try:
+        for _ in embed_layers(net, ["representation"], [rows], **how):
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name for name, good in fit.items() if good}
+
+
 @torch.no_grad()
 def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tuple[str, NDArray] | None:
     """(name, weight (d, h) float64) of the last linear map or convolution that runs before a layer.
 
-    A batch norm that follows it is folded in; a kernel is summed over its positions, which is exact for means over a
+    A batch norm of its output is folded in; a kernel is summed over its positions, which is exact for means over a
     feature map without edges.  None if there is none, or if it has groups.
     """
     prefix, part = ("projector.", net.projector) if layer == "projector" else ("", net.backbone)
-    ran: list[tuple[str, nn.Module]] = []
+    ran: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
     named = [(prefix + name, module) for name, module in (part or nn.Identity()).named_modules() if name]
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append((name, module)))
+        module.register_forward_hook(lambda module, inputs, out, name=name: ran.append((name, module, inputs[0], out)))
         for name, module in named
         if isinstance(module, kinds)
     ]
@@ -340,13 +373,13 @@ def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tup
     finally:
         for hook in hooks:
             hook.remove()
-    places = [at for at, (_, module) in enumerate(ran) if isinstance(module, kinds[:2])]
+    places = [at for at, (_, module, _, _) in enumerate(ran) if isinstance(module, kinds[:2])]
     if not places or getattr(ran[places[-1]][1], "groups", 1) != 1:
         return None
-    name, module = ran[places[-1]]
+    name, module, _, made = ran[places[-1]]
     weight = module.get_parameter("weight").double()
     weight = weight.sum((2, 3)) if weight.ndim == 4 else weight
-    after = ran[places[-1] + 1][1] if places[-1] + 1 < len(ran) else None
+    after = next((norm for _, norm, taken, _ in ran[places[-1] + 1 :] if taken is made), None)
     if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) and after.running_var is not None:
         scale = (after.running_var.double() + after.eps).rsqrt()
         weight = weight * (scale * after.weight.double() if after.affine else scale)[:, None]
@@ -355,7 +388,7 @@ def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tup
 
 def _diagnosis(measured: _Measured, about: dict[str, Any]) -> Diagnosis:
     images = {"path": about.pop("path"), "count": measured.images, "skipped": about.pop("skipped", [])}
-    notes = [*measured.net.report["warnings"], *about.pop("warnings", [])]
+    notes = [*measured.net.report["warnings"], *measured.notes, *about.pop("warnings", [])]
     views, threshold = about["views"], about["threshold"]
     names = tqdm(measured.names, desc="spectra", unit=" layers", dynamic_ncols=True, delay=1, disable=None)
     blocks = [measured.block(name, views, threshold, images=images) for name in names]

@@ -57,10 +57,11 @@ def embed_layers(
     names: "representation", "projector" and modules of the backbone.
     """
     net = _ready(net, device, precision)
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
     taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
     try:
         for pixels in batches:
-            x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(next(net.parameters()).dtype)
+            x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                 rows = {"representation": net(x)}
                 if "projector" in names and net.projector is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MEANING = {
     "alive": "variance at or above the threshold times the largest, and above the floor",
-    "augmentation": "collapsed; the views of an image differ more along it than images do (mechanism one)",
+    "augmentation": "collapsed; the views of an image differ more along it than images do, as in mechanism one",
     "implicit": "collapsed, though images differ more along it than views do: by elimination, mechanism two",
     "rounding": "variance at or below the floor; nothing can be said of its cause",
     "dead": "a unit that is the same for every image",
@@ -39,8 +39,9 @@ def _alive(block: "Block") -> str:
     text += f", effective rank {rank:.1f}" if rank == rank else ""
     if alive == d:
         return f"{text}: nothing is collapsed at this threshold."
-    fraction = np.median(block.found.fractions[block.found.of("alive")]) if alive else float("nan")
-    return f"{text}, {d - alive} do not." + (f" Median signal fraction of the alive: {fraction:.2f}." if alive else "")
+    text += f", {d - alive} hold less or lie below the floor."
+    fractions = block.found.fractions[block.found.of("alive")]
+    return text + (f" Median signal fraction of the alive: {np.median(fractions):.2f}." if alive else "")
 
 
 def _range(values: Any) -> str:
@@ -57,7 +58,7 @@ def _augmentation(block: "Block") -> str:
     if not chosen.any():
         return ""
     return (
-        f"Augmentation accounts for {chosen.sum()}: along them the views of an image differ more than images do "
+        f"Augmentation outweighs signal along {chosen.sum()}: there the views of an image differ more than images do "
         f"(signal fraction {_range(block.found.fractions[chosen])})."
     )
 

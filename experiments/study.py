@@ -13,13 +13,13 @@ Runs named choice-* and map-* train on two fifths of the training images and are
 that nothing is chosen by the images that the tables report on.
 
 A result holds, of the test images: singular_values and floor of the representation, embedding_singular_values and
-embedding_floor (all of rows of length one); between and within, (d,) variance of the image means and within images
-along each principal direction of the representation, from 4 views of 2,000 images; modes_rho and modes_share (linear
-heads), signal fraction of each generalised eigenvector and its share of the embedding's variance; and of each kept
-epoch, where the head is linear: epochs, x_eigenvalues (e, d) of X (lemma 2 for cosines, of the last product),
-x_growth (e, d), the rate v^T X v of each right singular vector v of the head's product, head_singular_values
-(e, layers, d) and alignment (e, d) of the last two layers.  meta: config, data, curve (an entry an epoch), probe and
-knn top-1 with 95 % intervals, metrics, lidar, signal_fraction.
+embedding_floor (all of rows of length one).  Where no choice is made, from 4 views of 2,000 of them too: between and
+within, (d,) variance of the image means and within images along each principal direction of the representation;
+modes_rho and modes_share (linear heads), signal fraction of each generalised eigenvector and its share of the
+embedding's variance; and of each kept epoch, where the head is linear: epochs, x_eigenvalues (e, d) of X (lemma 2 for
+cosines, of the last product), x_growth (e, d), the rate v^T X v of each right singular vector v of the head's product,
+head_singular_values (e, layers, d) and alignment (e, d) of the last two layers.  meta: config, data, curve (an entry an
+epoch), probe and knn top-1 with 95 % intervals, metrics, lidar, signal_fraction.
 """
 
 import argparse
@@ -44,6 +44,7 @@ from tqdm import tqdm
 import collapse
 from collapse import InputError, metrics, theory
 from collapse.attribution import signal_and_augmentation
+from collapse.checkpoints.encoder import Encoder
 from collapse.evaluate import features, knn, probe, wilson
 from collapse.experiment import Arrays, Meta
 from collapse.measure import spectrum
@@ -102,8 +103,9 @@ AXES = {
     "weight_decay": (10,),
     "width": (1 / 2, 2),
 }
-# What experiments/regimes.py says of the choice: the best mean of the probe over the four heads.
-CHOSEN = {"lr": 3}
+# What experiments/regimes.py says of the choice: the best mean of the probe over the four heads.  Of the presets of
+# KEPT, that is; another's values stay as they are.
+CHOSEN: dict[str, float] = {"lr": 3}
 HOT = "-t0.5"  # in the names of runs at the temperature where the paper's order of ranks appears
 # In those of runs on feature maps four times as wide, where its order of accuracies appears; dear, so one epoch.
 FINE, FINE_VALUES = "-stem3", {"stem": 3, "epochs": 1, "warmup": 0.17}
@@ -138,7 +140,7 @@ def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
             for value in values
             for head in heads
         }
-        found |= late if kind == "choice" else _tables(base, width) | late
+        found |= late if kind == "choice" else _tables(base, width, CHOSEN if preset in KEPT else {}) | late
     configs = {name: resolve(make_config(preset, **values)) for name, values in found.items()}
     return {
         name: replace(
@@ -151,9 +153,9 @@ def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
     }
 
 
-def _tables(base: Config, width: int) -> dict[str, dict[str, Any]]:
+def _tables(base: Config, width: int, choice: dict[str, float]) -> dict[str, dict[str, Any]]:
     """The runs behind the tables and figures of the paper: with the values chosen, and where its picture appears."""
-    chosen = {k: v for axis, value in CHOSEN.items() for k, v in changed(axis, value, base).items()}
+    chosen = {k: v for axis, value in choice.items() for k, v in changed(axis, value, base).items()}
     rows = [(head, seed) for seed in range(3) for head in FOUR]
     rows += [(head, seed) for seed in range(2) for head in ("orthogonal", "diagonal", "lowrank")]
     found = {f"{head}-s{seed}": chosen | HEADS[head] | {"seed": seed} for head, seed in rows}
@@ -183,32 +185,45 @@ def sets(name: str, source: str) -> tuple[Labelled, Labelled]:
     return train_set.subset(np.sort(order[cut : 3 * cut])), train_set.subset(np.sort(order[:cut]))
 
 
-def perform(name: str, config: Config, source: str, folder: Path, results: Path, workers: int) -> str:
-    """Train and measure one run, or go on with it; returns a line about it."""
-    train_set, test_set = sets(name, source)
-    device = parallel.start("cuda" if torch.cuda.is_available() else "cpu")
-    keep = 0 if name.startswith(CHOOSING) else 1
+def perform(name: str, config: Config, given: argparse.Namespace) -> str:
+    """Train and measure one run, or go on with it; returns a line about it, for the first process of several."""
+    places, workers = where(given), given.workers
+    train_set, test_set = sets(name, given.data)
+    cuda, choosing = torch.cuda.is_available(), name.startswith(CHOOSING)
+    device = parallel.start("cuda" if cuda else "cpu")
+    first = parallel.rank() == 0
     try:
         with Signals() as signals:
-            options = Options(device, workers, knn_every=0, keep_every=keep, stop=signals)
-            for _ in train(folder / name, config, train_set, test_set, options):
+            how = {"compile": cuda, "checkpoint": given.checkpoint, "stop": signals}
+            options = Options(device, workers, knn_every=0, keep_every=int(not choosing), **how)
+            for _ in train(places.runs / name, config, train_set, test_set, options):
                 pass
     finally:
         parallel.stop()
-    if parallel.rank() != 0:
+    if not first:
         return ""
-    meta, arrays = measure(folder / name, config, train_set, test_set, device, workers)
-    about = {"name": name, "data": {"path": Path(source).name, "digest": train_set.digest}}
-    save_result(results / f"{name}.npz", {**about, **meta}, **arrays)
+    net = load(places.runs / name / "encoder.safetensors", config)
+    meta, arrays = measure(net, config, train_set, test_set, device, workers)
+    if not choosing:
+        more, found = mechanisms(net, places.runs / name, config, test_set, device, workers)
+        meta, arrays = meta | more, arrays | found
+    lines = [json.loads(line) for line in (places.runs / name / "metrics.jsonl").read_text().splitlines()]
+    meta |= {"config": config.as_dict(), "curve": [line for line in lines if "epoch_loss" in line]}
+    about = {"name": name, "data": {"path": Path(given.data).name, "digest": train_set.digest}}
+    save_result(places.results / f"{name}.npz", {**about, **meta}, **arrays)
     rank = meta["metrics"]["effective_rank"]
     return f"{name}: probe {meta['probe_top1']:.3f}, kNN {meta['knn_top1']:.3f}, effective rank {rank:.1f}"
 
 
+def load(path: Path, config: Config) -> Encoder:
+    """A run's encoder, with DirectCLR's subvector, of which the file has no tensor."""
+    return collapse.load(path, **({"dim": config.dim} if config.method == "directclr" else {}))
+
+
 def measure(
-    folder: Path, config: Config, train_set: Labelled, test_set: Labelled, device: str, workers: int
+    net: Encoder, config: Config, train_set: Labelled, test_set: Labelled, device: str, workers: int
 ) -> tuple[Meta, Arrays]:
-    """All that a result holds of a finished run."""
-    net = collapse.load(folder / "encoder.safetensors")
+    """Probes, and the spectra of the test images."""
     preprocess = config.preprocessing()
     bank = train_set.subset(np.sort(np.random.default_rng(0).permutation(len(train_set))[:BANK]))
     keys, queries = (
@@ -219,12 +234,7 @@ def measure(
     with torch.no_grad():
         z = net.projector.eval().cpu()(torch.from_numpy(queries)).numpy() if net.projector else queries
     r_spectrum, z_spectrum = spectrum(queries), spectrum(z)
-    views = augmented(net, config, test_set, device, workers)
-    signal, arrays = signal_of(views)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     meta = {
-        "config": config.as_dict(),
-        "curve": [line for line in lines if "epoch_loss" in line],
         "probe_top1": fitted.top1 / fitted.n,
         "probe_interval": wilson(fitted.top1, fitted.n),
         "knn_top1": nearest.top1 / nearest.n,
@@ -232,14 +242,22 @@ def measure(
         "images": {"train": len(train_set), "bank": len(keys), "test": len(queries)},
         "metrics": r_spectrum.metrics(),
         "embedding_metrics": z_spectrum.metrics(),
-        **signal,
     }
-    arrays |= {
+    arrays = {
         "singular_values": r_spectrum.singular_values,
         "floor": np.array(r_spectrum.floor),
         "embedding_singular_values": z_spectrum.singular_values,
         "embedding_floor": np.array(z_spectrum.floor),
     }
+    return meta, arrays
+
+
+def mechanisms(
+    net: Encoder, folder: Path, config: Config, test_set: Labelled, device: str, workers: int
+) -> tuple[Meta, Arrays]:
+    """Signal and augmentation of the test images; where the head is linear, what becomes of them over the epochs."""
+    views = augmented(net, config, test_set, SEEN, device, workers)
+    meta, arrays = signal_of(views)
     if config.head in ("none", "linear", "lowrank", "orthogonal"):
         arrays |= modes_of(views, product(net.projector, views.shape[-1])[-1])
     kept = sorted(folder.glob("encoder-*.safetensors"))
@@ -248,10 +266,10 @@ def measure(
     return meta, arrays
 
 
-def augmented(net: nn.Module, config: Config, data: Labelled, device: str, workers: int) -> NDArray:
-    """(images, views, d) representations of augmented views, as in training."""
+def augmented(net: nn.Module, config: Config, data: Labelled, images: int, device: str, workers: int) -> NDArray:
+    """(images, views, d) representations of augmented views, as in training, of images drawn from all classes."""
     augmentation, preprocess = config.augmentation(0), config.preprocessing()
-    chosen = data.subset(np.arange(min(SEEN, len(data))))
+    chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
     found: list[list[NDArray]] = [[] for _ in range(VIEWS)]
     start = 0
     with torch.inference_mode():
@@ -318,8 +336,8 @@ def over_time(kept: list[Path], config: Config, data: Labelled, device: str, wor
         name: [] for name in ("x_eigenvalues", "x_growth", "head_singular_values", "alignment")
     }
     for path in kept:
-        net = collapse.load(path)
-        views = augmented(net, config, data.subset(np.arange(min(config.batch_size * 2, len(data)))), device, workers)
+        net = load(path, config)
+        views = augmented(net, config, data, 2 * config.batch_size, device, workers)
         *layers, W = product(net.projector, views.shape[-1])
         X = theory.gram_difference(views[:, 0], views[:, 1], W, "cosine", config.temperature)
         right = np.linalg.svd(W)[2]
@@ -344,10 +362,11 @@ def queue(names: list[str], options: argparse.Namespace) -> None:
     todo = [name for name in names if not (results / f"{name}.npz").exists()]
     if todo and options.data is None:
         raise InputError(f"{len(todo)} runs are missing, the first is {todo[0]}; give --data to train them")
-    jobs = [(name, configs[name], options.data, folder, results, options.workers) for name in todo]
+    jobs = [(name, configs[name], options) for name in todo]
     if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
         for job in jobs:
-            print(perform(*job), flush=True)
+            if line := perform(*job):
+                print(line, flush=True)
         return
     total = sum(configs[name].epochs for name in todo)
     with (
@@ -400,7 +419,8 @@ def flags(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--preset", default=PRESET, help=f"as for collapse train ({PRESET})")
     parser.add_argument("--epochs", type=float, default=1.0, help="a factor for all runs' epochs (1)")
     parser.add_argument("--seed", type=int, default=0, help="added to the seed of every run (0)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode large images, a rank (0)")
+    parser.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory, the same result")
     return parser
 
 

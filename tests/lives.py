@@ -2,10 +2,11 @@
 
     python tests/lives.py FOLDER                                              # by test_train.py; 20 seconds
     python tests/lives.py FOLDER --every benchmarks/results/resume.json       # 15 minutes
+    python tests/lives.py FOLDER --every resume-workers.json --data images.zip --workers 2 --size 32
 
 Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.  With --every, a run
 is killed once at each moment there is and then finished, and then 200 times at random; what differs from the unbroken
-run in weights, curve or spectra is counted.
+run in weights, curve or spectra is counted.  Flags after the result's name go to the run.
 """
 
 import hashlib
@@ -81,29 +82,29 @@ def result(folder):
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names], curve
 
 
-def live_on(folder, places):
+def live_on(folder, places, more=()):
     """Lives that die at the places given, then one that ends; how many ended by a signal."""
     ends = []
     while not os.path.exists(f"{folder}/encoder.safetensors"):
-        ends.append(end(begin(folder, next(places, 0))))
+        ends.append(end(begin(folder, next(places, 0), more)))
     return sum(code != 0 for code in ends)
 
 
-def every(root, out):
+def every(root, out, *more):
     """Die once at each moment; then 200 times in one run at random places."""
-    assert end(begin(f"{root}/unbroken")) == 0
+    assert end(begin(f"{root}/unbroken", more=more)) == 0
     expected, differing, place = result(f"{root}/unbroken"), [], 0
     while True:
         place += 1
         folder = f"{root}/place{place}"
-        deaths = live_on(folder, iter([place]))
+        deaths = live_on(folder, iter([place]), more)
         differing += [place] * (result(folder) != expected)
         if not deaths:  # past the last moment
             break
     rng, deaths, runs = random.Random(0), 0, 0
     while deaths < 200:
         runs += 1
-        deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)))
+        deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)), more)
         differing += [f"random {runs}"] * (result(f"{root}/random{runs}") != expected)
     command = ["tests/lives.py", "FOLDER", *sys.argv[2:]]
     counts = {"moments": place - 1, "random_deaths": deaths, "random_runs": runs}
@@ -116,7 +117,7 @@ def main():
     torch.set_num_threads(1)
     if "--every" in sys.argv:
         open_data("sklearn:digits", "train")
-        every(sys.argv[1], sys.argv[3])
+        every(sys.argv[1], *sys.argv[3:])
         return
     root, rng, ends = sys.argv[1], random.Random(0), []
     open_data("sklearn:digits", "train")

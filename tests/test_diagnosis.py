@@ -190,7 +190,7 @@ def test_each_kind_of_collapse_is_told_from_the_others():
     directions = U.T @ block.found.directions[:16, block.found.of("augmentation")]
     # With 600 images each is off by a correlation of some 1 / sqrt(600) with each of 16 others.
     assert (directions[8:11] ** 2).sum() / (directions**2).sum() > 1 - 3 * 16 / 600
-    for text in ("accounts for 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
+    for text in ("outweighs signal along 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
         assert text in found.verdict, text
     assert "undecided" not in table(found)
 
@@ -224,6 +224,42 @@ def test_the_papers_views_keep_their_blur_in_proportion_to_the_image():
     assert paper_augmentations(8, "digits")[0].blur == 0
     with pytest.raises(InputError, match="preset"):
         paper_augmentations(8, "nothing")
+
+
+class Odd(nn.Module):
+    """Children that give a tuple, that do not run, and that have no batch; in training, with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.unused, self.body = nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.mixer, self.dropout = nn.Linear(6, 6), nn.Dropout(0.5)
+
+    def forward(self, x):
+        self.mixer(x.reshape(-1, 1, 6).mean(0))
+        return self.dropout(self.body(self.rnn(x[:, None])[0][:, 0]))
+
+
+def test_any_module_is_read_where_it_can_be_and_comes_back_in_its_mode():
+    net, views = Odd(), [Noise(np.full(6, 0.1))]
+    net.rnn.eval()
+    modes = [module.training for module in net.modules()]
+    found = collapse.diagnose(net, torch.randn(60, 6), 2, augmentations=views)
+    assert [module.training for module in net.modules()] == modes
+    assert [block.layer for block in found.blocks] == ["body", "representation"]
+    notes = [note.split(":")[0] for note in found.about["warnings"]]
+    assert notes[:3] == ["layer rnn", "layer unused", "layer mixer"]
+    flat = collapse.diagnose(nn.Flatten(), torch.randn(60, 6), 2, augmentations=views)
+    assert sum(flat.blocks[-1].found.counts().values()) == 6
+
+
+def test_a_batch_norm_of_something_else_is_not_folded_in():
+    """In a DenseNet the last norm sees all features, not those of the last convolution alone."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.BatchNorm1d(5)).eval()
+    net[4].running_var.fill_(9.0)
+    encoder, rows = as_encoder(net), torch.randn(3, 3, 2, 2)
+    name, weight = last_map(encoder, "representation", rows, {})
+    assert name == "2"
+    np.testing.assert_array_equal(weight, net[2].weight.detach().double())
 
 
 # The known truths, of trained networks.
@@ -277,6 +313,7 @@ def test_the_command_diagnoses_a_residual_network(capsys, resnet18, photos, tmp_
     check(document)
     assert [b["layer"] for b in document["blocks"]][-2:] == ["layer4.1", "representation"]
     assert document["images"] == {"path": str(photos), "count": 20, "skipped": []}
+    assert any(note.startswith("the first 20 of ") for note in document["warnings"])
     assert (document["views"], document["seed"], document["threshold"]) == (2, 3, 1e-6)
     assert [view["size"] for view in document["augmentation"]["views"]] == [32, 32]
     last = document["blocks"][-1]
@@ -321,6 +358,7 @@ def test_bad_input_is_one_line(capsys, resnet18, photos, tmp_path):
         ((photos, "--report", tmp_path / "file.html"), "--force"),
         ((photos, "--report", tmp_path / "file.html/below.html"), "is not a folder"),
         ((photos, "--report", tmp_path / "r.pdf"), "a report is .html"),
+        ((photos, "--report", tmp_path / "r.html", "--out", tmp_path / "r.html"), "are one file"),
         ((photos, "--out", tmp_path / "file.html/below.json"), "is not a folder"),
         ((photos, "--augmentation", "nothing"), "no 'nothing'"),
         ((photos, "--threshold", 2), "0..1"),

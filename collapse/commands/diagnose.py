@@ -51,6 +51,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     check_output(options, options.source)
     if options.report:
         refuse_existing(options.report, options.force)
+        if options.out and options.report.resolve() == options.out.resolve():
+            raise InputError(f"{options.report}: --out and --report are one file; name two")
         if options.report.suffix not in (".html", ".htm"):
             raise InputError(f"{options.report}: a report is .html")
     device, images = choose_device(options.device), Images(options.images)
@@ -64,6 +66,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     how = (step, options.workers, options.limit, None if options.strict else skipped)
     pixels = progress(pixel_batches(images, before_crop(net.preprocess), *how), "images", total)
     about: dict[str, Any] = {"path": str(images.source), "skipped": skipped}
+    if total < len(images):
+        about["warnings"] = [f"the first {total} of {len(images)} images: of a folder by class, the first classes only"]
     about["augmentation"] = describe(augmentations, options.augmentation or "the paper's")
     try:
         found = diagnose(
