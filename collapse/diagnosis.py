@@ -187,8 +187,9 @@ def diagnose(
         raise InputError("no images; a diagnosis needs at least 2")
     if augmentations is None:
         if first.ndim != 4 or first.shape[1] != 3:
+            shape = tuple(first.shape)
             raise InputError(
-                f"images: a batch of shape {tuple(first.shape)}; the paper's views want (b, 3, h, w): give augmentations"
+                f"images: a batch of shape {shape}; the paper's views take (b, 3, h, w): give augmentations"
             )
         size = encoder.preprocess.crop or encoder.preprocess.resize or first.shape[-1]
         augmentations = paper_augmentations(int(size))

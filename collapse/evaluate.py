@@ -137,8 +137,9 @@ def knn(
     total = Accuracy(0, 0, 0)
     for rows, truth in zip(queries.split(1024), wanted.split(1024), strict=True):
         similarity, nearest = (rows @ keys.T).topk(min(k, len(keys)))
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # of the nearest 1, so that none overflows
         votes = torch.zeros(len(rows), classes, device=keys.device)
-        votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
+        votes.scatter_add_(1, labels[nearest], weights)
         total += Accuracy.of(votes, truth)
     return total
 

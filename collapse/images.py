@@ -52,9 +52,7 @@ class Preprocessing:
         """Resized and cropped, (3, h, w) uint8."""
         from torchvision.transforms import functional as F
 
-        if image.mode.startswith("I"):
-            image = image.convert("I").point(lambda value: value / 257).convert("L")
-        image = image.convert("RGB")
+        image = rgb(image)
         if self.resize is not None:
             image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
         if self.crop is not None:
@@ -69,7 +67,8 @@ class Preprocessing:
         """(x - mean) / std of x (n, 3, h, w) in 0..1."""
         if self.mean is None or self.std is None:
             return x
-        mean, std = (torch.tensor(a, device=x.device).view(-1, 1, 1) for a in (self.mean, self.std))
+        # A tensor made on the device would wait for it.
+        mean, std = (torch.tensor(a).view(-1, 1, 1).to(x.device, non_blocking=True) for a in (self.mean, self.std))
         return (x - mean) / std
 
     def keeps(self, size: Sequence[int]) -> bool:
@@ -80,6 +79,13 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
         return asdict(self)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, 16-bit grey scaled to 8 bits first."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    return image.convert("RGB")
 
 
 class Images:
@@ -103,6 +109,9 @@ class Images:
             kinds = " ".join(sorted(SUFFIXES))
             what = "is no list of images, one a line" if self.listed else "holds no image"
             raise InputError(f"{self.source}: {what} ({kinds})")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open_archive": None, "_opened_by": 0}  # for workers that are not forked
 
     def _names(self) -> list[str]:
         if self.listed:

@@ -168,7 +168,10 @@ def _foreign(library: str, name: str) -> nn.Module:
         raise InputError(f"arch {library}:{name}: {library} has no such network") from error
     for last in ("fc", "classifier", "heads", "head"):
         if isinstance(classifier := getattr(net, last, None), nn.Module):
-            net.width = next(m.in_features for m in classifier.modules() if isinstance(m, nn.Linear))
+            widths = [m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)]
+            if not widths:
+                break
+            net.width = widths[0]
             setattr(net, last, nn.Identity())
             return net
     raise InputError(f"arch {library}:{name}: its classifier is not known; use timm:NAME")

@@ -194,7 +194,7 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
     first = parallel.rank() == 0
     try:
         with Signals() as signals:
-            how = {"compile": cuda, "checkpoint": given.checkpoint, "stop": signals}
+            how = {"compile": cuda and not given.checkpoint, "checkpoint": given.checkpoint, "stop": signals}
             options = Options(device, workers, knn_every=0, keep_every=int(not choosing), **how)
             for _ in train(places.runs / name, config, train_set, test_set, options):
                 pass

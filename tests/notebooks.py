@@ -22,7 +22,7 @@ def run(path: Path, last: str = "") -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(last)] if last else []
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, coalesce_streams=True, resources=where).execute()
+    NotebookClient(notebook, timeout=240, coalesce_streams=True, resources=where).execute()
     return notebook
 
 

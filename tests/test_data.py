@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from collapse import InputError
-from collapse.images import Preprocessing
+from collapse.images import Images, Preprocessing
 from collapse.training.config import make_config
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
 from collapse.training.loader import Plan, batches
@@ -99,7 +99,7 @@ def test_tar_shards_are_read_in_place(tmp_path):
     for index in (5, 0, 3):
         assert np.array_equal(np.array(data.images.open(index)), pixels[index])
     (tmp_path / "val.tar").write_bytes(b"no tar, but long enough to look at" * 99)
-    with pytest.raises(InputError, match="damaged tar"):
+    with pytest.raises(InputError, match="damaged or compressed tar"):
         open_data(tmp_path, "val")
     with tarfile.open(tmp_path / "val.tar", "w") as archive:
         archive.add(tmp_path / "train-0.tar", "x.png")
@@ -120,6 +120,48 @@ def test_what_is_no_data_set_is_refused(tmp_path, jpegs):
         same_classes(one, two, "set")
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(3, dtype=np.int64), r"y_train is int64 \(3, 3\), expected 3 class numbers"),
+        (np.array([0, -1, 1]), "expected 3 class numbers from 0"),
+        (np.array([0.0, 1.0, 1.0]), "y_train is float64"),
+        (np.array([0, 1]), "expected 3 class numbers"),
+        (None, "cannot read x_train and y_train"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, labels, message):
+    path = tmp_path / "set.npz"
+    if labels is None:
+        np.savez(path, x_train=noise(3, 4, 4))
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        np.savez(path, x_train=noise(3, 4, 4), y_train=labels)
+    with pytest.raises(InputError, match=message):
+        open_data(path, "train")
+
+
+def test_a_zip_travels_to_workers_that_are_not_forked(tmp_path, jpegs):
+    path = shutil.make_archive(tmp_path / "set", "zip", jpegs)
+    images = Images(f"{path}/train")
+    first = images.open(0)
+    copy = pickle.loads(pickle.dumps(images))
+    assert np.array_equal(np.array(copy.open(0)), np.array(first))
+
+
+def test_16_bit_grey_is_scaled_for_training_as_for_evaluation(tmp_path):
+    for index, top in enumerate((40000, 65535)):
+        path = tmp_path / f"train/{index}/a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.linspace(0, top, 24 * (20 + index)).reshape(24, -1).astype(np.uint16)).save(path)
+    data = open_data(tmp_path, "train")
+    whole = Augmentation(20, scale=(1, 1), ratio=1.0, flip=0, jitter=0, grayscale=0)
+    (batch,) = batches(data, Plan(2, 2, 1, 0), (whole,), 0, 0)
+    for index, pixels in zip(batch.images, batch.pixels, strict=True):
+        seen = Preprocessing(20, 20).pixels(data.images.open(int(index)))
+        assert (pixels[0].float().mean() - seen.float().mean()).abs() < 4
+
+
 def test_small_sets_of_one_size_are_decoded_once(tmp_path, jpegs):
     pixels = noise(5, 16, 16)
     for index in range(5):
@@ -133,6 +175,11 @@ def test_small_sets_of_one_size_are_decoded_once(tmp_path, jpegs):
     assert (kept.digest, kept.labels.tolist()) == (data.digest, [0, 0, 0, 1, 1])
     several = open_data(jpegs, "train")
     assert to_memory(several, 0) is several
+    for damaged in ("train/0/0.png", "train/1/3.png"):  # the first, the last
+        shutil.copytree(tmp_path / "train", tmp_path / "copy/train", dirs_exist_ok=True)
+        (tmp_path / "copy" / damaged).write_bytes(b"nothing")
+        lost = open_data(tmp_path / "copy", "train")
+        assert to_memory(lost, 0) is lost
     whole = Preprocessing(16, 16)
     assert torch.equal(torch.cat(list(data.batches(whole, 2, 0))), torch.cat(list(kept.batches(whole, 2, 0))))
     small = Preprocessing(8, 8)
@@ -189,6 +236,8 @@ def test_a_damaged_jpeg_among_the_devices_is_replaced(jpegs, tmp_path):
     for ((batch,),) in zip(made, strict=True):
         assert len(batch.unreadable) == 1
         assert "00.jpg: not a readable image" in batch.unreadable[0]
+        # Its place is the next one's, label and all.
+        assert sorted(batch.images.tolist()) == [1, 1, *range(2, 20)]
     for path in (tmp_path / "set/train").rglob("*.*"):
         path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="ten images in a row"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -118,7 +119,7 @@ def test_gradient_caching_is_exact_without_batch_norm_and_another_thing_with_it(
 def test_batch_norm_of_ranks_is_torchs_own_in_a_world_of_one():
     x = torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = nn.BatchNorm2d(3).double()
-    ours = parallel._SyncBatchNorm(3).double()
+    ours = parallel._SyncBatchNorm(theirs)
     sums = parallel._Sum.apply
     parallel._Sum.apply = lambda values: values
     try:
@@ -129,3 +130,15 @@ def test_batch_norm_of_ranks_is_torchs_own_in_a_world_of_one():
     for name, value in theirs.named_buffers():
         torch.testing.assert_close(ours.get_buffer(name), value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_synchronised_batch_norms_keep_the_activations_that_timms_hold(monkeypatch):
+    net = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net.train()(x)  # statistics that are not those of the start
+    names, before = list(net.state_dict()), net.eval()(x)
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    ours = parallel.synchronise(net, "cpu").eval()
+    assert any(isinstance(module, parallel._SyncBatchNorm) for module in ours.modules())
+    assert list(ours.state_dict()) == names
+    torch.testing.assert_close(ours(x), before, rtol=0, atol=0)

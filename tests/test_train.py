@@ -33,7 +33,7 @@ from collapse.training.data import of_arrays, open_data
 from collapse.training.losses import infonce
 from collapse.training.network import Network, save_encoder
 from collapse.training.optim import learning_rate
-from collapse.training.run import Run
+from collapse.training.run import Run, Signals
 from collapse.training.train import Options, Training, _plan, train
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +263,83 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_s
     assert len(list(train(tmp_path, config, data_of(digits, 200), options=options))) > 0
 
 
+def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path, monkeypatch):
+    config, seen = replace(TINY, epochs=1), []
+
+    def poisoned(self, *arguments):
+        step(self, *arguments)
+        seen.append(1)
+        if len(seen) == 3:  # the last step: no loss sees it
+            next(self.network.backbone.parameters()).data.view(-1)[0] = math.inf
+
+    step = Training.run_step
+    monkeypatch.setattr(Training, "run_step", poisoned)
+    with pytest.raises(InputError, match="step 3: a weight is not finite"):
+        list(train(tmp_path, config, data_of(digits, 200), options=Options(save_every=2)))
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_log_that_lost_its_end_is_cut_at_a_whole_line(digits, tmp_path, capsys):
+    config, options, data = replace(TINY, epochs=2), Options(log_every=1), data_of(digits, 200)
+    running = train(tmp_path, config, data, options=options)
+    for _ in range(5):
+        next(running)
+    running.close()
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-100])
+    list(train(tmp_path, config, data, options=options))
+    assert "lines are missing" in capsys.readouterr().err
+    assert [line["step"] for line in lines(tmp_path)][-1] == 6
+
+
+def test_only_what_a_killed_writer_left_is_removed(digits, tmp_path):
+    names = [".notes.md.swp", ".resume.pt.bak", ".encoder.1234.safetensors", ".resume.77.pt"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a.b.c").mkdir()
+    list(train(tmp_path, replace(TINY, epochs=1), data_of(digits, 200)))
+    assert [(tmp_path / name).exists() for name in names] == [True, True, False, False]
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_it(tmp_path):
+    run, (ready, done) = Run(tmp_path, {}, {}), os.pipe()
+    if (pid := os.fork()) == 0:
+        os.read(ready, 1)  # until the end of the test
+        os._exit(0)
+    run.close()
+    Run(tmp_path, {}, {}).close()
+    os.write(done, b".")
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_neighbours_are_counted_without_spectra(digits, tmp_path):
+    options = Options(spectrum_every=0, knn_every=1)
+    data, val = data_of(digits, 200), of_arrays(digits[0][200:300], digits[1][200:300])
+    (line,) = list(train(tmp_path, replace(TINY, epochs=1), data, val, options))
+    assert "knn_top1" in line
+    assert "effective_rank" not in line
+    assert not (tmp_path / "spectra.npz").exists()
+
+
+def test_stochastic_depth_is_off():
+    net = Network(replace(TINY, arch="torchvision:swin_t", blocks=(), planes=(), image_size=32), 10).backbone
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(net.train()(x), net(x), rtol=0, atol=0)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("collapse.training.run.time.monotonic", lambda: now[0])
+    with Signals() as signals:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert signals() == signal.SIGINT
+        now[0] = 2.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_run_of_another_configuration_is_refused_and_kept(digits, tmp_path):
     config = replace(TINY, epochs=1)
     list(train(tmp_path, config, data_of(digits, 200)))
@@ -294,6 +371,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, photos, capsys):
     (tmp_path / "odd/train/a").mkdir()
     (tmp_path / "odd/train/a/0.png").write_bytes((folder / "train/a/00.png").read_bytes())
     (tmp_path / "file").write_text("")
+    wrong = {"batch": {"batch_size": "many"}, "list": {"scale": [0.1, 0.2, 0.3]}}
+    for name, values in wrong.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{")
     cases = [
@@ -311,6 +391,13 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, photos, capsys):
         (["--data", folder, "--preset", "nothing"], "preset: no 'nothing'"),
         (["--data", folder, "--method", "directclr", "--head", "mlp"], "no projector"),
         (["--data", folder, "--head", "mlp", "--depth", 2], "depth 2"),
+        (["--data", folder, "--seed", -1], "seed: got -1, expected 0 or more"),
+        (["--data", folder, "--preset", tmp_path / "batch.json"], "batch_size: got 'many', expected int"),
+        (["--data", folder, "--preset", tmp_path / "list.json"], "scale: got [0.1, 0.2, 0.3], expected 2 of float"),
+        (["--data", folder, "--arch", "timm:vit_tiny_patch16_224"], "takes no images of 24 px"),
+        (["--data", folder, "--arch", "torchvision:convnext_tiny"], "gives no vector of 768 entries"),
+        (["--data", folder, "--arch", "torchvision:squeezenet1_0"], "its classifier is not known"),
+        (["--data", folder, "--compile", "--checkpoint"], "--checkpoint: not with --compile"),
     ]
     small = ["--planes", "8", "16", "32", "2048", "--arch", "resnet18", "--image-size", "24", "--workers", "0"]
     for options, message in cases:

@@ -1,6 +1,7 @@
 """Flags and steps that several commands share."""
 
 import argparse
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -55,9 +56,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
     model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
     model.add_argument("--batch-size", type=positive, default=64)
-    model.add_argument(
-        "--workers", type=count, default=min(4, os.cpu_count() or 1), help="processes that decode images"
-    )
+    model.add_argument("--workers", type=count, default=min(4, cores()), help="processes that decode images")
     model.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     model.add_argument(
         "--precision", default="float32", choices=("float32", "bf16"), help="bf16 is faster on a GPU; see the floor"
@@ -83,6 +82,22 @@ def add_result(command: argparse.ArgumentParser) -> Any:
     output.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
     output.add_argument("--force", action="store_true", help="replace existing files")
     return output
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapse.commands.shared import choose_device, count, positive, progress
+from collapse.commands.shared import above_zero, choose_device, cores, count, positive, progress
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
@@ -28,8 +28,8 @@ def add_train(commands: Any) -> None:
     command.add_argument("--data", required=True, help="train/CLASS/*, val/CLASS/* in a folder or zip; more: docs")
     command.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     command.add_argument("--preset", default="imagenet", help=f"{', '.join(presets())}, or a JSON file (imagenet)")
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    command.add_argument("--workers", type=count, default=max(1, min(16, cores)), help="processes that decode, a rank")
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    command.add_argument("--workers", type=count, default=max(1, min(16, share)), help="processes that decode, a rank")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     watch = command.add_argument_group("watching and saving")
     watch.add_argument("--save-every", type=positive, metavar="STEPS", help="default: every epoch, or ten minutes")
@@ -40,7 +40,7 @@ def add_train(commands: Any) -> None:
     watch.add_argument("--held", type=positive, default=10_000, metavar="N", help="images of each measurement")
     watch.add_argument("--tensorboard", action="store_true", help="write its event files into RUN too")
     fast = command.add_argument_group("computing")
-    fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA, but for --checkpoint")
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory, the same result")
     fast.add_argument("--nvjpeg", action="store_true", help="decode JPEGs on the device instead of in the workers")
     values = command.add_argument_group("the recipe (defaults: the preset's)")
@@ -65,13 +65,14 @@ def _train(options: argparse.Namespace) -> None:
     data, val = (open_data(options.data, split) for split in ("train", "val"))
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
-    compiled = device.startswith("cuda") if options.compile is None else options.compile
+    usual = device.startswith("cuda") and not options.checkpoint
+    compiled = usual if options.compile is None else options.compile
     names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint nvjpeg tensorboard"
     chosen = {name: getattr(options, name) for name in names.split()}
     lead = parallel.rank() == 0
+    size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
     if lead:
         print("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()), file=sys.stderr)
-        size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
         print(f"activations: about {size:.1f} GiB a process without --checkpoint", file=sys.stderr)
     try:
         with Signals() as signals:
@@ -136,7 +137,7 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("--data", required=True, help="train/CLASS/* and val/CLASS/*, as a folder or a zip")
     command.add_argument("--batch-size", type=positive, default=256)
-    command.add_argument("--workers", type=count, default=min(16, os.cpu_count() or 1), help="processes that decode")
+    command.add_argument("--workers", type=count, default=min(16, cores()), help="processes that decode")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     command.add_argument("--seed", type=count, default=0)
     command.add_argument("--json", action="store_true", help="print one JSON document")
@@ -161,7 +162,7 @@ def add_knn(commands: Any) -> None:
     """The arguments of `collapse knn`."""
     command = _add_evaluation(commands, "knn", "nearest training images' vote: top-1 and top-5", _knn)
     command.add_argument("--k", type=positive, default=20, help="neighbours (20)")
-    command.add_argument("--temperature", type=float, default=0.07, help="weights are exp(cosine / temperature)")
+    command.add_argument("--temperature", type=above_zero, default=0.07, help="weights: exp(cosine / temperature)")
 
 
 def _probe(options: argparse.Namespace) -> None:

@@ -85,6 +85,13 @@ class Config:
 
     def check(self) -> "Config":
         """Itself; raises InputError for a value that means nothing."""
+        for name, kind, many in flags():
+            value = getattr(self, name)
+            wanted = (int, float) if kind is float else kind
+            if not isinstance(value, tuple) if many else not isinstance(value, wanted):
+                raise InputError(f"{name}: got {value!r}, expected {'a list of ' if many else ''}{kind.__name__}")
+            if many and (not all(isinstance(v, wanted) for v in value) or many not in ("*", len(value))):
+                raise InputError(f"{name}: got {list(value)}, expected {many} of {kind.__name__}")
         for name, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: got {getattr(self, name)!r}, expected {' or '.join(known)}")
@@ -95,6 +102,9 @@ class Config:
         for name in ("image_size", "epochs", "batch_size", "lr", "temperature", "chunks", "ratio"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        for name in ("seed", "warmup", "momentum", "weight_decay", "eta", "final_lr", "classifier_lr", "dim"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         if self.batch_size % self.chunks:
             raise InputError(f"chunks: {self.chunks} do not divide the batch of {self.batch_size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -133,7 +143,7 @@ def load_preset(name: str) -> dict[str, Any]:
 def make_config(preset: str, **given: Any) -> Config:
     """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion."""
     values = load_preset(preset)
-    usual = Config(**values)
+    usual = Config(**values).check()
     if "batch_size" in given and "lr" not in given:
         given["lr"] = usual.lr * given["batch_size"] / usual.batch_size
     return Config(**{**values, **given}).check()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +63,15 @@ class Subset:
         return self.images.open(int(self.indices[index]))
 
 
-def open_next(images: Source, index: int) -> tuple[Image.Image, list[str]]:
-    """The first image from `index` on that can be read, of ten, and what was wrong with the others.
+def open_next(images: Source, index: int) -> tuple[int, Image.Image, list[str]]:
+    """The first image from `index` on that can be read, of ten: its index, itself, what was wrong with the others.
 
     Raises InputError: none can be read.
     """
     unreadable: list[str] = []
     for candidate in range(index, index + 10):
         try:
-            return images.open(candidate % len(images)), unreadable
+            return candidate % len(images), images.open(candidate % len(images)), unreadable
         except InputError as error:
             unreadable.append(str(error))
     raise InputError(f"ten images in a row cannot be read, the last: {unreadable[-1]}")
@@ -87,7 +88,7 @@ class Tolerant:
 
     def open(self, index: int) -> Image.Image:
         """Image `index`, or the next that can be read."""
-        return open_next(self.images, index)[0]
+        return open_next(self.images, index)[1]
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,12 @@ def _npz(path: Path, split: str) -> Labelled:
     try:
         with np.load(path, allow_pickle=False) as file:
             x, y = (file[key] for key in keys)
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise InputError(f"{path}: cannot read {' and '.join(keys)} ({error})") from error
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or len(y) != len(x):
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or len(x) == 0:
         raise InputError(f"{path}: {keys[0]} is {x.dtype} {x.shape}, expected uint8 (n, h, w) or (n, h, w, 3)")
+    if y.dtype.kind not in "iu" or y.size != len(x) or len(y) != len(x) or y.min() < 0:
+        raise InputError(f"{path}: {keys[1]} is {y.dtype} {y.shape}, expected {len(x)} class numbers from 0")
     x = np.repeat(x[..., None], 3, 3) if x.ndim == 3 else x
     return of_arrays(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), y.reshape(-1))
 
@@ -229,10 +232,13 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """The file of image `index`."""
-        path, _, offset, size = self.entries[index]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        path, name, offset, size = self.entries[index]
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise InputError(f"{path}/{name}: not a readable image ({error.strerror})") from error
 
     def open(self, index: int) -> Image.Image:
         """Image `index`, decoded; raises InputError if it cannot be."""
@@ -244,15 +250,15 @@ def _shards(paths: list[Path]) -> Labelled:
     entries, found = [], {}
     for path in paths:
         try:
-            with tarfile.open(path) as archive:
+            with tarfile.open(path, "r:") as archive:  # compressed ones cannot be read at an offset
                 for member in filter(tarfile.TarInfo.isfile, archive):
                     key, suffix = os.path.splitext(member.name)
                     if suffix.lower() in SUFFIXES:
                         entries.append((path, member.name, member.offset_data, member.size))
                     elif suffix in (".cls", ".json"):
                         found[path, key] = _label(archive, member, f"{path}/{member.name}")
-        except tarfile.TarError as error:
-            raise InputError(f"{path}: a damaged tar ({error})") from error
+        except (tarfile.TarError, OSError) as error:
+            raise InputError(f"{path}: a damaged or compressed tar ({error})") from error
     missing = next((f"{p}/{n}" for p, n, _, _ in entries if (p, os.path.splitext(n)[0]) not in found), None)
     if missing or not entries:
         raise InputError(f"{missing or paths[0]}: no image with a label; shards want NAME.jpg beside NAME.cls")
@@ -283,11 +289,10 @@ def to_memory(data: Labelled, workers: int) -> Labelled:
     if isinstance(data.images, Pixels):
         return data
     whole = Preprocessing(None, None)
-    first = whole.pixels(data.images.open(0))
-    second = whole.pixels(data.images.open(len(data) - 1))
-    if first.shape != second.shape or len(data) * first.numel() > IN_MEMORY:
-        return data
     try:
+        first, last = (whole.pixels(data.images.open(index)) for index in (0, len(data) - 1))
+        if first.shape != last.shape or len(data) * first.numel() > IN_MEMORY:
+            return data
         pixels = torch.cat(list(pixel_batches(data.images, whole, 256, workers)))
     except InputError:
         return data  # several sizes, or one that cannot be read: the workers' way deals with both

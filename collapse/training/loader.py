@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
+from collapse.images import rgb
 from collapse.training.data import Labelled, Pixels, open_next
 from collapse.training.views import Augmentation, uniforms
 
 JPEG = b"\xff\xd8\xff"
+AHEAD = 2 << 30  # bytes of crops that workers may have ready
 
 
 def order(seed: int, epoch: int, n: int) -> NDArray:
@@ -55,7 +57,10 @@ class Plan:
 
 @dataclass
 class Batch:
-    """images: (b,) indices; pixels: (b, 3, h, w) whole, or (b, views, 3, s, s) cropped, uint8; unreadable: messages."""
+    """images: (b,) indices, of those that were read; unreadable: messages of those that could not be.
+
+    pixels: (b, 3, h, w) whole, or (b, views, 3, s, s) cropped, uint8.
+    """
 
     epoch: int
     images: NDArray
@@ -77,27 +82,27 @@ class _Views(Dataset):
         try:
             if self.encoded:
                 return self._encoded(index)
-            image, unreadable = open_next(self.images, index)
+            index, image, unreadable = open_next(self.images, index)
         except InputError as error:
             return str(error)
-        return index, self._crops(_pixels(image), epoch, index), unreadable
+        return index, _crops(_pixels(image), self.augmentations, self.seed, epoch, index), unreadable
 
     def _encoded(self, index: int) -> tuple[int, Tensor, list[str]]:
         contents = self.images.read(index)  # type: ignore[attr-defined]
         if contents.startswith(JPEG):
             return index, torch.frombuffer(bytearray(contents), dtype=torch.uint8), []
-        image, unreadable = open_next(self.images, index)
+        index, image, unreadable = open_next(self.images, index)
         return index, _pixels(image), unreadable
 
-    def _crops(self, pixels: Tensor, epoch: int, index: int) -> Tensor:
-        draws = [
-            uniforms(self.seed, epoch, np.array([index]), view, a.DRAWS)[0] for view, a in enumerate(self.augmentations)
-        ]
-        return torch.stack([a.crop_one(pixels, u) for a, u in zip(self.augmentations, draws, strict=True)])
+
+def _crops(pixels: Tensor, augmentations: tuple[Augmentation, ...], seed: int, epoch: int, index: int) -> Tensor:
+    """(views, 3, s, s) uint8: every view's crop of an image (3, h, w), on its device."""
+    draws = [uniforms(seed, epoch, np.array([index]), view, a.DRAWS)[0] for view, a in enumerate(augmentations)]
+    return torch.stack([a.crop_one(pixels, u) for a, u in zip(augmentations, draws, strict=True)])
 
 
 def _pixels(image: Any) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
 
 
 def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray, Any, list[str]] | str:
@@ -135,15 +140,17 @@ def batches(
     if isinstance(data.images, Pixels):
         pixels = data.images.pixels.to(device)
         for epoch, images in plan.batches(first):
-            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device)], [])
+            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device, non_blocking=True)], [])
         return
     encoded = encoded and hasattr(data.images, "read")
+    size = max(a.size or 0 for a in augmentations)
+    waiting = AHEAD // max(1, workers * plan.batch_size // plan.world * len(augmentations) * 3 * size**2)
     keys = ([(epoch, int(i)) for i in images] for epoch, images in plan.batches(first))
     loader: DataLoader = DataLoader(
         _Views(data, augmentations, plan.seed, encoded),
         batch_sampler=_Sampler(keys),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=min(4, max(1, waiting)) if workers else None,
         pin_memory=device.startswith("cuda"),
         collate_fn=_collate,
     )
@@ -154,8 +161,9 @@ def batches(
                 raise InputError(item)
             images, pixels, unreadable = item
             if isinstance(pixels, list):
-                decoded, more = _decode(data, images, pixels, device)
-                pixels = _crops(decoded, augmentations, plan.seed, epoch, images)
+                images, decoded, more = _decode(data, images, pixels, device)
+                pairs = zip(decoded, images.tolist(), strict=True)
+                pixels = torch.stack([_crops(one, augmentations, plan.seed, epoch, index) for one, index in pairs])
                 unreadable += more
             yield Batch(epoch, images, pixels, unreadable)
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -164,8 +172,10 @@ def batches(
         raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
 
 
-def _decode(data: Labelled, images: NDArray, items: list[Tensor], device: str) -> tuple[list[Tensor], list[str]]:
-    """Each image's pixels (3, h, w) uint8 on the device, and what could not be read."""
+def _decode(
+    data: Labelled, images: NDArray, items: list[Tensor], device: str
+) -> tuple[NDArray, list[Tensor], list[str]]:
+    """Indices and pixels (3, h, w) uint8, on the device, of the images read, and what could not be."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     jpegs = [item for item in items if item.ndim == 1]
@@ -173,19 +183,9 @@ def _decode(data: Labelled, images: NDArray, items: list[Tensor], device: str) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision announces that its decoders will move to torchcodec
             decoded = iter(decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device) if jpegs else [])
-        return [next(decoded) if item.ndim == 1 else item.to(device) for item in items], []
+        return images, [next(decoded) if item.ndim == 1 else item.to(device) for item in items], []
     except RuntimeError:  # one of them is damaged, or of a kind that this decoder does not know: Pillow, one by one
         opened = [open_next(data.images, int(index)) for index in images]
-        return [_pixels(image).to(device) for image, _ in opened], [text for _, texts in opened for text in texts]
-
-
-def _crops(
-    pixels: list[Tensor], augmentations: tuple[Augmentation, ...], seed: int, epoch: int, images: NDArray
-) -> Tensor:
-    """(n, views, 3, s, s) uint8: every view's crop of images of several sizes, as one batch on their device."""
-    sizes = torch.tensor([p.shape[-2:] for p in pixels])
-    whole = pixels[0].new_zeros(len(pixels), 3, *sizes.amax(0).tolist())
-    for row, image in zip(whole, pixels, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    made = [a.crop(whole, uniforms(seed, epoch, images, view, a.DRAWS), sizes) for view, a in enumerate(augmentations)]
-    return (torch.stack(made, 1) * 255).round_().to(torch.uint8)
+        indices, read, unreadable = zip(*opened, strict=True)
+        pixels = [_pixels(image).to(device) for image in read]
+        return np.array(indices), pixels, [text for texts in unreadable for text in texts]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import StochasticDepth
 
 from collapse import InputError
 from collapse.models import ResNet, default_dim, head_tensors, make_backbone, make_head, zero_last_norms
@@ -27,7 +28,8 @@ class Network(nn.Module):
     """backbone: images -> r; projector: r -> z; classifier: detached r -> class logits.
 
     forward: two views (n, 3, h, w) -> z, z_prime, logits of the first view.  Each view is a pass of its own, so each
-    has its own batch norm statistics, as in the paper's trainer.
+    has its own batch norm statistics, as in the paper's trainer.  Dropout and stochastic depth are off: their draws
+    would depend on where a run was interrupted.
     Attribute config: with the head and the width of its embedding filled in.
     """
 
@@ -40,6 +42,9 @@ class Network(nn.Module):
             self.backbone = make_backbone(config.arch, config.image_size, config.blocks, config.planes, config.stem)
             if config.zero_init:
                 zero_last_norms(self.backbone)
+            for module in self.backbone.modules():
+                if isinstance(module, (StochasticDepth, nn.Dropout)):
+                    module.p = 0.0
             self.width: int = self.backbone.width  # type: ignore[assignment]
             kind = "lowrank-diagonal" if direct else head
             dim = config.dim or default_dim(kind, self.width)
@@ -126,7 +131,10 @@ def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labe
 
 
 def memory_estimate(config: Config, images: int) -> float:
-    """Bytes, roughly, of the activations that a step keeps for `images` images: what every layer puts out, twice."""
+    """Bytes, roughly, of the activations that a step keeps for `images` images: what every layer puts out, twice.
+
+    Raises InputError: the network does not take images of this size, or does not make one vector of each.
+    """
     entries = 0
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -138,7 +146,13 @@ def memory_estimate(config: Config, images: int) -> float:
         network = Network(config, 1).eval()
         for module in network.backbone.modules():
             module.register_forward_hook(count)
-        network.backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+        try:
+            made = network.backbone(torch.zeros(1, 3, config.image_size, config.image_size))
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0][:120]
+            raise InputError(f"arch {config.arch}: takes no images of {config.image_size} px ({reason})") from error
+    if not isinstance(made, Tensor) or made.shape != (1, network.width):
+        raise InputError(f"arch {config.arch}: gives no vector of {network.width} entries an image; take another")
     return 2.0 * entries * images / config.chunks * (2 if config.precision == "bf16" else 4)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from collapse import InputError
@@ -23,7 +24,10 @@ def start(device: str) -> str:
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return device
     if device.startswith("cuda"):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= cards:
+            raise InputError(f"process {local} of this machine has no GPU, there are {cards}; lower --nproc-per-node")
+        device = f"cuda:{local}"
         torch.cuda.set_device(device)
     minutes = 10 if device.startswith("cuda") else 1
     try:
@@ -140,14 +144,22 @@ class _Sum(torch.autograd.Function):
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the rows of all ranks in plain tensor operations, for the CPU, where torch's own refuses."""
+    """Batch norm over the rows of all ranks in plain tensor operations, for the CPU, where torch's own refuses.
+
+    drop, act: what timm's norms do after theirs.
+    """
+
+    def __init__(self, old: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+        self.drop, self.act = (getattr(old, name, nn.Identity()) for name in ("drop", "act"))
+        self.load_state_dict(old.state_dict())
 
     def _check_input_dim(self, input: Tensor) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, c, ...) -> the same shape; statistics over the rows of all ranks while training."""
         if not self.training:
-            return super().forward(input)
+            return self.act(self.drop(super().forward(input)))
         dims = [d for d in range(input.ndim) if d != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = input if input.dtype == torch.float64 else input.float()
@@ -163,7 +175,7 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(input.dtype)
+        return self.act(self.drop(y.to(input.dtype)))
 
 
 def synchronise(net: nn.Module, device: str) -> nn.Module:
@@ -171,11 +183,10 @@ def synchronise(net: nn.Module, device: str) -> nn.Module:
     if world() == 1:
         return net
     if device.startswith("cuda"):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return convert_sync_batchnorm(net)
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                new = _SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
-                new.load_state_dict(child.state_dict())
+                new = _SyncBatchNorm(child)
                 setattr(module, name, new.to(child.weight.dtype) if child.affine else new)
     return net

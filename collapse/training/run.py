@@ -9,9 +9,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from collapse import InputError
 from collapse.results import save_text, strict, to_json, versions, whole
 
 SCHEMA = 1
+# What a process that was killed while it wrote has left.
+PARTIAL = re.compile(r"\.(config|spectra|resume|spectrum|encoder(-\d+)?)\.\d+\.(json|npz|pt|png|safetensors)")
 DIGEST = 32  # bytes of sha256 at the end of resume.pt
 
 
@@ -50,13 +54,14 @@ class Run:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()} on {os.uname().nodename}")
         self._lock.flush()
-        for partial in folder.glob(".*.*.*"):  # left by a process that was killed while it wrote
-            partial.unlink(missing_ok=True)
+        os.register_at_fork(after_in_child=self._lock.close)  # workers that outlive this process must not hold it
         try:
             self._same({"config": dict(config), "data": dict(data)})
         except InputError:
             self.close()
             raise
+        for partial in filter(lambda path: PARTIAL.fullmatch(path.name), folder.iterdir()):
+            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others have it."""
@@ -102,6 +107,8 @@ class Run:
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace resume.pt; its last 32 bytes are the sha256 of the rest. The one before becomes resume.prev.pt."""
         buffer, path = io.BytesIO(), self.folder / "resume.pt"
+        if (log := self.folder / "metrics.jsonl").exists():  # a state says how long it is
+            _sync(log)
         torch.save({"schema": SCHEMA, **state}, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).digest()
@@ -115,9 +122,7 @@ class Run:
                 raise InputError(f"{path}: {partial.stat().st_size} of {len(content) + DIGEST} bytes reached the disk")
             if path.exists():
                 os.replace(path, self.folder / "resume.prev.pt")
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _sync(self.folder)
 
     def load(self) -> dict[str, Any] | None:
         """The last whole state, or None at the start. A damaged one is reported and the one before is taken.
@@ -139,7 +144,12 @@ class Run:
 
     def cut_log(self, size: int) -> None:
         """Leave the log's first `size` bytes: what was written after the state was saved will be written again."""
-        with open(self.folder / "metrics.jsonl", "ab") as file:
+        path = self.folder / "metrics.jsonl"
+        with open(path, "ab+") as file:
+            if file.tell() < size:
+                file.seek(0)
+                print(f"warning: {path}: lines are missing; the run goes on without them", file=sys.stderr)
+                size = file.read().rfind(b"\n") + 1
             file.truncate(size)
 
     def log(self, line: Mapping[str, Any]) -> int:
@@ -163,16 +173,23 @@ class Run:
             np.savez(partial, **new)  # type: ignore[arg-type]
 
 
-class Signals:
-    """Asks a run to save and leave at SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second one acts at once.
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
+
+class Signals:
+    """Asks a run to save and leave at SIGINT, SIGTERM, SIGHUP or SIGUSR1; one a second later or more acts at once.
+
+    Launchers and schedulers both pass a signal on, so that it comes twice.
     Call it for the number of the signal that came, or 0.
     """
 
     KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self._since = 0, 0.0
 
     def __enter__(self) -> "Signals":
         self._old = {kind: signal.signal(kind, self._note) for kind in self.KINDS}
@@ -183,9 +200,11 @@ class Signals:
             signal.signal(kind, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        for kind, handler in self._old.items():
-            signal.signal(kind, handler)
+        if self.received and time.monotonic() - self._since > 1:
+            signal.signal(number, self._old[signal.Signals(number)])
+            signal.raise_signal(number)
+        elif not self.received:
+            self.received, self._since = number, time.monotonic()
 
     def __call__(self) -> int:
         return self.received

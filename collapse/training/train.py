@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ from collapse.training import parallel
 from collapse.training.config import Config
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import Batch, Plan, batches
-from collapse.training.network import Network, backward, checkpoint_blocks, finite, save_encoder
+from collapse.training.network import Network, backward, checkpoint_blocks, finite, resolve, save_encoder
 from collapse.training.online import Evaluation, rank_metrics
 from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
 from collapse.training.run import Run
 from collapse.training.views import uniforms
 
 SAVE_SECONDS = 600  # a save is due after so long, whatever the steps
+
+
+def _never() -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Options:
     checkpoint: bool = False
     nvjpeg: bool = False
     tensorboard: bool = False
-    stop: Callable[[], int] = field(default=lambda: 0)
+    stop: Callable[[], int] = _never
 
 
 class Training:
@@ -91,11 +95,13 @@ class Training:
         return make_optimizer(config.optimizer, groups, config.momentum, config.eta)
 
     def state(self) -> dict[str, Any]:
-        """All that a save holds; raises InputError if a loss since the last line was not finite."""
+        """All that a save holds; raises InputError if a loss since the last line, or a weight, is not finite."""
         self.read()
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            raise InputError(f"step {self.step}: a weight is not finite; lower lr; the last save is kept")
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         losses = {"window": self.window, "epoch_losses": self.epoch_losses}
-        return {**parts, **losses, "step": self.step, "log_bytes": self.log_bytes, "environment": environment()}
+        return {**parts, **losses, "step": self.step, "log_bytes": self.log_bytes, "environment": self.environment()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to `state`; a warning where the environment now differs in what changes last digits."""
@@ -103,9 +109,22 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.log_bytes = state["step"], state["log_bytes"]
         self.window, self.epoch_losses = state["window"], state["epoch_losses"]
-        changed = [f"{k} {v}, now {environment()[k]}" for k, v in state["environment"].items() if environment()[k] != v]
+        now = self.environment()
+        changed = [f"{k} {v}, now {now[k]}" for k, v in state["environment"].items() if now[k] != v]
         if changed and parallel.rank() == 0:
             print(f"warning: {', '.join(changed)}: same data and schedule, other last digits", file=sys.stderr)
+
+    def environment(self) -> dict[str, Any]:
+        """What changes the last digits of a run, as a save holds it."""
+        cuda = self.device.startswith("cuda")
+        return {
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "processes": parallel.world(),
+            "machine": platform.machine(),
+            "capability": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+            "compiled": self.options.compile,
+        }
 
     def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both views, (n, 3, s, s) float32, normalised, on the device, each image its own draw."""
@@ -149,17 +168,6 @@ class Training:
         self.epoch_losses += losses
 
 
-def environment() -> dict[str, Any]:
-    """What changes the last digits of a run, as a save holds it."""
-    return {
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "processes": parallel.world(),
-        "machine": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
 def train(
     folder: Path, config: Config, data: Labelled, val: Labelled | None = None, options: Options | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -175,32 +183,43 @@ def train(
     """
     options = options or Options()
     plan = _plan(config, data)
-    training = Training(config, len(data.classes), plan, options)
-    about = {"images": len(data), "digest": data.digest}
-    parallel.agree(repr((training.config, about, torch.__version__)), "configuration, data or torch")
-    run = _open_run(folder, training, about)
+    if options.compile and options.checkpoint:
+        raise InputError("--checkpoint: not with --compile; give one of them")
+    about = {"images": len(data), "digest": data.digest, "held_digest": val.digest if val else None}
+    watched = replace(options, device="", stop=_never)
+    parallel.agree(repr((resolve(config), about, watched, torch.__version__)), "configuration, options, data or torch")
+    run = None
     try:
+        training = Training(config, len(data.classes), plan, options)
+        run = _open_run(folder, training, about)
         if _lead(lambda: run is not None and run.finished):
             return
         data = to_memory(data, options.workers)
         monitor = None
-        if val is not None and options.spectrum_every != 0:
+        if val is not None and (options.spectrum_every != 0 or options.knn_every):
             monitor = Evaluation(training.network, data, val, options.held, options.workers, options.device)
         yield from _Loop(training, run, monitor).run(data)
         if run is not None:
             save_encoder(folder / "encoder.safetensors", training.network)
             (folder / "resume.prev.pt").unlink(missing_ok=True)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of memory at {plan.batch_size // plan.world} images a process; give --checkpoint or --chunks"
-        ) from error
-    except RuntimeError as error:
-        if not parallel.is_lost(error):
+    except (RuntimeError, MemoryError) as error:
+        if _out_of_memory(error):
+            raise InputError(
+                f"out of memory at {plan.batch_size // plan.world} images a process; give --checkpoint or --chunks"
+            ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).partition("\n")[0][:150]
+            raise InputError(f"torch.compile does not work here ({reason}); give --no-compile") from error
+        if isinstance(error, MemoryError) or not parallel.is_lost(error):
             raise
         raise InputError("another process is gone; start all again: the run goes on from its last save") from error
     finally:
         if run is not None:
             run.close()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _plan(config: Config, data: Labelled) -> Plan:
@@ -209,6 +228,9 @@ def _plan(config: Config, data: Labelled) -> Plan:
         raise InputError(f"{len(data)} images, but a batch of {config.batch_size}; lower the batch size")
     if config.batch_size % world:
         raise InputError(f"a batch of {config.batch_size} cannot be shared by {world} processes; change one of them")
+    own = config.batch_size // world
+    if own % config.chunks:
+        raise InputError(f"chunks: {config.chunks} do not divide the {own} images of each of {world} processes")
     return Plan(len(data), config.batch_size, config.epochs, config.seed, parallel.rank(), world)
 
 
@@ -278,7 +300,7 @@ class _Loop:
             training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
             step = training.step
             ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
-            measures = self._due(self.options.spectrum_every, ends) or last
+            measures = self.options.spectrum_every != 0 and (self._due(self.options.spectrum_every, ends) or last)
             if step % self.options.log_every == 0 or ends or (measures and self.monitor is not None):
                 yield self._line(ends, measures)
             late = time.monotonic() - self.saved > SAVE_SECONDS

@@ -91,16 +91,13 @@ class Augmentation:
         w = torch.minimum(width, (height * self.ratio).round().long())
         return torch.cat([(height - h) // 2, (width - w) // 2, h, w], 1)
 
-    def crop(self, images: Tensor, u: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1.
-
-        sizes: (n, 2) on the CPU, where images of several sizes lie in the top left corners of a larger tensor.
-        """
+    def crop(self, images: Tensor, u: Tensor) -> Tensor:
+        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         height, width = images.shape[-2:]
-        sizes = torch.tensor([[height, width]]) if sizes is None else sizes
         # Draws stay on the host: what they decide costs no synchronisation with the device.
-        top, left, h, w = self.boxes(u, sizes).float().to(x.device, non_blocking=True).unbind(1)
+        boxes = self.boxes(u, torch.tensor([[height, width]])).float()
+        top, left, h, w = boxes.to(x.device, non_blocking=True).unbind(1)
         mirror = (u[:, 22] < self.flip).to(x.device, non_blocking=True)
         rows = _resampling(top, h, self.size or height, height)
         columns = _resampling(left, w, self.size or width, width)
@@ -109,7 +106,7 @@ class Augmentation:
         return self._rotate(x, u) if self.degrees else x
 
     def crop_one(self, image: Tensor, u: Tensor) -> Tensor:
-        """As `crop`, of one image (3, h, w) uint8 by torchvision's kernels, for a CPU worker: (3, size, size) uint8."""
+        """As `crop`, by torchvision's kernels, of one image of many sizes: (3, h, w) uint8 -> (3, size, size) uint8."""
         from torchvision.transforms.v2 import functional
 
         box = self.boxes(u[None], torch.tensor([image.shape[-2:]]))[0].tolist()
