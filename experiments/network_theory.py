@@ -2,17 +2,20 @@
 
     python experiments/network_theory.py          # from the runs that are there; --data trains the rest
 
-Top left, mechanism one: X = Sigma0 - Sigma1 (lemma 2, exact for the cosine loss too) of the representation, over
-training: the share of its eigenvalues that are negative, in whose directions the head's gradient is decay.
+Top left, mechanism one: X = Sigma0 - Sigma1 (lemma 2, exact for the cosine loss too) of the representation under a
+linear head, over training, at four strengths of augmentation: the weight of its negative eigenvalues, in whose
+directions the head's gradient is decay, among all.  A cosine loss does not change with the head's scale, so that
+tr(W X W^T) = 0: X always has negative eigenvalues, with no head of just half the weight; what tells is the change.
 Top right and bottom left, mechanism two: two linear layers behind the network: alignment of their singular vectors,
 and growth of the second layer's singular values.
 Bottom right: how far augmentation shrinks directions, at four strengths: the share of the embedding's variance that
 each generalised eigenvector of signal and augmentation has behind a linear head (dots), against water-filling of its
 signal fraction (lines), t_k = tau (rho_k + mu)+, `theory.cosine_modes`, for an infinite batch and Gaussian data.
 
-Writes experiments/results/network_theory.json (negative: run -> epochs, share, weight of the negative eigenvalues;
+Writes experiments/results/network_theory.json (negative: strength -> epochs, share, weight of the negative eigenvalues;
 alignment: epochs, mean of the leading 16, singular values; shrinkage: strength -> rho, measured and predicted shares,
-spearman of rho and share, r2 of the logarithms of those above 1e-4 in both, dead: counts below that) and
+spearman of rho and share, r2 of the logarithms of those above 1e-4 in both, dead: counts below that, held: what the
+modes predicted to be dead hold) and
 figures/network_theory.png and .pdf.
 """
 
@@ -57,14 +60,15 @@ def shrunk(meta: Meta, arrays: summary.Arrays) -> Meta:
     fit = r_squared(measured[alive], predicted[alive])
     rank = float(stats.spearmanr(rho, measured).statistic)
     shares = {"rho": rho, "measured": measured, "predicted": predicted}
-    return shares | {"dead": dead, "spearman": rank, "r2": fit, "alive": int(alive.sum())}
+    held = {"median": np.median(measured[predicted < DEAD]), "together": measured[predicted < DEAD].sum()}
+    return shares | {"dead": dead, "held": held, "spearman": rank, "r2": fit, "alive": int(alive.sum())}
 
 
 def summarise(runs: summary.Runs) -> Meta:
     """The three parts."""
     strengths = {s: "linear-s0" if s == 1 else f"linear-strength{s:g}-s0" for s in study.STRENGTHS}
     return {
-        "negative": {name: negative(runs[f"{name}-s0"][1]) for name in ("none", "linear")},
+        "negative": {f"{s:g}": negative(runs[name][1]) for s, name in strengths.items()},
         "alignment": aligned(runs["linear-depth2-s0"][1]),
         "shrinkage": {f"{s:g}": shrunk(*runs[name]) for s, name in strengths.items()},
         "signal_fraction": {f"{s:g}": runs[name][0]["signal_fraction"] for s, name in strengths.items()},
@@ -74,15 +78,19 @@ def summarise(runs: summary.Runs) -> Meta:
 def report(found: Meta) -> str:
     """The figures behind the panels."""
     lines = []
-    for name, one in found["negative"].items():
-        shares = ", ".join(f"{100 * share:.0f}" for share in one["share"])
-        lines.append(f"X of {study.LABELS[name]}: negative eigenvalues, % at epochs {one['epochs']}: {shares}")
+    for s, one in found["negative"].items():
+        parts = [", ".join(f"{100 * value:.0f}" for value in one[key]) for key in ("weight", "share")]
+        lines.append(
+            f"augmentation x {s}: negative eigenvalues of X at epochs {one['epochs']}: % of the weight {parts[0]}, "
+            f"of the number {parts[1]}"
+        )
     mean = ", ".join(f"{value:.2f}" for value in found["alignment"]["alignment"])
     lines.append(f"two linear layers: alignment of the leading {LEADING} modes {mean}")
     for s, one in found["shrinkage"].items():
         lines.append(
             f"augmentation x {s}: rank correlation of share with rho {one['spearman']:.2f}; R2 of ln shares of the "
-            f"{one['alive']} alive {one['r2']:.2f}; below {DEAD:g} {one['dead'][0]}, predicted {one['dead'][1]}"
+            f"{one['alive']} alive {one['r2']:.2f}; below {DEAD:g} {one['dead'][0]}, predicted {one['dead'][1]}, "
+            f"which hold {one['held']['median']:.1e} each, {one['held']['together']:.2f} together"
         )
     return "\n".join(lines)
 
@@ -91,10 +99,11 @@ def draw(found: Meta) -> Any:
     """The four panels."""
     fig, axes = plots.figure(plots.TEXT, 4.4, columns=2, rows=2)
     ((first, second), (third, fourth)) = axes
-    for name, one in found["negative"].items():
-        first.plot(one["epochs"], 100 * np.array(one["share"]), "o-", label=study.LABELS[name])
-    first.set(xlabel="epoch", ylabel="negative eigenvalues of X, %", ylim=(0, 100))
-    first.legend()
+    colors = dict(zip(found["negative"], plots.sequence_colors(len(found["negative"])), strict=True))
+    for s, one in found["negative"].items():
+        first.plot(one["epochs"], 100 * np.array(one["weight"]), "o-", color=colors[s], label=f"× {s}")
+    first.set(xlabel="epoch", ylabel="weight of X's negative eigenvalues, %", ylim=(0, 100))
+    first.legend(title="augmentation")
     two = found["alignment"]
     second.plot(two["epochs"], two["alignment"], "o-")
     second.set(xlabel="epoch", ylabel=f"alignment, leading {LEADING}", ylim=(0, 1))
@@ -103,10 +112,10 @@ def draw(found: Meta) -> Any:
         third.plot(two["epochs"], grown[:, k - 1], f"{marker}-", label=f"singular value {k}")
     third.set(xlabel="epoch", ylabel=r"second layer: $\ln$ growth")
     third.legend()
-    for color, (s, one) in zip(plots.sequence_colors(len(found["shrinkage"])), found["shrinkage"].items(), strict=True):
-        fourth.plot(one["rho"], np.log10(one["measured"]), ".", color=color, markersize=2, label=f"× {s}")
+    for s, one in found["shrinkage"].items():
+        fourth.plot(one["rho"], np.log10(one["measured"]), ".", color=colors[s], markersize=2, label=f"× {s}")
         rho, predicted = (np.array(one[key]) for key in ("rho", "predicted"))
-        fourth.plot(rho[predicted > 0], np.log10(predicted[predicted > 0]), color=color)
+        fourth.plot(rho[predicted > 0], np.log10(predicted[predicted > 0]), color=colors[s])
     fourth.set(xlabel=r"signal fraction $\rho_k$", ylabel=r"$\log_{10}$ share of variance of z", ylim=(-5, None))
     for ax in (first, second, third):
         ax.set_xticks(two["epochs"])
@@ -115,5 +124,5 @@ def draw(found: Meta) -> Any:
 
 
 if __name__ == "__main__":
-    patterns = ("none-s0", "linear-s0", "linear-depth2-s0", "linear-strength*-s0")
+    patterns = ("linear-s0", "linear-depth2-s0", "linear-strength*-s0")
     summary.main(__file__, patterns, summarise, report, draw)

@@ -4,14 +4,15 @@
 
 Rank is the effective rank of the representation's spectrum; signal fraction the share of its variance that is between
 images, not between the views of one; both: LiDAR, which is the rank of what the signal adds over the augmentation, and
-least squares on the two logarithms, each run predicted from the others.
+least squares on the two logarithms, each run predicted from those of other settings.
 
-Temperature and stem move accuracy and rank together, so the correlations are also taken within each regime of
-summary.py.
+The seeds of one setting are not independent: whole settings are drawn for the bootstrap, and left out together.
+Temperature and stem move accuracy and rank together, so rho is also taken among the heads of each regime of summary.py,
+which are too few for an interval.
 
 Writes experiments/results/predictors.json (runs: name, regime, probe_top1 and each predictor; correlations: predictor
--> Spearman's rho and its bootstrap 95 % interval, of all runs; within: regime -> the same) and figures/predictors.png
-and .pdf.
+-> Spearman's rho and its bootstrap 95 % interval, of all runs; gain: rho of both less that of rank alone, and its
+interval; within: regime -> predictor -> rho, and settings, their number) and figures/predictors.png and .pdf.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from summary import Meta
 
-from collapse import plots
+from collapse import InputError, plots
 
 TITLES = {
     "effective_rank": "effective rank",
@@ -33,56 +34,74 @@ TITLES = {
 }
 
 
-def left_out(x: NDArray, y: NDArray) -> NDArray:
-    """Least squares of y (n,) on x (n, p) and a constant; each entry predicted from the other n - 1."""
-    design = np.column_stack([np.ones(len(x)), x])
-    hat = design @ np.linalg.pinv(design)
-    return y - (y - hat @ y) / (1 - np.diag(hat))
+def left_out(x: NDArray, y: NDArray, groups: NDArray) -> NDArray:
+    """Least squares of y (n,) on x (n, p) and a constant; each entry predicted from those of other groups (n,)."""
+    design, found = np.column_stack([np.ones(len(x)), x]), np.empty(len(y))
+    for group in np.unique(groups):
+        own = groups == group
+        found[own] = design[own] @ np.linalg.lstsq(design[~own], y[~own])[0]
+    return found
 
 
-def correlation(x: NDArray, y: NDArray, seed: int) -> Meta:
-    """Spearman's rho with a bootstrap interval (2,000 samples, bias-corrected)."""
+def rho(x: NDArray, y: NDArray) -> float:
+    """Spearman's."""
+    return float(stats.spearmanr(x, y).statistic)
 
-    def rho(a: NDArray, b: NDArray) -> float:
-        return stats.spearmanr(a, b).statistic
 
-    options = {"paired": True, "vectorized": False, "n_resamples": 2000, "rng": np.random.default_rng(seed)}
-    low, high = stats.bootstrap((x, y), rho, **options).confidence_interval
-    return {"rho": float(rho(x, y)), "interval": [float(low), float(high)]}
+def correlations(columns: dict[str, NDArray], y: NDArray, groups: NDArray, seed: int) -> Meta:
+    """rho of each column with y, and how much that of both exceeds that of rank, with percentile intervals.
+
+    2,000 bootstrap samples of whole groups.
+    """
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(2000):
+        rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
+        drawn.append({key: rho(column[rows], y[rows]) for key, column in columns.items()})
+    values = {key: (rho(column, y), np.array([one[key] for one in drawn])) for key, column in columns.items()}
+    (both, boths), (rank, ranks) = values["both"], values["effective_rank"]
+    values["gain"] = both - rank, boths - ranks
+    return {key: {"rho": r, "interval": np.nanquantile(some, [0.025, 0.975])} for key, (r, some) in values.items()}
 
 
 def summarise(runs: summary.Runs) -> Meta:
     """Predictors and accuracy of every run."""
-    metas = {name: meta for name, (meta, _) in runs.items()}
-    columns = {
-        key: np.array([meta[key] for meta in metas.values()]) for key in ("signal_fraction", "lidar", "probe_top1")
-    }
-    columns["effective_rank"] = np.array([meta["metrics"]["effective_rank"] for meta in metas.values()])
+    metas = {name: meta | meta["metrics"] for name, (meta, _) in runs.items()}
+    keys = ("effective_rank", "signal_fraction", "lidar")
+    metas = {name: meta for name, meta in metas.items() if not np.isnan([summary.known([meta], k) for k in keys]).any()}
+    settings = np.array([name.rpartition("-")[0] for name in metas])
+    if len(set(settings)) < 5:
+        raise InputError(f"{len(set(settings))} settings are too few for a correlation; give --data to train more")
+    columns = {key: np.array([meta[key] for meta in metas.values()]) for key in (*keys, "probe_top1")}
     logs = np.log(np.column_stack([columns["effective_rank"], columns["signal_fraction"]]))
-    columns["both"] = 100 * left_out(logs, columns["probe_top1"])
+    columns["both"] = 100 * left_out(logs, columns["probe_top1"], settings)
     regimes = np.array([summary.REGIMES[study.FINE * (study.FINE in n) + study.HOT * (study.HOT in n)] for n in metas])
     rows = [
         {"name": name, "regime": regimes[i]} | {key: values[i] for key, values in columns.items()}
         for i, name in enumerate(metas)
     ]
 
-    def correlations(of: NDArray) -> Meta:
-        return {key: correlation(columns[key][of], columns["probe_top1"][of], 0) for key in TITLES}
-
-    within = {name: correlations(regimes == name) for name in dict.fromkeys(regimes.tolist())}
-    return {"runs": rows, "correlations": correlations(regimes == regimes), "within": within}
+    top1, x = columns["probe_top1"], {key: columns[key] for key in TITLES}
+    found = correlations(x, top1, settings, 0)
+    names = [setting.removesuffix(study.HOT).removesuffix(study.FINE) for setting in settings.tolist()]
+    heads, within = np.isin(names, list(study.HEADS)), {}
+    for regime in dict.fromkeys(regimes.tolist()):
+        own = heads & (regimes == regime)
+        within[regime] = {key: rho(column[own], top1[own]) for key, column in x.items()}
+        within[regime] |= {"settings": len(set(settings[own]))}
+    return {"runs": rows, "gain": found.pop("gain"), "correlations": found, "within": within}
 
 
 def report(found: Meta) -> str:
-    """A line a predictor, of all runs and of each regime's."""
-    lines = ["Spearman's correlation with the probe's accuracy, 95 % interval"]
-    parts = {"all": found["correlations"]} | {summary.spoken(name): one for name, one in found["within"].items()}
-    counts = [len(found["runs"]), *(sum(run["regime"] == name for run in found["runs"]) for name in found["within"])]
-    for count, (name, part) in zip(counts, parts.items(), strict=True):
-        lines.append(f"{name}, {count} runs")
-        for key, one in part.items():
-            rho, low, high = np.array([one["rho"], *one["interval"]], float)
-            lines.append(f"  {TITLES[key]:<24}{rho:+.2f}  ({low:+.2f} to {high:+.2f})")
+    """A line a predictor, of all runs; and of the heads of each regime."""
+    lines = [f"Spearman's correlation with the probe's accuracy, {len(found['runs'])} runs, 95 % interval"]
+    for key, one in [*found["correlations"].items(), ("gain", found["gain"])]:
+        value, low, high = np.array([one["rho"], *one["interval"]], float)
+        title = TITLES.get(key, "both less rank alone")
+        lines.append(f"  {title:<24}{value:+.2f}  ({low:+.2f} to {high:+.2f})")
+    for regime, part in found["within"].items():
+        values = ", ".join(f"{TITLES[key].partition(',')[0]} {part[key]:+.2f}" for key in TITLES)
+        lines.append(f"{summary.spoken(regime)}, {part['settings']} heads: {values}")
     return "\n".join(lines)
 
 
@@ -98,9 +117,9 @@ def draw(found: Meta) -> Any:
             marker, color = kinds[run["name"].split("-")[0]], colors[run["regime"]]
             ax.plot(run[key], 100 * run["probe_top1"], marker, color=color, markersize=4)
         one = found["correlations"][key]
-        rho, low, high = np.array([one["rho"], *one["interval"]], float)
+        value, low, high = np.array([one["rho"], *one["interval"]], float)
         ax.set(xlabel=label)
-        ax.set_title(rf"$\rho$ = {rho:.2f} ({low:.2f}, {high:.2f})", fontsize=7)
+        ax.set_title(rf"$\rho$ = {value:.2f} ({low:.2f}, {high:.2f})", fontsize=7)
     axes[0].set_ylabel("probe top-1, %")
     for kind, marker in kinds.items():
         axes[0].plot([], [], marker, color="0.4", markersize=4, label=study.LABELS[kind])

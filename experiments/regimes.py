@@ -48,7 +48,6 @@ def summarise(runs: summary.Runs) -> Meta:
                 "probe_top1": meta["probe_top1"],
                 "probe_interval": meta["probe_interval"],
                 "collapsed_dimensions_1e-03": meta["metrics"]["collapsed_dimensions_1e-03"],
-                "signal_fraction": meta["signal_fraction"],
             }
     both = [one for one in settings.values() if {"none", "mlp"} <= set(one)]
     return {"settings": both, "choice": {setting: h for setting, h in choice.items() if set(study.FOUR) <= set(h)}}

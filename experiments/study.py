@@ -291,7 +291,7 @@ def covariances(views: NDArray) -> tuple[NDArray, NDArray]:
 
 def signal_of(views: NDArray) -> tuple[Meta, Arrays]:
     """Signal and augmentation along the principal directions of the representations, rows of length one."""
-    unit = views / np.linalg.norm(views, axis=2, keepdims=True)
+    unit = views / np.maximum(np.linalg.norm(views, axis=2, keepdims=True), np.finfo(float).tiny)
     between, within = covariances(unit)
     vectors = np.linalg.eigh(between + within)[1][:, ::-1]
     along = [np.einsum("ik,ij,jk->k", vectors, c, vectors) for c in (between, within)]

@@ -17,7 +17,12 @@ from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta
 from collapse.results import load_result, provenance, save_text, strict, to_json
 
-Runs = dict[str, tuple[Meta, Arrays]]
+
+class Runs(dict[str, tuple[Meta, Arrays]]):
+    """The results of runs by name; asking for one that is missing is an InputError."""
+
+    def __missing__(self, name: str) -> tuple[Meta, Arrays]:
+        raise InputError(f"run {name} is missing; give --data to train it")
 
 
 def main(
@@ -77,7 +82,7 @@ def _document(
         raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
     if len(there) < len(names):
         print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
-    found = summarise({run: load_result(results / f"{run}.npz") for run in there})
+    found = summarise(Runs({run: load_result(results / f"{run}.npz") for run in there}))
     return strict({"schema": "collapse.study/1", **found, "config": configs[names[0]].as_dict(), **provenance()})
 
 
@@ -107,21 +112,26 @@ def regimes(heads: Sequence[str]) -> dict[str, str]:
 
 
 def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
-    """A row of a table for each head, lists over its seeds."""
+    """A row of a table for each name of study.HEADS, lists over its seeds; NaN for what a collapsed run leaves open."""
     found = []
     for head in heads:
         metas = [runs[name][0] for seed in range(3) if (name := f"{head}{regime}-s{seed}") in runs]
         if not metas:
             continue
         ranks = [meta["metrics"] for meta in metas]
-        about = {"method": metas[0]["config"]["method"], "head": head, "dim": metas[0]["config"]["dim"]}
-        about |= {"temperature": metas[0]["config"]["temperature"], "seeds": [m["config"]["seed"] for m in metas]}
+        about = {"name": head} | {key: metas[0]["config"][key] for key in ("method", "head", "dim", "temperature")}
+        about |= {"seeds": [meta["config"]["seed"] for meta in metas]}
         found.append(
             about
-            | {key: [meta[key] for meta in metas] for key in ("probe_top1", "knn_top1", "signal_fraction", "lidar")}
-            | {key: [rank[key] for rank in ranks] for key in RANKS}
+            | {key: known(metas, key) for key in ("probe_top1", "knn_top1", "signal_fraction", "lidar")}
+            | {key: known(ranks, key) for key in RANKS}
         )
     return found
+
+
+def known(metas: Sequence[Meta], key: str) -> list[float]:
+    """A value of each, NaN where it is null or absent."""
+    return [np.nan if meta.get(key) is None else meta[key] for meta in metas]
 
 
 RANKS = ("effective_rank", "collapsed_dimensions", "collapsed_dimensions_1e-03")
@@ -131,20 +141,21 @@ COLUMNS = {"probe_top1": "probe %", "knn_top1": "kNN %", "effective_rank": "effe
 def claims(table: Sequence[Meta], key: str = "probe_top1") -> list[Meta]:
     """Each pair of rows whose means differ, the better first: difference, 95 % interval, p of Welch's t over seeds.
 
-    p is Holm's, corrected for the number of pairs.
+    p is Holm's, corrected for the number of pairs; the interval is that of the pair alone.  Left out are rows of one
+    seed, and pairs that do not vary at all, of which Welch's test says nothing.
     """
     pairs = []
     for one, two in combinations(table, 2):
         high, low = sorted((one, two), key=lambda row: -np.mean(row[key]))
-        if min(len(high[key]), len(low[key])) < 2:
+        if min(len(high[key]), len(low[key])) < 2 or not np.std(high[key]) + np.std(low[key]) > 0:
             continue
         test = stats.ttest_ind(high[key], low[key], equal_var=False)
         interval = list(test.confidence_interval())
         difference = float(np.mean(high[key]) - np.mean(low[key]))
         pairs.append(
             {
-                "above": high["head"],
-                "below": low["head"],
+                "above": high["name"],
+                "below": low["name"],
                 "difference": difference,
                 "interval": interval,
                 "p": float(test.pvalue),
@@ -164,7 +175,7 @@ def table_text(table: Sequence[Meta]) -> str:
         values = [np.array(row[key]) * (100 if "%" in title else 1) for key, title in COLUMNS.items()]
         cells = [f"{v.mean():.1f} ± {v.std(ddof=1) if len(v) > 1 else np.nan:.1f}" for v in values]
         lines.append(
-            f"{study.LABELS[row['head']]:<20}{len(row['seeds']):>6}" + "".join(f"{cell:>18}" for cell in cells)
+            f"{study.LABELS[row['name']]:<20}{len(row['seeds']):>6}" + "".join(f"{cell:>18}" for cell in cells)
         )
     return "\n".join(lines)
 
@@ -182,7 +193,7 @@ def claims_text(pairs: Sequence[Meta]) -> str:
 def draw_tables(found: Meta) -> Any:
     """A point a seed and a line for their mean; a row a head, a colour a regime."""
     tables = {regime: found[regime]["rows"] for regime in TITLES if regime in found}
-    labels = [study.LABELS[row["head"]] for row in tables["chosen"]]
+    labels = [study.LABELS[row["name"]] for row in tables["chosen"]]
     fig, axes = plots.figure(plots.TEXT, 1.0 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
@@ -194,7 +205,7 @@ def draw_tables(found: Meta) -> Any:
         for k, (regime, table) in enumerate(tables.items()):
             for row in table:
                 values = factor * np.array(row[key])
-                y = labels[::-1].index(study.LABELS[row["head"]]) + places[k]
+                y = labels[::-1].index(study.LABELS[row["name"]]) + places[k]
                 title = TITLES[regime] if row is table[0] else None
                 ax.plot(values, np.full(len(values), y), "o", color=f"C{k}", alpha=0.4, markersize=3)
                 ax.plot(values.mean(), y, "|", color=f"C{k}", markersize=10, markeredgewidth=2, label=title)
@@ -213,7 +224,10 @@ def tables(script: str, heads: Sequence[str]) -> None:
             table = rows(runs, heads, regime)
             if len(table) == len(heads) or not regime:
                 keys = {"claims": "probe_top1", "rank_claims": "effective_rank", "collapsed_claims": RANKS[2]}
-                found[name] = {"rows": table} | {title: claims(table, key) for title, key in keys.items()}
+                config = next(runs[f"{heads[0]}{regime}-s{seed}"][0]["config"] for seed in table[0]["seeds"])
+                found[name] = {"rows": table, "config": config} | {t: claims(table, key) for t, key in keys.items()}
+        if not found["chosen"]["rows"]:
+            raise InputError(f"no run of {', '.join(heads)} at the values chosen; give --data to train them")
         return {"rows": found["chosen"]["rows"], **found}
 
     def report(found: Meta) -> str:
@@ -235,6 +249,8 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
             values = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
             if all(values.values()):
                 found[title] = values
+        if len(found) == 1:
+            raise InputError(f"in no setting there is a run of each of {', '.join(heads)}; give --data to train them")
         return found
 
     def report(found: Meta) -> str:

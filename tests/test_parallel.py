@@ -119,7 +119,7 @@ def test_gradient_caching_is_exact_without_batch_norm_and_another_thing_with_it(
 def test_batch_norm_of_ranks_is_torchs_own_in_a_world_of_one():
     x = torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = nn.BatchNorm2d(3).double()
-    ours = parallel._SyncBatchNorm(theirs)
+    ours = parallel._SyncBatchNorm(theirs).double()
     sums = parallel._Sum.apply
     parallel._Sum.apply = lambda values: values
     try:

@@ -98,13 +98,13 @@ def test_the_modes_shares_are_those_of_the_embedding():
 
 def test_claims_are_welchs_with_holms_correction():
     table = [
-        {"head": h, "probe_top1": v}
+        {"name": h, "probe_top1": v}
         for h, v in (("a", [0.5, 0.52, 0.51]), ("b", [0.4, 0.43, 0.41]), ("c", [0.4, 0.5, 0.6]))
     ]
     found = {(c["above"], c["below"]): c for c in summary.claims(table)}
     assert set(found) == {("a", "b"), ("a", "c"), ("c", "b")}
     raw = {
-        pair: stats.ttest_ind(*[next(r["probe_top1"] for r in table if r["head"] == h) for h in pair], equal_var=False)
+        pair: stats.ttest_ind(*[next(r["probe_top1"] for r in table if r["name"] == h) for h in pair], equal_var=False)
         for pair in found
     }
     assert found["a", "b"]["p"] == pytest.approx(3 * raw["a", "b"].pvalue)
@@ -178,9 +178,9 @@ def test_the_page_quotes_what_the_result_files_hold():
     for regime in ("chosen", "temperature_0.5"):
         one, two = stored("table1")[regime]["rows"], stored("table2")[regime]["rows"]
         quoted.append("(" + ", ".join(f"{100 * np.mean(row['probe_top1']):.1f}" for row in one))
-        ranks = {row["head"]: np.mean(row["effective_rank"]) for row in one}
+        ranks = {row["name"]: np.mean(row["effective_rank"]) for row in one}
         quoted.append(f"{ranks['none']:.1f} against {ranks['mlp']:.1f}")
-        assert max(two, key=lambda row: np.mean(row["probe_top1"]))["head"] == "lowrank"
+        assert max(two, key=lambda row: np.mean(row["probe_top1"]))["name"] == "lowrank"
         assert min(c["p"] for c in stored("table1")[regime]["claims"] + stored("table2")[regime]["claims"]) > 0.05
         backed = [c["above"] for c in stored("table1")[regime]["rank_claims"] if c["below"] == "mlp" and c["p"] < 0.05]
         assert "none" in backed
@@ -203,10 +203,10 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(f"({fine[0]}, whose interval holds zero, and {fine[1]})")
     assert within["stem3"]["effective_rank"]["interval"][1] > 0
     fine = stored("table1")["stem3"]
-    top, low = ({row["head"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
+    top, low = ({row["name"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top.values()) + " %")
     quoted.append(", ".join(f"{low[head]:.0f}" for head in ("none", "mlp", "linear", "directclr")))
-    ranks = {row["head"]: np.mean(row["effective_rank"]) for row in fine["rows"]}
+    ranks = {row["name"]: np.mean(row["effective_rank"]) for row in fine["rows"]}
     quoted.append(f"({ranks['none']:.1f} against {ranks['mlp']:.1f} for none and two layers)")
     backed = {(c["above"], c["below"]): c for c in fine["claims"] if c["p"] < 0.05}
     assert set(backed) == {("mlp", "none")}
@@ -215,7 +215,7 @@ def test_the_page_quotes_what_the_result_files_hold():
     backed = {(c["above"], c["below"]) for c in fine["collapsed_claims"] if c["p"] < 0.05}
     assert {("none", "linear"), ("none", "directclr")} <= backed
     assert ("none", "mlp") not in backed
-    mean = lambda rows, key, heads: [np.mean(next(r[key] for r in rows if r["head"] == h)) for h in heads]
+    mean = lambda rows, key, heads: [np.mean(next(r[key] for r in rows if r["name"] == h)) for h in heads]
     both, order = stored("table1")["stem3_temperature_0.5"], ("none", "mlp", "linear", "directclr")
     ranks = [f"{value:.1f}" for value in mean(both["rows"], "effective_rank", order)]
     quoted.append(f"effective rank is {ranks[0]}, with two layers, a linear one and DirectCLR {', '.join(ranks[1:])}")

@@ -189,7 +189,7 @@ def _root(path: Path, split: str) -> Path:
 def _npz(path: Path, split: str) -> Labelled:
     keys = ("x_train", "y_train") if split == "train" else ("x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             x, y = (file[key] for key in keys)
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise InputError(f"{path}: cannot read {' and '.join(keys)} ({error})") from error
