@@ -100,7 +100,8 @@ def report(found: Meta) -> str:
         title = TITLES.get(key, "both less rank alone")
         lines.append(f"  {title:<24}{value:+.2f}  ({low:+.2f} to {high:+.2f})")
     for regime, part in found["within"].items():
-        values = ", ".join(f"{TITLES[key].partition(',')[0]} {part[key]:+.2f}" for key in TITLES)
+        numbers = zip(TITLES, np.array([part[key] for key in TITLES], float), strict=True)
+        values = ", ".join(f"{TITLES[key].partition(',')[0]} {value:+.2f}" for key, value in numbers)
         lines.append(f"{summary.spoken(regime)}, {part['settings']} heads: {values}")
     return "\n".join(lines)
 

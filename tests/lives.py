@@ -2,11 +2,11 @@
 
     python tests/lives.py FOLDER                                              # by test_train.py; 20 seconds
     python tests/lives.py FOLDER --every benchmarks/results/resume.json       # 15 minutes
-    python tests/lives.py FOLDER --every resume-workers.json --data images.zip --workers 2 --size 32
 
 Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.  With --every, a run
 is killed once at each moment there is and then finished, and then 200 times at random; what differs from the unbroken
-run in weights, curve or spectra is counted.  Flags after the result's name go to the run.
+run in weights, curve or spectra is counted.  Flags after the result's name go to the
+run, such as --data of images that workers decode.
 """
 
 import hashlib

@@ -51,6 +51,7 @@ def commands(text):
 
 def to_collapse(words):
     """The arguments of `collapse` in a command, or None."""
+    words = words[:-1] if words[-1] == "&" else words
     if "-m" in words[:-1] and words[words.index("-m") + 1] == "collapse":
         return words[words.index("-m") + 2 :]
     return words[1:] if words[0] in ("collapse", ".venv/bin/collapse") else None
