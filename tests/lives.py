@@ -5,8 +5,8 @@
 
 Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.  With --every, a run
 is killed once at each moment there is and then finished, and then 200 times at random; what differs from the unbroken
-run in weights, curve or spectra is counted.  Flags after the result's name go to the
-run, such as --data of images that workers decode.
+run in weights, curve or spectra is counted.  Flags after the result's name go to the run, such as --data of images
+that workers decode.
 """
 
 import hashlib

@@ -83,7 +83,8 @@ def check_script(name, flags):
 
 @pytest.mark.parametrize("path", PAGES + SCRIPTS, **by_name)
 def test_every_command_parses_and_its_files_exist(path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
+    for folder in (ROOT, ROOT / "experiments"):
+        monkeypatch.syspath_prepend(folder)
     for words in commands(text_of(path)):
         arguments = to_collapse(words)
         if arguments is not None:
