@@ -31,6 +31,7 @@ def add_train(commands: Any) -> None:
     share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     command.add_argument("--workers", type=count, default=max(1, min(16, share)), help="processes that decode, a rank")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    command.add_argument("--json", action="store_true", help="print the log's last line as one JSON document")
     watch = command.add_argument_group("watching and saving")
     watch.add_argument("--save-every", type=positive, metavar="STEPS", help="default: every epoch, or ten minutes")
     watch.add_argument("--spectrum-every", type=count, metavar="STEPS", help="default: every epoch; 0: never")
@@ -82,7 +83,7 @@ def _train(options: argparse.Namespace) -> None:
     finally:
         parallel.stop()
     if lead:
-        _finish_run(options.out, last)
+        _finish_run(options, last)
 
 
 def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str, Any] | None:
@@ -102,12 +103,15 @@ def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str,
     return last
 
 
-def _finish_run(folder: Path, last: dict[str, Any] | None) -> None:
+def _finish_run(options: argparse.Namespace, last: dict[str, Any] | None) -> None:
     """The spectrum figure and a line that sums the run up."""
     import json
 
     import numpy as np
 
+    from collapse.results import command, to_json, versions
+
+    folder = options.out
     if last is None:
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     if (folder / "spectra.npz").exists():
@@ -119,6 +123,11 @@ def _finish_run(folder: Path, last: dict[str, Any] | None) -> None:
             fig, ax = plots.figure()
             plots.plot_spectra(ax, spectra)
             plots.save_figure(fig, folder / "spectrum", [".png"])
+    if options.json:
+        about = {"schema": "collapse.train/1", "run": folder, "encoder": folder / "encoder.safetensors"}
+        made = {"command": command(), "versions": versions("numpy", "torch", "torchvision")}
+        print(to_json({**about, **last, **made}), end="")
+        return
     shown = {
         "loss": "epoch_loss",
         "effective rank": "effective_rank",
