@@ -102,7 +102,7 @@ def draw(found: Meta) -> Any:
     colors = dict(zip(found["negative"], plots.sequence_colors(len(found["negative"])), strict=True))
     for s, one in found["negative"].items():
         first.plot(one["epochs"], 100 * np.array(one["weight"]), "o-", color=colors[s], label=f"× {s}")
-    first.set(xlabel="epoch", ylabel="weight of X's negative eigenvalues, %", ylim=(0, 100))
+    first.set(xlabel="epoch", ylabel="negative weight of X, %", ylim=(0, 100))
     first.legend(title="augmentation")
     two = found["alignment"]
     second.plot(two["epochs"], two["alignment"], "o-")

@@ -8,13 +8,43 @@ Widgets are not drawn where a notebook is only rendered, so nothing of them is s
 
 import sys
 from pathlib import Path
+from queue import Empty
 from time import perf_counter
+from typing import Any
 
 import nbformat
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets import Type
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+class Channel(AsyncZMQSocketChannel):
+    """Looks for messages every second: asyncio is not woken by each (pyzmq 27), and a notebook would wait for ever."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        """The next message; raises Empty after `timeout` seconds."""
+        end = float("inf") if timeout is None else perf_counter() + timeout
+        while not await self.socket.poll(1000 * max(0, min(1, end - perf_counter()))):
+            if perf_counter() >= end:
+                raise Empty
+        return await self._recv()
+
+
+class Client(AsyncKernelClient):
+    """With these channels."""
+
+    shell_channel_class = iopub_channel_class = Type(Channel)
+
+
+class Manager(AsyncKernelManager):
+    """With this client."""
+
+    client_factory = Type(Client)
 
 
 def run(path: Path, last: str = "") -> NotebookNode:
@@ -22,7 +52,8 @@ def run(path: Path, last: str = "") -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells += [nbformat.v4.new_code_cell(last)] if last else []
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=240, coalesce_streams=True, resources=where).execute()
+    options = {"timeout": 240, "coalesce_streams": True, "kernel_manager_class": Manager}
+    NotebookClient(notebook, resources=where, **options).execute()
     return notebook
 
 

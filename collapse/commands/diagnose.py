@@ -67,7 +67,9 @@ def _diagnose(options: argparse.Namespace) -> None:
     pixels = progress(pixel_batches(images, before_crop(net.preprocess), *how), "images", total)
     about: dict[str, Any] = {"path": str(images.source), "skipped": skipped}
     if total < len(images):
-        about["warnings"] = [f"the first {total} of {len(images)} images; in folders by class, of the first classes alone"]
+        about["warnings"] = [
+            f"the first {total} of {len(images)} images; in folders by class, of the first classes alone"
+        ]
     about["augmentation"] = describe(augmentations, options.augmentation or "the paper's")
     try:
         found = diagnose(
