@@ -17,7 +17,7 @@ from collapse import InputError
 from collapse.images import Images, Preprocessing
 from collapse.training.config import make_config
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
-from collapse.training.loader import Plan, batches
+from collapse.training.loader import Plan, Unreadable, batches
 from collapse.training.views import Augmentation
 
 
@@ -241,6 +241,16 @@ def test_a_damaged_jpeg_among_the_devices_is_replaced(jpegs, tmp_path):
         path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="ten images in a row"):
         next(batches(open_data(tmp_path / "set", "train"), Plan(20, 20, 1, 0), (Augmentation(24),), 0, 0))
+
+
+@pytest.mark.parametrize(("n", "limit"), [(20, 10), (5000, 50)])
+def test_lost_images_are_reported_once_and_too_many_are_an_error(n, limit, capsys):
+    unreadable, names = Unreadable(n), [f"{k:02d}.png: not a readable image" for k in range(limit + 1)]
+    for _ in range(2):
+        unreadable.note(names[:limit])
+    assert capsys.readouterr().err.count("another image is taken instead") == limit
+    with pytest.raises(InputError, match=f"{limit + 1} images cannot be read, the last: {limit}.png"):
+        unreadable.note(names)
 
 
 def test_every_preset_says_what_it_is():

@@ -189,19 +189,32 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(", ".join(f"{value:.1f}" for value in strengths))
     quoted.append(f"{rank('linear-s0'):.1f} with one linear layer behind the network, {rank('linear-depth2-s0'):.1f}")
     theory = stored("network_theory")
-    quoted.append(", ".join(f"{one['r2']:.2f}" for one in theory["shrinkage"].values()))
+    shrunk = theory["shrinkage"].values()
+    quoted.append("(Spearman " + ", ".join(f"{one['spearman']:.2f}" for one in shrunk) + " by strength)")
+    quoted.append("(R² of the logarithms " + ", ".join(f"{one['r2']:.2f}" for one in shrunk) + ")")
+    dead, held = zip(*[(one["dead"][1], 100 * one["held"]["together"]) for one in shrunk], strict=True)
+    quoted.append(f"the {min(dead)} to {max(dead)} directions that it calls dead keep 2e-4 each")
+    assert all(1.5e-4 < one["held"]["median"] < 3e-4 for one in shrunk)
+    quoted.append(f"{min(held):.0f} to {max(held):.0f} % of the variance together")
+    weights = [100 * one["weight"][-1] for one in theory["negative"].values()]
+    quoted.append("to " + ", ".join(f"{value:.0f}" for value in weights) + " % at strengths 0.25, 0.5, 1, 1.2")
+    assert all(0.45 < share < 0.55 for one in theory["negative"].values() for share in one["share"])
     aligned = theory["alignment"]["alignment"]
     quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
-    found = stored("predictors")["correlations"]
+    predictors = stored("predictors")
+    found, within = predictors["correlations"], predictors["within"]
     low, high = found["effective_rank"]["interval"]
     quoted.append(f"(Spearman {found['effective_rank']['rho']:.2f}, 95 % interval {low:.2f} to {high:.2f})")
     quoted += [f"({found[key]['rho']:.2f})" for key in ("lidar", "signal_fraction")]
-    within = stored("predictors")["within"]
-    keys = ("effective_rank", "signal_fraction")
-    hot, fine = ([f"{within[name][key]['rho']:.2f}" for key in keys] for name in ("temperature_0.5", "stem3"))
-    quoted.append(f"rank goes against accuracy ({hot[0]}) and signal fraction with it ({hot[1]})")
-    quoted.append(f"({fine[0]}, whose interval holds zero, and {fine[1]})")
-    assert within["stem3"]["effective_rank"]["interval"][1] > 0
+    gain = [predictors["gain"]["rho"], *predictors["gain"]["interval"]]
+    quoted.append("({:.2f}: {:.2f} more than rank alone, {:.2f} to {:.2f})".format(found["both"]["rho"], *gain))
+    for key in ("effective_rank", "signal_fraction"):
+        quoted.append("(" + ", ".join(f"{within[name][key]:.2f}" for name in summary.TITLES))
+    quoted.append(f"the {len(predictors['runs'])} runs in which both were measured")
+    diagnosed = load_result(study.RESULTS / "network_diagnosis.npz")[1]["counts"]  # the start, then study.FOUR
+    quoted.append("{}, {}, {}, {} are alive at 1e-3 (none, two layers, linear, DirectCLR)".format(*diagnosed[1:, 0]))
+    quoted.append("with {} alive, {} of augmentation and {} dead units".format(*diagnosed[0][[0, 1, 4]]))
+    assert diagnosed[1:, 2:].sum() == 4
     fine = stored("table1")["stem3"]
     top, low = ({row["name"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top.values()) + " %")
@@ -230,12 +243,17 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top) + " %), and not backed")
     assert min(c["p"] for c in tiny["claims"]) > 0.05
     quoted.append("({:.1f} against {:.1f})".format(*mean(tiny["rows"], "effective_rank", ("none", "mlp"))))
-    quoted.append(f"together best ({found['both']['rho']:.2f})")
     for text in quoted:
         assert text in page, text
-    lower = {one["setting"] for one in stored("regimes")["settings"]
-             if one["none"]["effective_rank"][-1] < one["mlp"]["effective_rank"][-1]}  # fmt: skip
-    assert lower == {"temperature-0.5", "temperature-1", "stem-3"}
+    settings = {one["setting"]: one for one in stored("regimes")["settings"]}
+    ratio = {k: one["none"]["effective_rank"][-1] / one["mlp"]["effective_rank"][-1] for k, one in settings.items()}
+    gap = {k: 100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"]) for k, one in settings.items()}
+    assert {setting for setting, value in ratio.items() if value < 1} == {"temperature-0.5", "temperature-1", "stem-3"}
+    assert (round(ratio["base"], 2), round(gap["base"], 1)) == (1.18, 0.8)
+    assert (round(gap["stem-3"], 1), round(gap["epochs-4"], 1), round(ratio["epochs-4"], 1)) == (5.9, 2.5, 2.1)
+    small = [k for k in settings if k.startswith(("batch", "width", "weight"))]
+    assert len(small) == 5
+    assert all(1.15 < ratio[k] < 1.45 and abs(gap[k]) < 1.35 for k in small)
 
 
 @pytest.mark.parametrize(

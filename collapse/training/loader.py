@@ -4,6 +4,7 @@ Which images make step k is a function of (seed, k), and what is drawn for an im
 neither the workers nor their number, nor where a run was interrupted, can change a batch.
 """
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -66,6 +67,21 @@ class Batch:
     images: NDArray
     pixels: Tensor
     unreadable: list[str]
+
+
+class Unreadable:
+    """Reports on stderr, once each, the images of a set of n that could not be read."""
+
+    def __init__(self, n: int) -> None:
+        self.limit, self.seen = max(10, n // 100), set[str]()
+
+    def note(self, messages: Iterable[str]) -> None:
+        """Report what is new; raises InputError if they are more than ten and more than one in a hundred."""
+        for text in sorted(set(messages) - self.seen):
+            self.seen.add(text)
+            print(f"warning: {text}; another image is taken instead", file=sys.stderr)
+            if len(self.seen) > self.limit:
+                raise InputError(f"{len(self.seen)} images cannot be read, the last: {text}")
 
 
 class _Views(Dataset):

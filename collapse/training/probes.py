@@ -12,7 +12,7 @@ from collapse import InputError
 from collapse.checkpoints import Encoder
 from collapse.evaluate import Accuracy, embed
 from collapse.training.data import Labelled, to_memory
-from collapse.training.loader import Plan, batches
+from collapse.training.loader import Plan, Unreadable, batches
 from collapse.training.optim import learning_rate
 from collapse.training.views import Augmentation, uniforms
 
@@ -23,7 +23,7 @@ def probe_paper(
 ) -> Accuracy:  # fmt: skip
     """Train the classifier on `train` and count on `val`; lr is at batch 256 and scales with the batch.
 
-    Raises InputError: fewer images than a batch.
+    Raises InputError: fewer images than a batch, or many that cannot be read.
     """
     if len(train) < batch_size:
         raise InputError(f"{len(train)} images, but a batch of {batch_size}; lower the batch size")
@@ -35,8 +35,9 @@ def probe_paper(
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9, weight_decay=1e-6)
-    labels = torch.from_numpy(train.labels)
+    labels, unreadable = torch.from_numpy(train.labels), Unreadable(len(train))
     for step, batch in enumerate(batches(train, plan, (augmentation,), 0, workers, device)):
+        unreadable.note(batch.unreadable)
         u = uniforms(seed, batch.epoch, batch.images, 0, augmentation.DRAWS)
         whole = batch.pixels.ndim == 4
         x = augmentation.crop(batch.pixels, u) if whole else batch.pixels[:, 0].to(device).float() / 255

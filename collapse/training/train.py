@@ -21,7 +21,7 @@ from collapse import InputError
 from collapse.training import parallel
 from collapse.training.config import Config
 from collapse.training.data import Labelled, to_memory
-from collapse.training.loader import Batch, Plan, batches
+from collapse.training.loader import Batch, Plan, Unreadable, batches
 from collapse.training.network import Network, backward, checkpoint_blocks, finite, resolve, save_encoder
 from collapse.training.online import Evaluation, rank_metrics
 from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
@@ -276,7 +276,7 @@ class _Loop:
 
     def __init__(self, training: Training, run: Run | None, monitor: Evaluation | None) -> None:
         self.training, self.run_folder, self.monitor, self.options = training, run, monitor, training.options
-        self.unreadable: set[str] = set()
+        self.unreadable = Unreadable(training.plan.n)
         self.saved = self.marked = time.monotonic()
         self.waited, self.marked_step = 0.0, training.step
         self.board = self._board() if run is not None and self.options.tensorboard else None
@@ -296,7 +296,7 @@ class _Loop:
         loader = batches(data, training.plan, training.augmentations, training.step, *options)
         self._keep()
         for batch, views in self._timed(ahead(loader, training.views, training.device)):
-            self._note_unreadable(batch, len(data))
+            self.unreadable.note(batch.unreadable)
             training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
             step = training.step
             ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
@@ -333,14 +333,6 @@ class _Loop:
             if item is None:
                 return
             yield item
-
-    def _note_unreadable(self, batch: Batch, n: int) -> None:
-        new = set(batch.unreadable) - self.unreadable
-        self.unreadable |= new
-        for text in sorted(new):
-            print(f"warning: {text}; another image is taken instead", file=sys.stderr)
-        if len(self.unreadable) > max(10, n // 100):
-            raise InputError(f"{len(self.unreadable)} images cannot be read, the last: {batch.unreadable[-1]}")
 
     def _line(self, ends: bool, measures: bool) -> dict[str, Any]:
         """Write and return one line: means since the last one, and what is due at this step."""
