@@ -97,7 +97,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that a save holds; raises InputError if a loss since the last line, or a weight, is not finite."""
         self.read()
-        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+        if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
             raise InputError(f"step {self.step}: a weight is not finite; lower lr; the last save is kept")
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         losses = {"window": self.window, "epoch_losses": self.epoch_losses}
