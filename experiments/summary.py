@@ -204,7 +204,7 @@ def draw_tables(found: Meta) -> Any:
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
         for k, (regime, table) in enumerate(tables.items()):
             for row in table:
-                values = factor * np.array(row[key])
+                values = factor * np.array(row[key], float)
                 y = labels[::-1].index(study.LABELS[row["name"]]) + places[k]
                 title = TITLES[regime] if row is table[0] else None
                 ax.plot(values, np.full(len(values), y), "o", color=f"C{k}", alpha=0.4, markersize=3)

@@ -128,8 +128,9 @@ def test_the_readme_quotes_what_the_result_files_hold():
     peaks = stored("spectrum")["memory"][-1]["peak_mib"]
     quoted.append(f"| {peaks['covariance']:.0f} MiB, {peaks['official']:.0f} MiB |")
     quoted += [f"| {stored('embed')['share_of_bare']:.2f} |", f"| {100 * stored('monitor')['share']:.1f} % |"]
-    resume = stored("resume")
-    quoted.append(f"| {resume['moments'] + resume['random_deaths']}, {len(resume['differing'])} differed |")
+    lives = map(stored, ("resume", "resume-workers"))
+    lives = [(one["moments"] + one["random_deaths"], len(one["differing"])) for one in lives]
+    quoted.append("| " + "; ".join(f"{deaths}, {differing} differed" for deaths, differing in lives) + " |")
     quoted.append(f"| {100 * stored('mutants')['killed']:.0f} % of {len(stored('mutants')['mutants'])} |")
     meta, _ = load_result(ROOT / "experiments/results/phase_diagram.npz")
     quoted.append(f"{meta['exact']['mean_field']} of 15, {meta['r2']:.4f}")

@@ -184,6 +184,9 @@ def test_the_page_quotes_what_the_result_files_hold():
         assert min(c["p"] for c in stored("table1")[regime]["claims"] + stored("table2")[regime]["claims"]) > 0.05
         backed = [c["above"] for c in stored("table1")[regime]["rank_claims"] if c["below"] == "mlp" and c["p"] < 0.05]
         assert "none" in backed
+    apart = {(c["above"], c["below"]) for c in stored("table2")["chosen"]["rank_claims"] if c["p"] < 0.05}
+    flat, steep = ("none", "orthogonal", "diagonal"), ("linear", "lowrank", "directclr")
+    assert {(high, low) for high in flat for low in steep} <= apart
     rank = lambda name: load_result(study.RESULTS / f"study/{name}.npz")[0]["metrics"]["effective_rank"]
     strengths = [rank("linear-s0" if s == 1 else f"linear-strength{s:g}-s0") for s in study.STRENGTHS]
     quoted.append(", ".join(f"{value:.1f}" for value in strengths))
@@ -207,9 +210,10 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(f"(Spearman {found['effective_rank']['rho']:.2f}, 95 % interval {low:.2f} to {high:.2f})")
     quoted += [f"({found[key]['rho']:.2f})" for key in ("lidar", "signal_fraction")]
     gain = [predictors["gain"]["rho"], *predictors["gain"]["interval"]]
-    quoted.append("({:.2f}: {:.2f} more than rank alone, {:.2f} to {:.2f})".format(found["both"]["rho"], *gain))
-    for key in ("effective_rank", "signal_fraction"):
-        quoted.append("(" + ", ".join(f"{within[name][key]:.2f}" for name in summary.TITLES))
+    quoted.append("({:.2f}; difference to rank alone {:.2f}, {:.2f} to {:.2f})".format(found["both"]["rho"], *gain))
+    parts = [", ".join(f"{one[key]:.2f}" for one in within.values()) for key in ("effective_rank", "signal_fraction")]
+    quoted.append("rank has ({}) and signal fraction ({})".format(*parts))
+    assert {one["settings"] for one in within.values()} == {7}
     quoted.append(f"the {len(predictors['runs'])} runs in which both were measured")
     diagnosed = load_result(study.RESULTS / "network_diagnosis.npz")[1]["counts"]  # the start, then study.FOUR
     quoted.append("{}, {}, {}, {} are alive at 1e-3 (none, two layers, linear, DirectCLR)".format(*diagnosed[1:, 0]))
