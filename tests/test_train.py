@@ -138,7 +138,7 @@ def test_a_zip_of_images_trains_every_head_by_the_command(photos, tmp_path, head
     assert capsys.readouterr().out == out  # a finished run says again what it was
     assert cli.main([*map(str, call), *map(str, small), "--device", "cpu", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "collapse.train/1"
+    assert document["schema"] == "collapse.training/1"
     assert document.items() >= log[-1].items()
     assert (tmp_path / "run/encoder.safetensors").stat().st_mtime_ns == before
     stored = json.loads((tmp_path / "run/config.json").read_text())["config"]

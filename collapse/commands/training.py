@@ -124,7 +124,7 @@ def _finish_run(options: argparse.Namespace, last: dict[str, Any] | None) -> Non
             plots.plot_spectra(ax, spectra)
             plots.save_figure(fig, folder / "spectrum", [".png"])
     if options.json:
-        about = {"schema": "collapse.train/1", "run": folder, "encoder": folder / "encoder.safetensors"}
+        about = {"schema": "collapse.training/1", "run": folder, "encoder": folder / "encoder.safetensors"}
         made = {"command": command(), "versions": versions("numpy", "torch", "torchvision")}
         print(to_json({**about, **last, **made}), end="")
         return
