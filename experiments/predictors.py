@@ -43,9 +43,10 @@ def left_out(x: NDArray, y: NDArray, groups: NDArray) -> NDArray:
     return found
 
 
-def rho(x: NDArray, y: NDArray) -> float:
-    """Spearman's."""
-    return float(stats.spearmanr(x, y).statistic)
+def rhos(columns: dict[str, NDArray], y: NDArray) -> dict[str, float]:
+    """Spearman's rho of each column with y: the correlation of the ranks."""
+    ranks = stats.rankdata([*columns.values(), y], axis=1)
+    return dict(zip(columns, np.corrcoef(ranks)[-1, :-1].tolist(), strict=True))
 
 
 def correlations(columns: dict[str, NDArray], y: NDArray, groups: NDArray, seed: int) -> Meta:
@@ -57,11 +58,11 @@ def correlations(columns: dict[str, NDArray], y: NDArray, groups: NDArray, seed:
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(2000):
         rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
-        drawn.append({key: rho(column[rows], y[rows]) for key, column in columns.items()})
-    values = {key: (rho(column, y), np.array([one[key] for one in drawn])) for key, column in columns.items()}
+        drawn.append(rhos({key: column[rows] for key, column in columns.items()}, y[rows]))
+    values = {key: (rho, np.array([one[key] for one in drawn])) for key, rho in rhos(columns, y).items()}
     (both, boths), (rank, ranks) = values["both"], values["effective_rank"]
     values["gain"] = both - rank, boths - ranks
-    return {key: {"rho": r, "interval": np.nanquantile(some, [0.025, 0.975])} for key, (r, some) in values.items()}
+    return {key: {"rho": rho, "interval": np.nanquantile(some, [0.025, 0.975])} for key, (rho, some) in values.items()}
 
 
 def summarise(runs: summary.Runs) -> Meta:
@@ -87,7 +88,7 @@ def summarise(runs: summary.Runs) -> Meta:
     heads, within = np.isin(names, list(study.HEADS)), {}
     for regime in dict.fromkeys(regimes.tolist()):
         own = heads & (regimes == regime)
-        within[regime] = {key: rho(column[own], top1[own]) for key, column in x.items()}
+        within[regime] = rhos({key: column[own] for key, column in x.items()}, top1[own])
         within[regime] |= {"settings": len(set(settings[own]))}
     return {"runs": rows, "gain": found.pop("gain"), "correlations": found, "within": within}
 
