@@ -11,12 +11,14 @@ import numpy as np
 import summary
 from summary import Meta
 
-from collapse import plots
+from collapse import InputError, plots
 
 
 def summarise(runs: summary.Runs) -> Meta:
     """A row each d0, and accuracy of no projector at all for comparison, seed 0."""
     d0 = {meta["config"]["dim"]: name for name, (meta, _) in runs.items() if name.startswith("directclr")}
+    if not d0:
+        raise InputError("no run of DirectCLR; give --data to train them")
     metas = [runs[d0[dim]][0] for dim in sorted(d0)]
     keys = ("probe_top1", "probe_interval", "knn_top1", "signal_fraction")
     rows = [

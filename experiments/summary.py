@@ -142,12 +142,12 @@ def claims(table: Sequence[Meta], key: str = "probe_top1") -> list[Meta]:
     """Each pair of rows whose means differ, the better first: difference, 95 % interval, p of Welch's t over seeds.
 
     p is Holm's, corrected for the number of pairs; the interval is that of the pair alone.  Left out are rows of one
-    seed, and pairs that do not vary at all, of which Welch's test says nothing.
+    seed, or that do not vary, of which Welch's test says nothing.
     """
     pairs = []
     for one, two in combinations(table, 2):
         high, low = sorted((one, two), key=lambda row: -np.mean(row[key]))
-        if min(len(high[key]), len(low[key])) < 2 or not np.std(high[key]) + np.std(low[key]) > 0:
+        if min(len(high[key]), len(low[key])) < 2 or not min(np.std(high[key]), np.std(low[key])) > 0:
             continue
         test = stats.ttest_ind(high[key], low[key], equal_var=False)
         interval = list(test.confidence_interval())
@@ -222,11 +222,12 @@ def tables(script: str, heads: Sequence[str]) -> None:
         found = {}
         for regime, name in regimes(heads).items():
             table = rows(runs, heads, regime)
-            if len(table) == len(heads) or not regime:
+            if len(table) == len(heads) or (table and not regime):
                 keys = {"claims": "probe_top1", "rank_claims": "effective_rank", "collapsed_claims": RANKS[2]}
-                config = next(runs[f"{heads[0]}{regime}-s{seed}"][0]["config"] for seed in table[0]["seeds"])
+                own = [name for name in runs if name.rpartition("-s")[0] in {f"{head}{regime}" for head in heads}]
+                config = runs[own[0]][0]["config"]
                 found[name] = {"rows": table, "config": config} | {t: claims(table, key) for t, key in keys.items()}
-        if not found["chosen"]["rows"]:
+        if "chosen" not in found:
             raise InputError(f"no run of {', '.join(heads)} at the values chosen; give --data to train them")
         return {"rows": found["chosen"]["rows"], **found}
 

@@ -1,5 +1,6 @@
 """The study: its runs differ in what they say they do, its measures are what they claim, its scripts run end to end."""
 
+import contextlib
 import json
 import runpy
 import subprocess
@@ -169,6 +170,20 @@ def test_every_script_sums_up(results, monkeypatch, capsys, name):
     if name.startswith("table"):
         row = {"method", "head", "seeds", "probe_top1", "knn_top1", "effective_rank", "collapsed_dimensions"}
         assert all(row <= set(one) for one in document["rows"])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_is_missing_is_one_line(results, tmp_path, monkeypatch, capsys, name):
+    kept = Path(f"runs/study-{study.PRESET}-x0.34/results/none-s0.npz")
+    (tmp_path / kept).parent.mkdir(parents=True)
+    (tmp_path / kept).write_bytes((results / kept).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--epochs", "0.34"])
+    with contextlib.suppress(SystemExit) if name in ("table1", "table2") else pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith(f"{name}.py: ") for line in lines)
 
 
 def test_the_page_quotes_what_the_result_files_hold():
