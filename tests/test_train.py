@@ -210,6 +210,31 @@ def test_lives_and_deaths_of_a_run(tmp_path):
     assert torch.load(tmp_path / "locked/resume.pt", weights_only=True)["step"] >= 1
 
 
+def test_two_processes_train_as_one(tmp_path):
+    """By torchrun, batch norms and all; a process of other flags is refused."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = "--preset digits --data sklearn:digits --device cpu --epochs 2 --precision float32 --log-every 1"
+    for name, start in (("one", [sys.executable]), ("two", torchrun)):
+        call = [*start, "-m", "collapse", "train", *flags.split(), "--out", str(tmp_path / name)]
+        ran = subprocess.run(call, capture_output=True, text=True, timeout=200, env=environment)
+        assert ran.returncode == 0, ran.stderr
+    one, two = ([line["loss"] for line in lines(tmp_path / name)] for name in ("one", "two"))
+    assert len(one) == 18
+    assert two[:2] == pytest.approx(one[:2], rel=1e-6)  # then the roundings of float32 grow with the steps
+    assert two == pytest.approx(one, rel=1e-2)
+    odd = tmp_path / "odd.py"
+    odd.write_text(
+        "import os, sys\nfrom collapse import cli\n"
+        "sys.exit(cli.main([*sys.argv[1:], '--held', str(100 + int(os.environ['RANK']))]))\n"
+    )
+    call = [*torchrun, str(odd), "train", *flags.split(), "--out", str(tmp_path / "odd")]
+    ran = subprocess.run(call, capture_output=True, text=True, timeout=200, env=environment)
+    assert ran.returncode != 0
+    assert "collapse: rank 1 has another configuration, options" in ran.stderr
+    assert not (tmp_path / "odd").exists()
+
+
 def test_a_damaged_state_is_noticed_and_the_one_before_is_taken(digits, tmp_path, capsys):
     data = data_of(digits, 200)
     val = of_arrays(digits[0][200:300], digits[1][200:300])

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,6 @@ from collapse.training.run import Run
 from collapse.training.views import uniforms
 
 SAVE_SECONDS = 600  # a save is due after so long, whatever the steps
-
-
-def _never() -> int:
-    return 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Options:
     checkpoint: bool = False
     nvjpeg: bool = False
     tensorboard: bool = False
-    stop: Callable[[], int] = _never
+    stop: Callable[[], int] = field(default=lambda: 0)
 
 
 class Training:
@@ -186,8 +182,8 @@ def train(
     if options.compile and options.checkpoint:
         raise InputError("--checkpoint: not with --compile; give one of them")
     about = {"images": len(data), "digest": data.digest, "held_digest": val.digest if val else None}
-    watched = replace(options, device="", stop=_never)
-    parallel.agree(repr((resolve(config), about, watched, torch.__version__)), "configuration, options, data or torch")
+    same = {name: value for name, value in vars(options).items() if name not in ("device", "stop")}
+    parallel.agree(repr((resolve(config), about, same, torch.__version__)), "configuration, options, data or torch")
     run = None
     try:
         training = Training(config, len(data.classes), plan, options)
