@@ -84,6 +84,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     counts = dict(zip(CAUSES, arrays["counts"].T, strict=True))
     plots.plot_causes_by_depth(ax, names, counts, arrays["counts"].sum(1), arrays["ranks"])
     ax.lines[0].set_linestyle("none")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set_xticks(range(len(names)), names, rotation=20, fontsize=7)
     return fig
 

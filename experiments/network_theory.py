@@ -12,11 +12,11 @@ Bottom right: how far augmentation shrinks directions, at four strengths: the sh
 each generalised eigenvector of signal and augmentation has behind a linear head (dots), against water-filling of its
 signal fraction (lines), t_k = tau (rho_k + mu)+, `theory.cosine_modes`, for an infinite batch and Gaussian data.
 
-Writes experiments/results/network_theory.json (negative: strength -> epochs, share, weight of the negative eigenvalues;
-alignment: epochs, mean of the leading 16, singular values; shrinkage: strength -> rho, measured and predicted shares,
-spearman of rho and share, r2 of the logarithms of those above 1e-4 in both, dead: counts below that, held: what the
-modes predicted to be dead hold) and
-figures/network_theory.png and .pdf.
+Writes experiments/results/network_theory.json (negative: strength -> epochs, share, weight of the negative eigenvalues,
+and outside, the share of the directions that the head does not see along which X is negative; alignment: epochs, mean
+of the leading 16, singular values; shrinkage: strength -> rho, measured and predicted shares, spearman of rho and
+share, r2 of the logarithms of those above 1e-4 in both, dead: counts below that, held: what the modes predicted to be
+dead hold) and figures/network_theory.png and .pdf.
 """
 
 from typing import Any
@@ -35,12 +35,17 @@ DEAD = 1e-4  # a share of the embedding's variance below which a mode is taken t
 
 
 def negative(arrays: summary.Arrays) -> Meta:
-    """Count and weight of X's negative eigenvalues at each epoch, of those that are not rounding."""
+    """Count and weight of X's negative eigenvalues at each epoch, of those that are not rounding.
+
+    outside: share of the directions that the head does not see along which X is negative.
+    """
     values = arrays["x_eigenvalues"]
     counted = np.abs(values) > 1e-9 * np.abs(values).max(1, keepdims=True)
     below = counted & (values < 0)
     weight = -np.where(below, values, 0).sum(1) / np.abs(values).sum(1)
-    return {"epochs": arrays["epochs"], "share": below.sum(1) / counted.sum(1), "weight": weight}
+    product = arrays["head_singular_values"][0, -1]
+    outside = (arrays["x_growth"][:, (product > 1e-9 * product[0]).sum() :] < 0).mean(1)
+    return {"epochs": arrays["epochs"], "share": below.sum(1) / counted.sum(1), "weight": weight, "outside": outside}
 
 
 def aligned(arrays: summary.Arrays) -> Meta:
@@ -79,10 +84,10 @@ def report(found: Meta) -> str:
     """The figures behind the panels."""
     lines = []
     for s, one in found["negative"].items():
-        parts = [", ".join(f"{100 * value:.0f}" for value in one[key]) for key in ("weight", "share")]
+        parts = [", ".join(f"{100 * value:.0f}" for value in one[key]) for key in ("weight", "share", "outside")]
         lines.append(
             f"augmentation x {s}: negative eigenvalues of X at epochs {one['epochs']}: % of the weight {parts[0]}, "
-            f"of the number {parts[1]}"
+            f"of the number {parts[1]}; of the directions that the head does not see {parts[2]}"
         )
     mean = ", ".join(f"{value:.2f}" for value in found["alignment"]["alignment"])
     lines.append(f"two linear layers: alignment of the leading {LEADING} modes {mean}")

@@ -27,7 +27,10 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
@@ -353,6 +356,16 @@ def over_time(kept: list[Path], config: Config, data: Labelled, device: str, wor
 
 def _start() -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """Stop this process when its parent is gone, however that ended: save and leave; ten seconds later, at once."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
 
 
 def queue(names: list[str], options: argparse.Namespace) -> None:

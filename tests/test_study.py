@@ -5,17 +5,26 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from torch import nn
 
 from collapse.results import load_result
+from collapse.training.config import make_config
+from collapse.training.data import of_arrays
+from collapse.training.network import Network, save_encoder
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
+import predictors  # noqa: E402
 import study  # noqa: E402
 import summary  # noqa: E402
 
@@ -111,6 +120,70 @@ def test_claims_are_welchs_with_holms_correction():
     assert found["a", "b"]["p"] == pytest.approx(3 * raw["a", "b"].pvalue)
     assert found["a", "c"]["p"] == pytest.approx(max(found["c", "b"]["p"], raw["a", "c"].pvalue))
     assert found["a", "b"]["interval"] == pytest.approx(list(raw["a", "b"].confidence_interval()))
+
+
+def test_the_signal_is_that_of_all_classes():
+    """Files come sorted by class: the first of them are one class."""
+    labels = np.repeat(np.arange(10), 40)
+    pixels = torch.from_numpy(labels.astype(np.uint8) * 20)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+    config = make_config("digits", jitter=0.0, grayscale=0.0)
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    views = study.augmented(net, config, of_arrays(pixels, labels), 60, "cpu", 0)
+    assert views.shape == (60, study.VIEWS, 3)
+    assert len(np.unique(views[:, 0, 0].round(3))) == 10
+
+
+def test_directclrs_embedding_is_its_subvector(tmp_path):
+    config = study.plan("digits")["directclr-s0"]
+    save_encoder(tmp_path / "encoder.safetensors", Network(config, 10))
+    net = study.load(tmp_path / "encoder.safetensors", config)
+    rows = torch.randn(3, net.report["feature_dim"])
+    assert torch.equal(net.projector(rows), rows[:, : config.dim])
+    assert 0 < config.dim < rows.shape[1]
+
+
+def test_what_was_chosen_on_small_images_is_not_forced_on_others(plan):
+    assert plan["mlp-s0"].lr == pytest.approx(3 * make_config(study.PRESET).lr)
+    assert study.plan("digits")["mlp-s0"].lr == make_config("digits").lr
+
+
+def test_a_setting_is_left_out_as_a_whole():
+    rng = np.random.default_rng(0)
+    x, groups = rng.standard_normal((24, 2)), np.repeat(np.arange(8), 3)
+    y = x @ [1.0, -2.0] + rng.standard_normal(24)
+    wanted = cross_val_predict(LinearRegression(), x, y, groups=groups, cv=LeaveOneGroupOut())
+    np.testing.assert_allclose(predictors.left_out(x, y, groups), wanted, rtol=1e-9)
+
+
+def test_intervals_do_not_shrink_when_seeds_are_copied():
+    rng = np.random.default_rng(0)
+    keys = ("effective_rank", "both")
+    y, columns = rng.standard_normal(12), {key: rng.standard_normal(12) for key in keys}
+    alone = predictors.correlations(columns, y, np.arange(12), 0)
+    for key in keys:
+        assert alone[key]["rho"] == pytest.approx(stats.spearmanr(columns[key], y).statistic)
+    columns = {key: np.repeat(column, 5) for key, column in columns.items()}
+    copied = predictors.correlations(columns, np.repeat(y, 5), np.repeat(np.arange(12), 5), 0)
+    for key in (*keys, "gain"):
+        assert copied[key]["interval"] == pytest.approx(alone[key]["interval"])
+    low, high = alone["effective_rank"]["interval"]
+    assert high - low > 0.5  # of twelve settings little is known
+
+
+def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
+    call = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "100", "--only", "mlp-s?"]
+    queue = subprocess.Popen([*map(str, call)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    logs = [tmp_path / f"runs/study-{study.PRESET}-x100/mlp-s{seed}/metrics.jsonl" for seed in (0, 1)]
+    ended = time.monotonic() + 200
+    while not all(log.exists() for log in logs) and time.monotonic() < ended:
+        time.sleep(0.5)
+    held = [int((log.parent / ".lock").read_text().split()[0]) for log in logs]
+    queue.kill()
+    queue.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in held) and time.monotonic() < ended:
+        time.sleep(0.5)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in held)
+    assert all((log.parent / "resume.pt").exists() for log in logs)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +290,10 @@ def test_the_page_quotes_what_the_result_files_hold():
     weights = [100 * one["weight"][-1] for one in theory["negative"].values()]
     quoted.append("to " + ", ".join(f"{value:.0f}" for value in weights) + " % at strengths 0.25, 0.5, 1, 1.2")
     assert all(0.45 < share < 0.55 for one in theory["negative"].values() for share in one["share"])
+    outside = [[100 * value for value in one["outside"]] for one in theory["negative"].values()]
+    quoted.append("X is negative along " + ", ".join(f"{one[-1]:.0f}" for one in outside) + " % at the end")
+    start = [one[0] for one in outside]
+    quoted.append(f"{min(start):.0f} to {max(start):.0f} % at the start")
     aligned = theory["alignment"]["alignment"]
     quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
     predictors = stored("predictors")
