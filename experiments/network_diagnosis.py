@@ -79,13 +79,14 @@ def report(meta: Meta, arrays: Arrays) -> str:
 
 def draw(meta: Meta, arrays: Arrays) -> Any:
     """Bars of the counts."""
-    fig, ax = plots.figure(plots.TEXT, 2.6)
+    fig, ax = plots.figure(plots.COLUMN, 2.9)
     names = [title(name) for name in meta["encoders"]]
     counts = dict(zip(CAUSES, arrays["counts"].T, strict=True))
     plots.plot_causes_by_depth(ax, names, counts, arrays["counts"].sum(1), arrays["ranks"])
     ax.lines[0].set_linestyle("none")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    ax.set_xticks(range(len(names)), names, rotation=20, fontsize=7)
+    ax.get_legend().remove()
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    ax.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize=7)
     return fig
 
 
