@@ -360,15 +360,18 @@ def test_stochastic_depth_is_off():
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
-    now = [0.0]
+    now, before = [0.0], signal.signal(signal.SIGINT, signal.default_int_handler)  # other tests leave other handlers
     monkeypatch.setattr("collapse.training.run.time.monotonic", lambda: now[0])
-    with Signals() as signals:
-        for _ in range(2):
-            signal.raise_signal(signal.SIGINT)
-        assert signals() == signal.SIGINT
-        now[0] = 2.0
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    try:
+        with Signals() as signals:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+            assert signals() == signal.SIGINT
+            now[0] = 2.0
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_run_of_another_configuration_is_refused_and_kept(digits, tmp_path):
