@@ -16,7 +16,7 @@ from collapse.spectra import Spectrum
 def _batches(z: Any) -> tuple[Mapping[str, Any], Iterable[Any]]:
     """(source, batches) of anything that `spectrum` takes."""
     if isinstance(z, (str, PathLike)):
-        from collapse.arrays import open_array
+        from collapse.files.arrays import open_array
 
         source, array = open_array(Path(z))
         return source, blocks(array)

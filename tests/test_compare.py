@@ -13,9 +13,9 @@ import zarr
 from torch import nn
 
 from collapse import InputError, Spectrum, cli, load, metrics, spectrum
-from collapse.arrays import open_array
 from collapse.covariance import blocks
 from collapse.evaluate import embed, embed_layers, rounding
+from collapse.files.arrays import open_array
 from collapse.images import Images, pixel_batches
 from collapse.measure import Measurement
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from collapse import InputError, containers
+from collapse import InputError
+from collapse.files import containers
 
 
 class Runs:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
-from collapse.containers import state_of
+from collapse.files.containers import state_of
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_feature_blocks"}
 STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*")

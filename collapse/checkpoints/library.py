@@ -21,7 +21,7 @@ from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Plan, frame
 from collapse.checkpoints.preprocessing import BICUBIC
-from collapse.containers import Contents, first_line
+from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 
 INDEX = Path(__file__).with_name("networks.txt")

@@ -11,14 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from collapse import InputError, folders
+from collapse import InputError
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, choose_branch, clean, explain, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
-from collapse.containers import Contents, first_line
+from collapse.files import folders
+from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 from collapse.models import Subvector, make_backbone
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
-from collapse.containers import first_line
+from collapse.files.containers import first_line
 from collapse.images import Preprocessing
 
 

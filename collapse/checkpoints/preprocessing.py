@@ -8,7 +8,7 @@ from typing import Any
 
 from collapse import InputError
 from collapse.checkpoints.plan import Clues
-from collapse.containers import Stub
+from collapse.files.containers import Stub
 from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SIDE_LIMIT = 4096  # pixels that a config may ask for

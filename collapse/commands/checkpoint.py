@@ -80,8 +80,8 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from collapse.arrays import NpyWriter
     from collapse.evaluate import embed
+    from collapse.files.arrays import NpyWriter
     from collapse.images import Images
     from collapse.results import command, refuse_existing, save_text, to_json, versions
 

@@ -121,7 +121,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
     """The spectra of a result, an array, or a checkpoint on --images."""
-    from collapse.arrays import is_array
+    from collapse.files.arrays import is_array
     from collapse.spectra import load_results
 
     if source.endswith(".json"):
@@ -147,8 +147,8 @@ def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
 
 
 def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
-    from collapse.arrays import open_array
     from collapse.covariance import blocks
+    from collapse.files.arrays import open_array
     from collapse.measure import spectrum
 
     if options.layer != "representation":

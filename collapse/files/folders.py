@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collapse import InputError, containers
-from collapse.containers import Contents, Stub
+from collapse import InputError
+from collapse.files import containers
+from collapse.files.containers import Contents, Stub
 
 JSON_LIMIT = 64 << 20  # bytes of an index or a config
 WEIGHTS = (

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from collapse import InputError, containers
+from collapse import InputError
+from collapse.files import containers
 from collapse.results import whole
 
 # A file that holds several arrays and one of these takes that one: what other programs call their embeddings.

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from collapse import InputError
-
-HEADER_LIMIT = 32 << 20  # bytes of a safetensors header; real ones are far below 1 MiB
+from collapse.files import limits
 
 # The dtype of a storage by its class's name (torch.load looks at the class before this package's unpickler does).
 STORAGES = {
@@ -115,7 +114,7 @@ def _read_safetensors(path: Path, header: int) -> Contents:
     from safetensors import SafetensorError, safe_open
 
     size = path.stat().st_size
-    if header > min(HEADER_LIMIT, size - 8):
+    if header > min(limits.HEADER, size - 8):
         raise InputError(f"{path}: a safetensors header of {header} bytes in a file of {size}: truncated or damaged")
     try:
         with safe_open(path, framework="pt") as file:
