@@ -89,7 +89,7 @@ def test_foreign_objects_do_not_hide_the_tensors(tmp_path):
     assert contents.container == "torch zip"
     assert torch.equal(contents.tree["state_dict"]["w"], torch.arange(3.0))
     assert "argparse.Namespace" in contents.foreign
-    assert contents.tree["args"].arch == "resnet50"
+    assert contents.tree["args"].state["arch"] == "resnet50"
 
 
 def test_the_same_tensors_come_back_from_every_container(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from collapse import InputError
 from collapse.checkpoints.plan import Clues
-from collapse.files.containers import Stub
+from collapse.files.pickles import Stub
 from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SIDE_LIMIT = 4096  # pixels that a config may ask for
@@ -55,7 +55,7 @@ def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tree, Mapping):
         found |= {k: tree[k] for k in ("arch", "name", "model_name") if isinstance(tree.get(k), str)}
         named = ("args", "opt", "hyper_parameters", "config", "hparams")
-        sources += [vars(tree[k]) if isinstance(tree.get(k), Stub) else tree.get(k) for k in named]
+        sources += [tree[k].state if isinstance(tree.get(k), Stub) else tree.get(k) for k in named]
         trained = tree.get("lightly_train")
         sources.append(trained.get("normalize_args") if isinstance(trained, Mapping) else None)
     for source in sources:

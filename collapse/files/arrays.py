@@ -16,6 +16,7 @@ import numpy as np
 
 from collapse import InputError
 from collapse.files import containers
+from collapse.files.descriptor import opened
 from collapse.results import whole
 
 # A file that holds several arrays and one of these takes that one: what other programs call their embeddings.
@@ -49,10 +50,9 @@ def open_array(source: Path) -> tuple[dict[str, Any], Any]:
     path, key = split_key(source)
     if path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
         return {"kind": "array", "path": str(source)}, _open_zarr(path, key)
-    containers.require_file(path)
-    with open(path, "rb") as file:
-        head = file.read(6)
-    about = {"kind": "array", "path": str(source), "sha256": containers.sha256(path)}
+    with opened(path) as file:
+        head = file.read(0, min(6, file.size))
+        about = {"kind": "array", "path": str(source), "sha256": file.sha256()}
     if head == b"\x93NUMPY":
         return about, _open_npy(path)
     if head.startswith(b"PK\x03\x04") and _is_npz(path):

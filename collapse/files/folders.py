@@ -8,16 +8,20 @@ Names inside an index or .metadata are untrusted: one that leaves the folder is 
 import hashlib
 import io
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from collapse import InputError
-from collapse.files import containers
-from collapse.files.containers import Contents, Stub
+from collapse.files import containers, limits
+from collapse.files.containers import Contents
+from collapse.files.descriptor import Descriptor, opened
+from collapse.files.pickles import Stub, unpickle
 
-JSON_LIMIT = 64 << 20  # bytes of an index or a config
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -63,11 +67,13 @@ def _configs(folder: Path, names: Sequence[str] = CONFIGS) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > JSON_LIMIT:
-        raise InputError(f"{path}: {path.stat().st_size} bytes of JSON; at most {JSON_LIMIT} are read")
+    with opened(path) as source:
+        if source.size > limits.JSON:
+            raise InputError(f"{path}: {source.size} bytes of JSON; at most {limits.JSON} are read")
+        data = source.read(0, source.size)
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({containers.first_line(error)})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
@@ -97,12 +103,16 @@ def _read_shards(index: Path) -> Contents:
     tree: dict[str, Any] = {}
     shards = {name: containers.read(inside(index.parent, name)) for name in sorted(set(map(str, weight_map.values())))}
     for name, contents in shards.items():
+        if not isinstance(contents.tree, dict):
+            raise InputError(f"{index.parent / name}: holds no tensors by name")
         wanted = {key for key, shard in weight_map.items() if shard == name}
         if missing := wanted - set(contents.tree):
             raise InputError(f"{index.parent / name}: {len(missing)} tensors of the index are missing in it")
+        if superfluous := set(contents.tree) - wanted:
+            raise InputError(
+                f"{index.parent / name}: {len(superfluous)} tensors are in the shards but not in the index"
+            )
         tree |= contents.tree
-    if superfluous := set(tree) - set(weight_map):
-        raise InputError(f"{index}: {len(superfluous)} tensors are in the shards but not in the index")
     digest = _digest(contents.sha256 for contents in shards.values())
     foreign = sorted({name for contents in shards.values() for name in contents.foreign})
     return Contents(f"{len(shards)} shards", tree, digest, foreign)
@@ -113,73 +123,105 @@ def _digest(digests: Iterable[str]) -> str:
 
 
 def _read_dcp(folder: Path) -> Contents:
-    """Join the chunks of each tensor; .metadata is a pickle, read with stubs like any other."""
-    path = folder / ".metadata"
-    foreign: set[str] = set()
-    try:
-        with open(path, "rb") as file:
-            metadata = containers.stub_pickle(foreign).load(file)
-        entries, storage = vars(metadata)["state_dict_metadata"], vars(metadata)["storage_data"]
-        places = {(vars(k)["fqn"], tuple(vars(k).get("offset") or ())): vars(v) for k, v in storage.items()}
-    except Exception as error:  # an untrusted pickle can fail in any way, and each is the file's fault
-        raise InputError(
-            f"{path}: not the index of a distributed checkpoint ({containers.first_line(error)})"
-        ) from error
-    files: dict[str, bytes] = {}
-    tree = {}
-    for name, entry in entries.items():
-        if not (isinstance(entry, Stub) and "chunks" in vars(entry)) or str(name).startswith("optim"):
-            continue
-        try:
-            tree[str(name)] = _join(folder, str(name), vars(entry), places, files)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: tensor {name!r} is described in a way that is not known") from error
-    digest = _digest(containers.sha256(folder / name) for name in sorted(files))
+    """Join the chunks of each tensor; .metadata is a pickle, read as data like any other."""
+    entries, places, foreign = _dcp_index(folder / ".metadata")
+    with ExitStack() as stack:
+        parts = _Parts(folder, places, stack)
+        tree = {name: parts.join(name, entry) for name, entry in entries.items() if not name.startswith("optim")}
+        parts.apart()
+        digest = _digest(file.sha256() for _, file in sorted(parts.files.items()))
     return Contents("distributed checkpoint", tree, digest, sorted(foreign))
 
 
-def _join(folder: Path, name: str, entry: Mapping[str, Any], places: Mapping[Any, Any], files: dict[str, bytes]) -> Any:
-    import torch
-
-    size, chunks = tuple(entry["size"]), [vars(chunk) for chunk in entry["chunks"]]
-    boxes = [(tuple(chunk["offsets"]), tuple(chunk["sizes"])) for chunk in chunks]
-    parts = [(offset, sizes, _chunk(folder, name, offset, places, files)) for offset, sizes in boxes]
-    if any(tuple(part.shape) != sizes for _, sizes, part in parts):
-        raise InputError(f"{folder}: a part of tensor {name!r} has another shape than .metadata says")
-    if sum(part.numel() for _, _, part in parts) != torch.Size(size).numel():
-        raise InputError(f"{folder}: tensor {name!r} {size} is not whole; are all .distcp files there?")
-    if len(parts) == 1:
-        return parts[0][2]
-    whole = torch.empty(size, dtype=parts[0][2].dtype)
-    covered = torch.zeros(size, dtype=torch.bool)
-    for offset, sizes, part in parts:
-        box = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
-        if whole[box].shape != part.shape or bool(covered[box].any()):
-            raise InputError(f"{folder}: the parts of tensor {name!r} overlap or leave its shape {size}")
-        whole[box], covered[box] = part, True
-    return whole
+Places = dict[tuple[str, tuple[int, ...]], dict[str, Any]]
 
 
-def _chunk(folder: Path, name: str, offset: tuple[int, ...], places: Mapping[Any, Any], files: dict[str, bytes]) -> Any:
-    import torch
+def _dcp_index(path: Path) -> tuple[dict[str, dict[str, Any]], Places, set[str]]:
+    """(description by tensor, where each chunk lies by tensor and offset, foreign names) of .metadata."""
+    foreign: set[str] = set()
+    try:
+        with opened(path) as source:
+            if source.size > limits.PICKLE:
+                raise InputError(f"{source.size} bytes; at most {limits.PICKLE} are read")
+            data = source.read(0, source.size)
+        sizes = {"torch.Size": lambda size=(): tuple(size)}
+        metadata = unpickle(io.BytesIO(data), len(data), sizes, {}, foreign)
+        described, storage = metadata.state["state_dict_metadata"], metadata.state["storage_data"]
+        places = {(k.state["fqn"], _whole(k.state.get("offset") or ())): v.state for k, v in storage.items()}
+        entries = {n: e.state for n, e in described.items() if isinstance(e, Stub) and "chunks" in e.state}
+        if not all(isinstance(name, str) for name in (*entries, *(fqn for fqn, _ in places))):
+            raise InputError("a tensor whose name is no text")
+    except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = containers.first_line(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path}: not the index of a distributed checkpoint ({reason})") from error
+    return entries, places, foreign
 
-    place = places.get((name, offset))
-    if place is None or place.get("transform_descriptors"):
-        raise InputError(f"{folder}: tensor {name!r} is stored in a way that is not known")
-    file = place["relative_path"]
-    if file not in files:
-        path = inside(folder, file)
-        containers.require_file(path)
-        files[file] = path.read_bytes()
-    start, length = place["offset"], place["length"]
-    data = files[file][start : start + length]
-    if not isinstance(start, int) or start < 0 or len(data) != length:
-        raise InputError(f"{folder / file}: truncated: tensor {name!r} ends behind its end")
-    tensor, _ = containers.unpickle(io.BytesIO(data), f"{folder / file}: tensor {name!r} cannot be read")
-    if not isinstance(tensor, torch.Tensor):
-        raise InputError(f"{folder / file}: tensor {name!r} is not a tensor")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(f"{folder / file}: tensor {name!r} is larger than what the file stores for it")
-    return tensor
+
+def _whole(values: Any) -> tuple[int, ...]:
+    """A tuple of whole numbers, at most 64, none below 0."""
+    values = tuple(values)
+    if len(values) > 64 or any(type(value) is not int or not 0 <= value < 1 << 62 for value in values):
+        raise InputError("sizes or offsets that no tensor has")
+    return values
+
+
+class _Parts:
+    """The chunks of a distributed checkpoint, each a torch file of its own inside a larger file."""
+
+    def __init__(self, folder: Path, places: Places, stack: ExitStack) -> None:
+        self.folder, self.places, self._stack = folder, places, stack
+        self.files: dict[str, Descriptor] = {}  # open until the stack ends
+        self.used: list[tuple[str, int, int]] = []
+
+    def join(self, name: str, entry: dict[str, Any]) -> Any:
+        """The tensor of a name, from its chunks. Raises InputError: they are not the whole, or overlap."""
+        import torch
+
+        try:
+            size, chunks = _whole(entry["size"]), [chunk.state for chunk in entry["chunks"]]
+            boxes = [(_whole(chunk["offsets"]), _whole(chunk["sizes"])) for chunk in chunks]
+            if any(len(part) != len(size) for box in boxes for part in box):
+                raise InputError("chunks of another number of axes")
+        except (InputError, AttributeError, KeyError, TypeError) as error:
+            raise self._wrong(f"tensor {name!r} is described in a way that is not known") from error
+        parts = [self._chunk(name, offset) for offset, _ in boxes]
+        if any(tuple(part.shape) != sizes for part, (_, sizes) in zip(parts, boxes, strict=True)):
+            raise self._wrong(f"a part of tensor {name!r} has another shape than .metadata says")
+        if not parts or sum(part.numel() for part in parts) != math.prod(size):
+            raise self._wrong(f"tensor {name!r} {size} is not whole; are all .distcp files there?")
+        if len(parts) == 1:
+            return parts[0]
+        whole, covered = torch.empty(size, dtype=parts[0].dtype), torch.zeros(size, dtype=torch.bool)
+        for part, (offset, sizes) in zip(parts, boxes, strict=True):
+            box = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
+            if whole[box].shape != part.shape or bool(covered[box].any()):
+                raise self._wrong(f"the parts of tensor {name!r} overlap or leave its shape {size}")
+            whole[box], covered[box] = part, True
+        return whole
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"{self.folder}: {what}")
+
+    def _chunk(self, name: str, offset: tuple[int, ...]) -> Any:
+        import torch
+
+        place = self.places.get((name, offset))
+        if place is None or place.get("transform_descriptors"):
+            raise self._wrong(f"tensor {name!r} is stored in a way that is not known")
+        file, start, length = place.get("relative_path"), place.get("offset"), place.get("length")
+        if not isinstance(file, str) or type(start) is not int or type(length) is not int or length <= 0:
+            raise self._wrong(f"tensor {name!r} has no place in a file")
+        if file not in self.files:
+            self.files[file] = self._stack.enter_context(opened(inside(self.folder, file)))
+        self.used.append((file, start, start + length))
+        _, tensor, _, _ = containers.parts_of(self.files[file].window(start, length))
+        if not isinstance(tensor, torch.Tensor):
+            raise self._wrong(f"tensor {name!r} in {file} is not a tensor")
+        containers.require_own_numbers(f"{self.folder / file}: tensor {name!r}", tensor)
+        return tensor
+
+    def apart(self) -> None:
+        """Raise InputError if two chunks share bytes: a few could stand for any number of tensors."""
+        for (file, _, stop), (other, start, _) in pairwise(sorted(self.used)):
+            if file == other and start < stop:
+                raise self._wrong(f"two tensors share bytes of {file}; refused")

@@ -63,14 +63,14 @@ class Zip:
         if stop >= _LOCATOR64.size:
             sign, disk64, where, disks = _LOCATOR64.unpack(source.read(stop - _LOCATOR64.size, _LOCATOR64.size))
             if sign == b"PK\6\7":
-                if disk64 or disks > 1:
-                    raise self._wrong("a zip of several disks; join it first")
-                sign, length, _, _, disk, first, here, count, size, start = _END64.unpack(
-                    source.read(where, _END64.size)
-                )
-                if sign != b"PK\6\6" or where + length + 12 != stop - _LOCATOR64.size:
+                short = (here, count, size, start)
+                sign, length, _, _, disk, first, *long = _END64.unpack(source.read(where, _END64.size))
+                if sign != b"PK\6\6" or where + length + 12 != stop - _LOCATOR64.size or disk64 or disks > 1:
                     raise self._wrong("a damaged zip: its 64-bit end record is not where it should be")
-                stop = where
+                largest = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+                if any(a not in (b, most) for a, b, most in zip(short, long, largest, strict=True)):
+                    raise self._wrong("a damaged zip, or one with two directories; refused, make it anew")
+                (here, count, size, start), stop = long, where
         if disk or first or here != count:
             raise self._wrong("a zip of several disks; join it first")
         if start + size != stop:
