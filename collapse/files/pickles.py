@@ -157,6 +157,10 @@ class _Machine:
         """The next packed number."""
         return form.unpack(self.take(form.size))[0]
 
+    def unsigned(self, size: int) -> int:
+        """The next number of `size` bytes, lowest first; at the end of the file, what is there of it."""
+        return int.from_bytes(self.file.read(size), "little")
+
     def line(self) -> bytes:
         """The rest of a line, as the text opcodes have it."""
         text = self.file.readline(1 << 16)
@@ -248,7 +252,7 @@ def _plain(key: Any) -> bool:
 
 
 _REBUILDERS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__")
-_U1, _U2, _U4, _I4, _U8, _F8 = (struct.Struct(f) for f in ("<B", "<H", "<I", "<i", "<Q", ">d"))
+_I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
 
 
 def _text(data: bytes) -> str:
@@ -369,25 +373,25 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"G": _push(lambda m: m.number(_F8)),
     b"I": _int,
     b"J": _push(lambda m: m.number(_I4)),
-    b"K": _push(lambda m: m.number(_U1)),
-    b"M": _push(lambda m: m.number(_U2)),
+    b"K": lambda m: m.stack.append(m.unsigned(1)),
+    b"M": lambda m: m.stack.append(m.unsigned(2)),
     b"L": _push(lambda m: m.integer(m.line())),
-    b"\x8a": _push(lambda m: m.long(m.number(_U1))),
-    b"\x8b": _push(lambda m: m.long(m.number(_U4))),
+    b"\x8a": _push(lambda m: m.long(m.unsigned(1))),
+    b"\x8b": _push(lambda m: m.long(m.unsigned(4))),
     b"N": _push(lambda m: None),
     b"\x88": _push(lambda m: True),
     b"\x89": _push(lambda m: False),
     b"S": _push(lambda m: _quoted(m.line())),
-    b"T": _push(lambda m: _text(m.take(m.number(_U4)))),
-    b"U": _push(lambda m: _text(m.take(m.number(_U1)))),
+    b"T": _push(lambda m: _text(m.take(m.unsigned(4)))),
+    b"U": _push(lambda m: _text(m.take(m.unsigned(1)))),
     b"V": _push(lambda m: m.line().decode("raw-unicode-escape")),
-    b"X": _push(lambda m: _text(m.take(m.number(_U4)))),
-    b"\x8c": _push(lambda m: _text(m.take(m.number(_U1)))),
-    b"\x8d": _push(lambda m: _text(m.take(m.number(_U8)))),
-    b"B": _push(lambda m: m.take(m.number(_U4))),
-    b"C": _push(lambda m: m.take(m.number(_U1))),
-    b"\x8e": _push(lambda m: m.take(m.number(_U8))),
-    b"\x96": _push(lambda m: m.take(m.number(_U8))),
+    b"X": _push(lambda m: _text(m.take(m.unsigned(4)))),
+    b"\x8c": _push(lambda m: _text(m.take(m.unsigned(1)))),
+    b"\x8d": _push(lambda m: _text(m.take(m.unsigned(8)))),
+    b"B": _push(lambda m: m.take(m.unsigned(4))),
+    b"C": _push(lambda m: m.take(m.unsigned(1))),
+    b"\x8e": _push(lambda m: m.take(m.unsigned(8))),
+    b"\x96": _push(lambda m: m.take(m.unsigned(8))),
     b"]": _push(lambda m: []),
     b"}": _push(lambda m: {}),
     b")": _push(lambda m: ()),
@@ -415,10 +419,10 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"Q": _push(lambda m: m.persist(m.stack.pop())),
     b"P": _push(lambda m: m.persist(_text(m.line()))),
     b"p": _put(lambda m: m.integer(m.line())),
-    b"q": _put(lambda m: m.number(_U1)),
-    b"r": _put(lambda m: m.number(_U4)),
+    b"q": _put(lambda m: m.unsigned(1)),
+    b"r": _put(lambda m: m.unsigned(4)),
     b"\x94": _put(lambda m: len(m.memo)),
     b"g": _push(lambda m: m.memo[m.integer(m.line())]),
-    b"h": _push(lambda m: m.memo[m.number(_U1)]),
-    b"j": _push(lambda m: m.memo[m.number(_U4)]),
+    b"h": _push(lambda m: m.memo[m.unsigned(1)]),
+    b"j": _push(lambda m: m.memo[m.unsigned(4)]),
 }
