@@ -153,6 +153,7 @@ def test_wheel_and_sdist_are_whole_and_the_index_would_take_them(built):
     assert {"collapse/py.typed", "collapse/style.mplstyle", "collapse/training/presets/digits.json"} < mine
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == mine
+    assert sdist.stat().st_size < 2 << 20  # figures and results stay in the repository
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert mine | {"README.md", "LICENSE", "tests/test_package.py", "experiments/figure3.py", "docs/index.md"} < names
