@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from collapse import InputError
-from collapse.files import containers, folders
+from collapse.files import containers, folders, ndarrays
 from collapse.files.descriptor import opened
 from collapse.files.pickles import Stub, unpickle
 from collapse.files.zips import Zip
@@ -178,6 +178,21 @@ def test_data_comes_back_as_pickle_itself_gives_it(protocol):
     assert found["again"][0] is found["nested"]
     assert foreign == set()
     assert run(pickle.dumps([bytearray(b"ab"), {1, 2}, frozenset([3])], 5))[0] == [b"ab", [1, 2], [3]]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numpy_arrays_come_back_from_their_bytes(protocol):
+    arrays = [np.arange(6).reshape(2, 3), np.arange(6.0).reshape(2, 3).T, np.arange(3).astype(">i2"), np.zeros((0, 4)),
+              np.array(3, np.uint8), np.array([1j]), np.array([True, False])]  # fmt: skip
+    found, foreign = run(pickle.dumps([*arrays, np.float32(0.5)], protocol), ndarrays.names())
+    assert found.pop() == 0.5
+    assert foreign == set()
+    for array, pickled in zip(arrays, found, strict=True):
+        np.testing.assert_array_equal(pickled.array, array)
+        assert pickled.array.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+    for wrong in (np.array(["a"]), np.array([object()]), np.zeros(2, [("a", "f4")]), np.array([0], "M8[s]")):
+        with pytest.raises(InputError, match="not numbers"):
+            run(pickle.dumps(wrong, protocol), ndarrays.names())
 
 
 def test_a_huge_memo_index_takes_no_memory():

@@ -51,7 +51,8 @@ def unpickle(
     Args:
         file: positioned at the pickle's first byte.
         size: bytes of the file; no string in the pickle may be longer.
-        known: functions by "module.name"; each gets the arguments that the file gives.
+        known: functions by "module.name"; each gets the arguments that the file gives. What they return may have
+            `setstate`, which then gets its state.
         values: what "module.name" stands for where it is not called, such as a dtype.
         foreign: gets every other "module.name" in the file.
         persistent: gets each persistent id and returns what it stands for; None refuses them.
@@ -232,6 +233,8 @@ class _Machine:
     def build(self, state: Any) -> None:
         """Give a stub its state: a dict, or a dict and the slots. What others get (metadata of torch) is left out."""
         target = self.stack[-1]
+        if hasattr(target, "setstate"):
+            target.setstate(state)
         if not isinstance(target, Stub):
             return
         for part in state if isinstance(state, tuple) else (state,):
@@ -256,19 +259,20 @@ _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
 
 
 def _text(data: bytes) -> str:
-    """Text of Python 2 is bytes; what is no UTF-8 is taken byte by byte."""
-    try:
-        return data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    return data.decode("utf-8", "surrogatepass")
 
 
-def _quoted(line: bytes) -> str:
+def _text2(data: bytes) -> str | bytes:
+    """Text of Python 2, which is bytes too: text if it is ASCII."""
+    return data.decode() if data.isascii() else data
+
+
+def _quoted(line: bytes) -> str | bytes:
     from codecs import escape_decode
 
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise InputError("a damaged pickle: text without quotes")
-    return _text(escape_decode(line[1:-1])[0])
+    return _text2(escape_decode(line[1:-1])[0])
 
 
 def _protocol(m: _Machine) -> None:
@@ -382,8 +386,8 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x88": _push(lambda m: True),
     b"\x89": _push(lambda m: False),
     b"S": _push(lambda m: _quoted(m.line())),
-    b"T": _push(lambda m: _text(m.take(m.unsigned(4)))),
-    b"U": _push(lambda m: _text(m.take(m.unsigned(1)))),
+    b"T": _push(lambda m: _text2(m.take(m.unsigned(4)))),
+    b"U": _push(lambda m: _text2(m.take(m.unsigned(1)))),
     b"V": _push(lambda m: m.line().decode("raw-unicode-escape")),
     b"X": _push(lambda m: _text(m.take(m.unsigned(4)))),
     b"\x8c": _push(lambda m: _text(m.take(m.unsigned(1)))),
