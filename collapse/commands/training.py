@@ -105,20 +105,20 @@ def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str,
 
 def _finish_run(options: argparse.Namespace, last: dict[str, Any] | None) -> None:
     """The spectrum figure and a line that sums the run up."""
-    import json
-
-    import numpy as np
-
     from collapse.results import command, to_json, versions
+    from collapse.training.run import last_line, spectra_of
 
     folder = options.out
     if last is None:
-        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    if (folder / "spectra.npz").exists():
+        last = last_line(folder)
+    path = folder / "spectra.npz"
+    if (stored := spectra_of(path)) is None:
+        if path.exists():
+            print(f"warning: {path}: damaged; spectrum.png is not drawn", file=sys.stderr)
+    else:
         from collapse import plots
 
-        with np.load(folder / "spectra.npz", allow_pickle=False) as file:
-            spectra = {name: file[name][-1] for name in file.files if name != "steps"}
+        spectra = {name: values[-1] for name, values in stored.items() if name != "steps"}
         with plots.style():
             fig, ax = plots.figure()
             plots.plot_spectra(ax, spectra)

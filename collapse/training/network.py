@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -156,14 +157,25 @@ def memory_estimate(config: Config, images: int) -> float:
     return 2.0 * entries * images / config.chunks * (2 if config.precision == "bf16" else 4)
 
 
+def _encoder_tensors(network: Network) -> dict[str, Tensor]:
+    head = {f"projector.{name}": value for name, value in head_tensors(network.projector).items()}
+    return {name: t.detach().cpu().contiguous() for name, t in {**network.backbone.state_dict(), **head}.items()}
+
+
+def holds(path: Path, network: Network | None) -> bool:
+    """Whether an encoder's file can be read and has the network's weights, to the bit; with None, any weights."""
+    try:
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False
+    wanted = stored if network is None else _encoder_tensors(network)
+    return stored.keys() == wanted.keys() and all(torch.equal(t, stored[name]) for name, t in wanted.items())
+
+
 def save_encoder(path: Path, network: Network) -> None:
     """The backbone under its library's names, the head under projector., and in the header what a reader must know."""
-    config, preprocess = network.config, network.config.preprocessing()
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.backbone.state_dict().items()}
-    tensors |= {
-        f"projector.{name}": value.detach().cpu().contiguous()
-        for name, value in head_tensors(network.projector).items()
-    }
+    config, preprocess, tensors = network.config, network.config.preprocessing(), _encoder_tensors(network)
     known = asdict(network.backbone.shape) if isinstance(network.backbone, ResNet) else None
     architecture = known or {"arch": config.arch, "image_size": config.image_size, "planes": config.planes}
     facts = {"architecture": architecture, "preprocessing": preprocess.as_dict(), "training": config.as_dict()}

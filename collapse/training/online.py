@@ -1,6 +1,6 @@
 """What is measured while a network trains: spectra, the online classifier, nearest neighbours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,11 +49,13 @@ class Evaluation:
     """Measures a network on fixed images: up to `count` of the held-out ones, and as many training ones as neighbours.
 
     In float32, with the running statistics of the batch norms; the work is shared by all processes.
+    Attribute beat: called after each batch.
     """
 
     def __init__(self, network: Network, train: Labelled, val: Labelled, count: int, workers: int, device: str) -> None:
         seed = network.config.seed
         self.network, self.device = network, device
+        self.beat: Callable[[], None] = lambda: None
         self.held = _Share(_some(val, count, [seed, 1]), network, 256, workers)
         self.bank = _Share(_some(train, count, [seed, 2]), network, 256, workers)
 
@@ -65,6 +67,7 @@ class Evaluation:
             for pixels, labels in share:
                 x = share.preprocess.normalize(pixels.to(self.device))
                 yield self.network.backbone(x).float(), labels.to(self.device)
+                self.beat()
         finally:
             self.network.train()
 

@@ -1,10 +1,10 @@
 """A RUN, the folder of one training run: who may write to it, its configuration, log, spectra and resumable state.
 
-config.json; metrics.jsonl; spectra.npz (steps, and singular values of each layer); resume.pt and, should that be
-damaged, resume.prev.pt; at the end encoder.safetensors and spectrum.png.  Each file is written whole or not at all.
+config.json, whose schema is that of the whole folder; metrics.jsonl; spectra.npz (steps, and singular values of each
+layer); resume.pt and, should that be damaged, resume.prev.pt; at the end encoder.safetensors and spectrum.png.  Each
+file is written whole or not at all.  A damaged one is kept under a name of its own, NAME.damaged-1.SUFFIX.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +14,9 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +24,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from collapse import InputError
+from collapse import InputError, __version__
+from collapse.files import containers
+from collapse.files.descriptor import opened
 from collapse.results import save_text, strict, to_json, versions, whole
+from collapse.training.config import Config
+from collapse.training.lock import Lock
 
-SCHEMA = 1
+SCHEMA = 2  # of the folder, and of resume.pt
 # What a process that was killed while it wrote has left.
-PARTIAL = re.compile(r"\.(config|spectra|resume|spectrum|encoder(-\d+)?)\.\d+\.(json|npz|pt|png|safetensors)")
+PARTIAL = re.compile(
+    r"\.(config|metrics|spectra|resume|spectrum|encoder(-\d+)?)\.\d+\.(json|jsonl|npz|pt|png|safetensors)"
+)
 DIGEST = 32  # bytes of sha256 at the end of resume.pt
 
 
 class Run:
-    """The folder, locked for this process until it ends.
+    """The folder, locked for this process until `close`.
 
+    config: as Config.as_dict gives it; data: what identifies the images.
     Raises InputError: another process trains in it, it cannot be made, or it holds a run of another configuration.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self.encoder = folder, folder / "encoder.safetensors"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "a+")  # noqa: SIM115  (locked as long as it is open)
+            self._lock = Lock(folder)
         except OSError as error:
             raise InputError(f"{folder}: cannot be made a folder for a run ({error.strerror})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            self._lock.close()
-            raise InputError(f"{folder}: process {holder} is training in it; wait, or choose another RUN") from error
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()} on {os.uname().nodename}")
-        self._lock.flush()
-        os.register_at_fork(after_in_child=self._lock.close)  # workers that outlive this process must not hold it
+        self.beat = self._lock.beat
         try:
             self._same({"config": dict(config), "data": dict(data)})
         except InputError:
@@ -65,36 +64,31 @@ class Run:
 
     def close(self) -> None:
         """Let others have it."""
-        self._lock.close()
+        self._lock.release()
 
     def _same(self, wanted: dict[str, Any]) -> None:
         path, wanted = self.folder / "config.json", json.loads(to_json(wanted))
         if not path.exists():
-            if (self.folder / "resume.pt").exists() or (self.folder / "encoder.safetensors").exists():
+            if (self.folder / "resume.pt").exists() or self.encoder.exists():
                 raise InputError(f"{self.folder}: holds a run without its config.json; choose another RUN")
-            about = {"schema": "collapse.run/1", "versions": versions("numpy", "torch", "torchvision")}
+            about = {"schema": f"collapse.run/{SCHEMA}", "versions": versions("numpy", "torch", "torchvision")}
             save_text(path, to_json({**about, **wanted}))
             return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored.get("schema") != "collapse.run/1":
-                raise InputError(
-                    f"{path}: schema {stored.get('schema')!r}, expected collapse.run/1; another version's run"
-                )
-            parts = [(stored[part], wanted[part]) for part in ("config", "data")]
-            different = [(k, old.get(k), new[k]) for old, new in parts for k in new if old.get(k) != new[k]]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: cannot be read ({error!r}); choose another RUN") from error
+        stored = _stored(path)
+        parts = [(stored[part], wanted[part]) for part in ("config", "data")]
+        different = [(k, old.get(k), new[k]) for old, new in parts for k in new if old.get(k) != new[k]]
         if different:
             texts = ", ".join(f"{key} = {old}, not {new}" for key, old, new in different)
             raise InputError(f"{self.folder}: holds a run with {texts}; choose another RUN, or give the same")
+        if stored["schema"] != f"collapse.run/{SCHEMA}":
+            save_text(path, to_json({**stored, "schema": f"collapse.run/{SCHEMA}", **wanted}))
 
-    @property
-    def finished(self) -> bool:
-        """Whether the final encoder is written."""
-        return (self.folder / "encoder.safetensors").exists()
+    def keep_aside(self, path: Path, what: str) -> None:
+        """Move a damaged file of the folder to a name that none has, and say so."""
+        names = (path.with_name(f"{path.stem}.damaged-{number}{path.suffix}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        os.replace(path, aside)
+        print(f"warning: {path}: damaged; kept as {aside.name}; {what}", file=sys.stderr)
 
     def require_space(self, size: int) -> None:
         """Raise InputError unless the disk has room for two states of `size` bytes and a little more."""
@@ -107,9 +101,10 @@ class Run:
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace resume.pt; its last 32 bytes are the sha256 of the rest. The one before becomes resume.prev.pt."""
         buffer, path = io.BytesIO(), self.folder / "resume.pt"
+        self._lock.check()
         if (log := self.folder / "metrics.jsonl").exists():  # a state says how long it is
             _sync(log)
-        torch.save({"schema": SCHEMA, **state}, buffer)
+        torch.save({"schema": SCHEMA, "version": __version__, **state}, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).digest()
         with whole(path) as partial:
@@ -125,32 +120,42 @@ class Run:
         _sync(self.folder)
 
     def load(self) -> dict[str, Any] | None:
-        """The last whole state, or None at the start. A damaged one is reported and the one before is taken.
+        """The last whole state, or None at the start and where the encoder of a finished run is all there is.
 
-        Raises InputError: all states are damaged, or were written by a later version.
+        A damaged one is kept aside and the one before is taken.
+        Raises InputError: all states of a run without an encoder are damaged, or were written by a later version.
         """
         paths = [self.folder / name for name in ("resume.pt", "resume.prev.pt") if (self.folder / name).exists()]
+        damaged: list[Path] = []
         for path in paths:
-            content = path.read_bytes()
-            if hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]:
-                state = torch.load(io.BytesIO(content[:-DIGEST]), map_location="cpu", weights_only=True)
-                if state["schema"] != SCHEMA:
-                    raise InputError(f"{path}: schema {state['schema']}, expected {SCHEMA}; another version's run")
-                return state
-            print(f"warning: {path} is damaged; the state before it is tried", file=sys.stderr)
-        if paths:
+            if (state := _state_of(path)) is not None:
+                for other in damaged:
+                    self.keep_aside(other, f"the state before it is taken, {path.name}")
+                return _migrated(state, path)
+            damaged.append(path)
+        if paths and not self.encoder.exists():
             raise InputError(f"{paths[0]}: damaged, and no whole state is left; choose another RUN")
         return None
 
     def cut_log(self, size: int) -> None:
         """Leave the log's first `size` bytes: what was written after the state was saved will be written again."""
         path = self.folder / "metrics.jsonl"
-        with open(path, "ab+") as file:
-            if file.tell() < size:
-                file.seek(0)
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            kept = content[:size]
+            if len(content) < size:
                 print(f"warning: {path}: lines are missing; the run goes on without them", file=sys.stderr)
-                size = file.read().rfind(b"\n") + 1
-            file.truncate(size)
+                kept = content[: content.rfind(b"\n") + 1]
+            sound = [line for line in kept.splitlines(keepends=True) if log_line(line) is not None]
+            if b"".join(sound) != kept:
+                self.keep_aside(path, "the run goes on with its other lines")
+                with whole(path) as partial:
+                    partial.write_bytes(b"".join(sound))
+            else:
+                with open(path, "ab") as file:
+                    file.truncate(len(kept))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be cut to its last save ({error.strerror})") from error
 
     def log(self, line: Mapping[str, Any]) -> int:
         """Append one line; returns the log's size in bytes."""
@@ -161,16 +166,119 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.folder}/metrics.jsonl: cannot be written ({error.strerror})") from error
 
+    def check_spectra(self, step: int, measured: int) -> None:
+        """Keep a damaged spectra.npz aside; warn where it has fewer than the `measured` spectra up to `step`."""
+        path = self.folder / "spectra.npz"
+        stored = spectra_of(path)
+        if stored is None and path.exists():
+            self.keep_aside(path, "the run goes on without its spectra so far")
+        elif (stored["steps"] <= step).sum() < measured if stored else measured:
+            print(f"warning: {path}: spectra are missing; the run goes on without them", file=sys.stderr)
+
     def add_spectra(self, step: int, values: Mapping[str, NDArray]) -> None:
         """Add the singular values of each layer, (d,), at `step`; what the file holds from `step` on is dropped."""
         path = self.folder / "spectra.npz"
         new = {"steps": np.array([step]), **{name: value[None] for name, value in values.items()}}
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                kept = file["steps"] < step
-                new = {name: np.concatenate([file[name][kept], value]) for name, value in new.items()}
+        stored = spectra_of(path)
+        fits = stored is not None and {k: v.shape[1:] for k, v in stored.items()} == {
+            k: v.shape[1:] for k, v in new.items()
+        }
+        if path.exists() and not fits:
+            self.keep_aside(path, "the run goes on without its spectra so far")
+        elif stored is not None:
+            kept = stored["steps"] < step
+            new = {name: np.concatenate([stored[name][kept], value]) for name, value in new.items()}
         with whole(path) as partial:
             np.savez(partial, **new)  # type: ignore[arg-type]
+
+
+def spectra_of(path: Path) -> dict[str, NDArray] | None:
+    """What spectra.npz holds: steps (n,), and (n, d) singular values of each layer. None: absent or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+        with np.load(path, allow_pickle=False) as file:
+            found = {} if packed else {name: file[name] for name in file.files}
+        steps = found["steps"]
+        right = len(steps) > 0 and all(a.dtype.kind in "fi" and a.shape[0] == len(steps) for a in found.values())
+        return (
+            found if right and steps.ndim == 1 and all(a.ndim == 2 for k, a in found.items() if k != "steps") else None
+        )
+    except Exception:  # a damaged file can fail in any way
+        return None
+
+
+def log_line(text: bytes) -> dict[str, Any] | None:
+    """A line of the log, or None for what is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, dict) and all(isinstance(line.get(key), int) for key in ("step", "epoch"))
+    return line if whole and text.endswith(b"\n") else None
+
+
+def last_line(folder: Path) -> dict[str, Any]:
+    """The last line of a run's log. Raises InputError: there is none, or it is damaged."""
+    path = folder / "metrics.jsonl"
+    try:
+        line = log_line((path.read_bytes().splitlines(keepends=True) or [b""])[-1])
+    except OSError:
+        line = None
+    if line is None:
+        raise InputError(f"{path}: absent or damaged; the run is finished, {folder / 'encoder.safetensors'} is whole")
+    return line
+
+
+def _version(schema: Any, path: Path, wrote: Any) -> int:
+    """The number of a schema that this version reads; raises InputError for another."""
+    number = int(schema) if str(schema).isdigit() else 0
+    if number > SCHEMA:
+        raise InputError(f"{path}: written by a later version of collapse ({wrote}, schema {number}); install that one")
+    if number < 1:
+        raise InputError(f"{path}: schema {schema!r}, expected 1 to {SCHEMA}; not a run of collapse")
+    return number
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """config.json of this version or one before: a value that did not exist then is what it was, Config's default.
+
+    Raises InputError: damaged, of a later version, or a value that this version does not know.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        wrote = stored.get("versions", {}).get("dimensional-collapse", "unknown")
+        _version(str(stored.get("schema")).removeprefix("collapse.run/"), path, wrote)
+        known = json.loads(to_json(Config().as_dict()))
+        unknown = sorted(stored["config"].keys() - known.keys())
+        if unknown:
+            raise InputError(
+                f"{path}: {unknown[0]} is not known to this version of collapse; {wrote} wrote it, install that one"
+            )
+        return {**stored, "config": {**known, **stored["config"]}, "data": dict(stored["data"])}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({error!r}); choose another RUN") from error
+
+
+def _state_of(path: Path) -> Any:
+    """What a state's file holds, read without running anything; None where its digest is not that of its bytes."""
+    if path.stat().st_size <= DIGEST:
+        return None
+    with opened(path) as source:
+        content = source.window(0, source.size - DIGEST)
+        if content.sha256() != source.read(content.size, DIGEST).hex():
+            return None
+        return containers.unpickle(io.BytesIO(content.read(0, content.size)), f"{path}: cannot be read")[0]
+
+
+def _migrated(state: Any, path: Path) -> dict[str, Any]:
+    """A state of this version or one before, as this one writes it."""
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: not the state of a run; choose another RUN")
+    number = _version(state.get("schema"), path, state.get("version", "unknown"))
+    return {"measured": 0, **state} if number < 2 else state
 
 
 def _sync(path: Path) -> None:

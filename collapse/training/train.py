@@ -22,7 +22,7 @@ from collapse.training import parallel
 from collapse.training.config import Config
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import Batch, Plan, Unreadable, batches
-from collapse.training.network import Network, backward, checkpoint_blocks, finite, resolve, save_encoder
+from collapse.training.network import Network, backward, checkpoint_blocks, finite, holds, resolve, save_encoder
 from collapse.training.online import Evaluation, rank_metrics
 from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
 from collapse.training.run import Run
@@ -76,7 +76,7 @@ class Training:
             self.net = nn.parallel.DistributedDataParallel(self.net)
         self.augmentations = (self.config.augmentation(0), self.config.augmentation(1))
         self.preprocess = self.config.preprocessing()
-        self.step, self.log_bytes = 0, 0
+        self.step, self.log_bytes, self.measured = 0, 0, 0
         self.window: list[float] = []  # since the last line
         self.epoch_losses: list[float] = []
         self.unread: list[Tensor] = []  # on the device
@@ -97,18 +97,30 @@ class Training:
             raise InputError(f"step {self.step}: a weight is not finite; lower lr; the last save is kept")
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         losses = {"window": self.window, "epoch_losses": self.epoch_losses}
-        return {**parts, **losses, "step": self.step, "log_bytes": self.log_bytes, "environment": self.environment()}
+        counts = {"step": self.step, "log_bytes": self.log_bytes, "measured": self.measured}
+        return {**parts, **losses, **counts, "environment": self.environment()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to `state`; a warning where the environment now differs in what changes last digits."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.log_bytes = state["step"], state["log_bytes"]
-        self.window, self.epoch_losses = state["window"], state["epoch_losses"]
+        """Go back to `state`; a warning where the environment now differs in what changes last digits.
+
+        Raises InputError: it is not the state of such a run.
+        """
+        try:
+            self._restore(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise InputError(f"resume.pt: does not fit its config.json ({reason}); choose another RUN") from error
         now = self.environment()
-        changed = [f"{k} {v}, now {now[k]}" for k, v in state["environment"].items() if now[k] != v]
+        stored = state["environment"].items()
+        changed = [f"{k} {v}, now {now.get(k, 'not known')}" for k, v in stored if now.get(k) != v]
         if changed and parallel.rank() == 0:
             print(f"warning: {', '.join(changed)}: same data and schedule, other last digits", file=sys.stderr)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.log_bytes, self.measured = state["step"], state["log_bytes"], state["measured"]
+        self.window, self.epoch_losses = state["window"], state["epoch_losses"]
 
     def environment(self) -> dict[str, Any]:
         """What changes the last digits of a run, as a save holds it."""
@@ -188,7 +200,7 @@ def train(
     try:
         training = Training(config, len(data.classes), plan, options)
         run = _open_run(folder, training, about)
-        if _lead(lambda: run is not None and run.finished):
+        if _lead(lambda: run is not None and _finished(run, training)):
             return
         data = to_memory(data, options.workers)
         monitor = None
@@ -196,7 +208,7 @@ def train(
             monitor = Evaluation(training.network, data, val, options.held, options.workers, options.device)
         yield from _Loop(training, run, monitor).run(data)
         if run is not None:
-            save_encoder(folder / "encoder.safetensors", training.network)
+            save_encoder(run.encoder, training.network)
             (folder / "resume.prev.pt").unlink(missing_ok=True)
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
@@ -251,20 +263,36 @@ def _open_run(folder: Path, training: Training, about: dict[str, Any]) -> Run | 
     def act() -> dict[str, Any] | None:
         opened.append(Run(folder, training.config.as_dict(), about))
         size = sum(t.numel() * t.element_size() for t in training.network.state_dict().values())
-        opened[0].require_space(2 * size)
+        if not opened[0].encoder.exists():
+            opened[0].require_space(2 * size)
         return opened[0].load()
 
     try:
         state = _lead(act)
+        if state is not None:
+            training.restore(state)
     except InputError:
         for run in opened:
             run.close()
         raise
-    if state is not None:
-        training.restore(state)
-    if opened and not opened[0].finished:
-        opened[0].cut_log(training.log_bytes)
     return opened[0] if opened else None
+
+
+def _finished(run: Run, training: Training) -> bool:
+    """Whether the final encoder is there and whole; if not, the log and the spectra are made ready to go on.
+
+    Raises InputError: it is damaged, and there is no state to write it from.
+    """
+    ends = training.step == training.config.epochs * training.plan.per_epoch
+    if run.encoder.exists():
+        if holds(run.encoder, training.network if ends else None):
+            return True
+        if not training.step:
+            raise InputError(f"{run.encoder}: damaged, and no state is left to write it from; choose another RUN")
+        run.keep_aside(run.encoder, "it is written again from resume.pt")
+    run.cut_log(training.log_bytes)
+    run.check_spectra(training.step, training.measured)
+    return False
 
 
 class _Loop:
@@ -272,6 +300,8 @@ class _Loop:
 
     def __init__(self, training: Training, run: Run | None, monitor: Evaluation | None) -> None:
         self.training, self.run_folder, self.monitor, self.options = training, run, monitor, training.options
+        if monitor is not None:
+            monitor.beat = self._beat
         self.unreadable = Unreadable(training.plan.n)
         self.saved = self.marked = time.monotonic()
         self.waited, self.marked_step = 0.0, training.step
@@ -294,6 +324,7 @@ class _Loop:
         for batch, views in self._timed(ahead(loader, training.views, training.device)):
             self.unreadable.note(batch.unreadable)
             training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
+            self._beat()
             step = training.step
             ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
             measures = self.options.spectrum_every != 0 and (self._due(self.options.spectrum_every, ends) or last)
@@ -305,10 +336,18 @@ class _Loop:
                 self._save()
             if ends:
                 self._keep()
+            if stopped and self.run_folder is not None:
+                print(
+                    f"{self.run_folder.folder}: saved at step {step}; the same command goes on from it", file=sys.stderr
+                )
             if stopped == signal.SIGINT:
                 raise KeyboardInterrupt
             if stopped:
                 raise SystemExit(128 + stopped)
+
+    def _beat(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.beat()
 
     def _keep(self) -> None:
         """Keep the encoder of the epoch that has just ended, if it is due."""
@@ -366,6 +405,7 @@ class _Loop:
             line |= rank_metrics(spectra)
             values = {name: s.singular_values for name, s in spectra.items()}
             self._write("add_spectra", self.training.step, values)
+            self.training.measured += 1
         if ends and every and (epoch % every == 0 or epoch == self.training.config.epochs):
             line |= monitor.neighbours()
         return line
