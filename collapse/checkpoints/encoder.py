@@ -67,7 +67,8 @@ def block_names(backbone: nn.Module, stem: str = "") -> list[str]:
     for name, module in backbone.named_modules():
         if "features." in name and "Block" not in type(module).__name__:  # torchvision's stems and downsamplings
             continue
-        if BLOCK.fullmatch(name) and not any(name.startswith(f"{outer}.") for outer in names):
+        # What is inside of a module comes right behind it.
+        if BLOCK.fullmatch(name) and not name.startswith(tuple(f"{outer}." for outer in (*names[-1:], stem) if outer)):
             names.append(name)
     # An architecture that calls its blocks otherwise: its parts.
     return names or [name for name, part in backbone.named_children() if next(part.parameters(), None) is not None]

@@ -79,7 +79,8 @@ def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Family]:
                 or root + family.block not in tensors
             ):
                 continue
-            if not any(key.startswith(tuple(root + name for name in family.unless)) for key in tensors):
+            otherwise = tuple(root + name for name in family.unless)
+            if not any(key.startswith(otherwise) for key in tensors):
                 found[root] = family
         if len(found) > ROOT_LIMIT:
             raise InputError(f"holds more than {ROOT_LIMIT} encoders; refused")

@@ -190,7 +190,7 @@ def _assemble(
         pixels, guesses = preprocessing(plan.pixels, facts, clues)
     used = {key for key in tensors if key in taken}
     projected = projector.keys if projector else set()
-    rest = [key for key in tensors if key not in used | projected]
+    rest = [key for key in tensors if key not in used and key not in projected]
     dropped, unknown = _account(rest, used | projected, tensors, found)
     if projector and projector.problem:
         dropped["projector that cannot be read"], projected = sorted(projected), set()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
@@ -120,12 +121,33 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
     notes = _precision(used, given)
     state = {name: given[name].to(expected[name].dtype).contiguous() for name in used}
     absent = {name: torch.zeros_like(expected[name], device="cpu") for name in expected if name not in given}
-    module.load_state_dict(state | absent, assign=True)
-    if any(buffer.is_meta for buffer in module.buffers()):  # buffers outside of the state dict need real memory
+    if any(name not in expected for name, _ in module.named_buffers()):  # those need real memory
         module = plan.make()
-        module.load_state_dict(state | absent)
+    _fill(module, state | absent)
     keys = {key for name in used if name in plan.weights.keys for key in plan.weights.keys[name]}
     return module, keys, notes
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put every tensor in its place; torch's own loading looks through all of them once a module."""
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for name, tensor in state.items():
+        above, _, leaf = name.rpartition(".")
+        old = parts[above].get_parameter(leaf) if leaf in parts[above]._parameters else None
+        if old is None:
+            parts[above].register_buffer(leaf, tensor)
+        else:
+            parts[above].register_parameter(leaf, nn.Parameter(tensor, old.requires_grad))
+
+
+class _NoValues(TorchFunctionMode):
+    """Where tensors have no memory, drawing their first values is most of the time that a network takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def frame(make: Callable[[], nn.Module]) -> nn.Module:
@@ -133,7 +155,7 @@ def frame(make: Callable[[], nn.Module]) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NoValues():
                 return make()
         except (NotImplementedError, RuntimeError):  # it computes with tensors as it is made
             return make()
