@@ -270,7 +270,7 @@ def _state_of(path: Path) -> Any:
         content = source.window(0, source.size - DIGEST)
         if content.sha256() != source.read(content.size, DIGEST).hex():
             return None
-        return containers.unpickle(io.BytesIO(content.read(0, content.size)), f"{path}: cannot be read")[0]
+        return containers.parts_of(content)[1]
 
 
 def _migrated(state: Any, path: Path) -> dict[str, Any]:
