@@ -1,15 +1,20 @@
-"""The command `collapse`: arguments -> one call -> text, JSON or a file. Exit 0 done, 2 bad input, 130 interrupted."""
+"""The command `collapse`: arguments -> one call -> text, JSON or a file.
+
+Exit 0 done, 2 bad input, 130 interrupted; 1 is a bug.
+"""
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from collapse import InputError, __version__
 from collapse.commands import checkpoint, diagnose, spectrum, training
-from collapse.commands.shared import INTERRUPTED, interrupt
+from collapse.commands.shared import INTERRUPTED, interrupt, show, tell
 
 
 class _Parser(argparse.ArgumentParser):
@@ -17,11 +22,34 @@ class _Parser(argparse.ArgumentParser):
         """Raise InputError instead of ending the process."""
         raise InputError(f"{message}; see {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but what a command does not know is refused by its own parser, with what is near."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {unknown[0]!r}{_near(flag, self._option_string_actions)}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(map(str, action.choices))
+            listed = f"invalid choice: {value!r} (choose from {', '.join(known)})"
+            raise argparse.ArgumentError(action, listed + _near(str(value), known))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        show(message)  # of --help and --version
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    found = get_close_matches(word, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     # Idle OpenMP threads that spin slow small matrices a hundredfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_streams()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow; this call then ends the process
         from argcomplete import autocomplete
 
@@ -31,20 +59,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         options.run(options)
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"collapse: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 0
+    except SystemExit as end:  # of --help and --version
+        return int(end.code or 0)
     except KeyboardInterrupt:
-        print("collapse: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the output has left (as `head` does); python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _end("interrupted", 130)
+    except Exception as error:
+        text = explained(error)
+        if text is None:
+            raise
+        return _end(text, 2)
     finally:
         signal.signal(signal.SIGINT, before)
-    return 0
+
+
+def explained(error: Exception) -> str | None:
+    """The line for an error of the input or the machine; None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'here'}); give fewer rows or columns, or a machine with more"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for arrays
+        return "the device has not enough memory; give a smaller --batch-size, or another --device"
+    return None
+
+
+def _end(text: str, code: int) -> int:
+    """Say why the command ends, in one line."""
+    tell(f"collapse: {' '.join(text.split())}")
+    return code
+
+
+def _open_streams() -> None:
+    """Take the numbers of streams that are closed, so that no file gets one; errors then have somewhere to go."""
+    for number in range(3):
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def parser() -> argparse.ArgumentParser:

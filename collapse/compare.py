@@ -24,8 +24,10 @@ COLUMNS = {
 
 def comparison(spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
     """The document of schema collapse.comparison/1: a row of measures for each name, and the subspaces of each pair."""
-    rows = [{"name": name, "n": s.n, "dim": s.dim, "l2_normalized": s.l2_normalized, **s.metrics()}
-            for name, s in spectra.items()]  # fmt: skip
+    rows = [
+        {"name": name, "n": s.n, "dim": s.dim, "l2_normalized": s.l2_normalized, **s.metrics(), "warnings": s.warnings}
+        for name, s in spectra.items()
+    ]
     pairs = [
         subspaces(a, spectra[a], b, spectra[b])
         for a in spectra
@@ -80,6 +82,8 @@ def table(document: Mapping[str, Any]) -> str:
         lines.append("warning: some rows were normalised and some were not; their spectra do not compare")
     if len({row["n"] for row in document["rows"]}) > 1:
         lines.append("warning: different numbers of rows; small singular values grow with their number")
+    notes = dict.fromkeys(note for row in document["rows"] for note in row["warnings"])
+    lines += [f"warning: {note}" for note in notes]
     return "\n".join(lines) + "\n"
 
 

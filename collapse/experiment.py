@@ -41,11 +41,15 @@ def main(
     try:
         if not plot_only:
             meta, arrays = simulate(**options)
+            if not out:
+                result.parent.mkdir(exist_ok=True)
             save_result(result, {"config": options, **meta}, **arrays)
         meta, arrays = load_result(result)
         print(report(meta, arrays))
         with plots.style():
             figure = draw(meta, arrays)
+        if not out:
+            (root / "figures").mkdir(exist_ok=True)
         plots.save_figure(figure, out.with_suffix("") if out else root / "figures" / path.stem)
     except InputError as error:
         print(f"{path.name}: {error}", file=sys.stderr)

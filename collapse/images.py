@@ -7,6 +7,7 @@ rotation is not applied.  16-bit grey, which that would clip to white, is scaled
 """
 
 import io
+import json
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collapse import InputError
 
@@ -88,10 +89,29 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def line_of(name: str) -> str:
+    """The line of a list that stands for a file's name: itself, or JSON text in quotes where it would not come back.
+
+    That is a name with a control character (as a line feed), space at its ends, or bytes that are not UTF-8.
+    """
+    plain = name == name.strip() and not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
+    return name if plain and not name.startswith('"') else json.dumps(name)
+
+
+def name_of(line: str) -> str:
+    """The name for which a line of a list stands; no image's own name ends in a quote."""
+    try:
+        name = json.loads(line) if line[:1] == line[-1:] == '"' else line
+    except ValueError:
+        return line
+    return name if isinstance(name, str) else line
+
+
 class Images:
     """The images below a folder, in a zip, below a folder in a zip (FILE.zip/some/folder), or in a list.
 
-    A list is a .txt file of one path a line, relative to its own folder, in that order. Folders that links lead to are
+    A list is a .txt file of one path a line, relative to its own folder, in that order; in quotes it is JSON text, for
+    names with line feeds (`line_of`). Folders that links lead to are
     looked into once.
     Raises InputError if there is no such place, or no image in it.
     """
@@ -122,10 +142,10 @@ class Images:
 
     def _listed(self) -> list[str]:
         try:
-            lines = self.source.read_text(errors="surrogateescape").splitlines()
+            lines = os.fsdecode(self.source.read_bytes()).split("\n")
         except OSError as error:
             raise InputError(f"{self.source}: cannot be read ({error.strerror})") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [name_of(line.strip()) for line in lines if line.strip()]
         return names if all(Path(name).suffix.lower() in SUFFIXES for name in names) else []
 
     def _below(self) -> Iterator[str]:
@@ -222,7 +242,10 @@ def _stack(items: list[Tensor | tuple[str, str]]) -> tuple[Tensor | None, list[t
     """(batch, unreadable images); the batch is None if the others differ in size, or if there is none."""
     pixels = [item for item in items if isinstance(item, Tensor)]
     alike = len({item.shape for item in pixels}) == 1
-    return torch.stack(pixels) if alike else None, [item for item in items if isinstance(item, tuple)]
+    batch = torch.stack(pixels) if alike else None
+    if batch is not None and get_worker_info() is not None:
+        batch.share_memory_()  # else a batch for which there is no shared memory is lost, and waited for for ever
+    return batch, [item for item in items if isinstance(item, tuple)]
 
 
 def _quiet(worker: int) -> None:
@@ -268,5 +291,5 @@ def pixel_batches(
         if "DataLoader worker" not in str(error):
             raise
         raise InputError(
-            f"{images.source}: a decoding process was killed (memory?); give fewer --workers, or 0"
+            f"{images.source}: a decoding process was killed, or had no memory to share; give fewer --workers, or 0"
         ) from error

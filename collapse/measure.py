@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
 from collapse.covariance import METHODS, Covariance, blocks
+from collapse.results import stale
 from collapse.spectra import Spectrum
 
 
@@ -107,7 +108,10 @@ def spectrum(
     measurement = Measurement(normalize, method, device, jackknife)
     for batch in batches:
         measurement.update(batch)
-    return measurement.spectrum(threshold, vectors, rounding, **{"source": source, **about})
+    about = {"source": source, **about}
+    notes = stale(str(about["source"].get("path") or ""), about["source"].get("sha256"))
+    about["warnings"] = [*about.get("warnings", []), *notes]
+    return measurement.spectrum(threshold, vectors, rounding, **about)
 
 
 def _merged(parts: Sequence[Covariance]) -> Covariance:

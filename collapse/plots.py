@@ -6,6 +6,7 @@ Logarithms are natural, as in the paper, and drawn on a linear axis labelled "ln
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
 from collapse.metrics import marchenko_pastur_density, marchenko_pastur_edges, noise_variance
-from collapse.results import whole
+from collapse.results import printable, whole
 
 COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column paper
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -44,15 +45,18 @@ def sequence_colors(count: int) -> list:
 
 
 def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:
-    """Write `fig` to stem.png and stem.pdf, each whole or not at all, and close it."""
+    """Write `fig` to stem.png and stem.pdf, all whole or none, and close it."""
     from matplotlib import pyplot as plt
 
-    with style():
-        for suffix in suffixes:
-            with whole(stem.with_suffix(suffix)) as partial:
+    try:
+        with style(), ExitStack() as files:
+            partials = [files.enter_context(whole(stem.with_name(stem.name + suffix))) for suffix in suffixes]
+            for suffix, partial in zip(suffixes, partials, strict=True):
                 # No date in the file: the same data gives the same bytes.
-                fig.savefig(partial, metadata={"CreationDate": None} if suffix == ".pdf" else None)
-    plt.close(fig)
+                about = {"CreationDate": None} if suffix == ".pdf" else None
+                fig.savefig(partial, format=suffix[1:], metadata=about)
+    finally:
+        plt.close(fig)
 
 
 def plot_prediction(ax: Any, x: NDArray, simulated: NDArray, predicted: NDArray, **options: Any) -> None:
@@ -79,8 +83,14 @@ def theory_legend(ax: Any, **options: Any) -> None:
     ax.legend(handles=handles, **options)
 
 
+def plain(text: str) -> str:
+    """A name as a label that shows it: matplotlib reads dollars as mathematics, and hides what begins with _."""
+    return f"{' ' * text.startswith('_')}{printable(text)}".replace("$", r"\$")
+
+
 def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, log_index: bool = False) -> Any:
     """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes."""
+    spectra = {plain(name): spectrum for name, spectrum in spectra.items()}
     with style():
         if ax is None:
             _, ax = figure()
@@ -182,7 +192,7 @@ def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, Array
     for marker, (name, values) in zip(cycle("osv^"), ranks.items()):
         ax.plot(at, values, marker=marker, label=name.replace("_", " "))
     step = max(1, len(layers) // 16)
-    ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
+    ax.set_xticks(at[::step], list(map(plain, layers))[::step], rotation=90, fontsize=6)
     ax.set(yscale="log", ylabel="dimensions")
     for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
         axis(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.5)))
@@ -216,7 +226,7 @@ def plot_causes_by_depth(
         below = below + share
     ax.plot(at, np.asarray(ranks) / widths, "o-", color="black", markerfacecolor="white", label="effective rank")
     step = max(1, len(layers) // 20)
-    ax.set_xticks(at[::step], list(layers)[::step], rotation=90, fontsize=6)
+    ax.set_xticks(at[::step], list(map(plain, layers))[::step], rotation=90, fontsize=6)
     ax.set(ylabel="share of the width", ylim=(0, 1), xlim=(-0.6, len(layers) - 0.4))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -1,11 +1,15 @@
-"""Result files: JSON and npz that hold how they were made, written whole or not at all, read without unpickling."""
+"""Result files: JSON and npz that hold how they were made, written whole or not at all, read without unpickling.
 
+Each document has a schema, `collapse.NAME/VERSION`; a reader refuses a later version by its name (docs/results.md).
+"""
+
+import io
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError, __version__
+from collapse.files import limits
+from collapse.files.descriptor import opened
+from collapse.files.zips import Zip
+from collapse.outputs import whole
+
+EXPERIMENT = "collapse.experiment/1"
+LARGEST = 1e304  # of a number in a document: its product with a dimension is finite, its square never taken
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -32,48 +43,22 @@ def command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and vanishes when it does not."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file to write")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made a folder ({error.strerror}); choose another place") from error
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); the old file is kept") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError if `path` exists and may not be replaced, or if there is no folder in which to write it."""
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists and is kept; give --force to replace it, or another name")
-    above = next(place for place in path.absolute().parents if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        what = "cannot be written to" if above.is_dir() else "is not a folder"
-        raise InputError(f"{path}: {above} {what}; choose another place")
-
-
 def strict(value: Any) -> Any:
-    """The same value in strict JSON's types: arrays as lists, NaN and infinity as null, paths as text."""
+    """The same value in strict JSON's types: arrays as lists, NaN and infinity as null, paths as text.
+
+    Text is Unicode: bytes of a file's name that are not UTF-8 become `\\udcNN`, six characters.
+    """
     if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {strict(str(key)): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
         return strict(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return os.fspath(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return strict(os.fspath(value))
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def to_json(value: Any) -> str:
@@ -81,10 +66,129 @@ def to_json(value: Any) -> str:
     return json.dumps(strict(value), allow_nan=False, indent=1) + "\n"
 
 
-def save_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+def printable(text: str) -> str:
+    """The same text with every control character but tab and line feed, and every surrogate, as an escape."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """The value of strict JSON in UTF-8. Raises InputError, beginning with `where`, for anything else."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not a number of JSON")
+
+    def integer(digits: str) -> int:
+        return int(digits) if len(digits) <= limits.DIGITS else refuse(f"an integer of {len(digits)} digits")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return found
+
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        return json.loads(text, parse_constant=refuse, parse_int=integer, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise InputError(f"{where}: not readable as JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise InputError(f"{where}: not readable as JSON ({error})") from error
+
+
+def load_json(path: Path) -> Any:
+    """The value in a JSON file. Raises InputError: no such file, over `limits.JSON` bytes, or not strict JSON."""
+    with opened(path) as source:
+        if source.size > limits.JSON:
+            raise InputError(f"{path}: {source.size} bytes of JSON; at most {limits.JSON} are read")
+        return parse_json(source.read(0, source.size), path)
+
+
+def require_schema(document: Any, known: str, where: object) -> dict[str, Any]:
+    """The document itself, if it is an object of schema `known`. Raises InputError: of another, or a later version."""
+    if not isinstance(document, dict):
+        raise InputError(f"{where}: holds a JSON {type(document).__name__}, expected an object of schema {known}")
+    schema = document.get("schema")
+    if schema == known:
+        return document
+    kind, _, number = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
+    name, _, latest = known.rpartition("/")
+    if kind == name and number.isdecimal() and int(number[: limits.DIGITS]) > int(latest):
+        raise InputError(
+            f"{where}: schema {str(schema)[:60]} is of a later version than this one, {__version__}, which reads up to "
+            f"{known}; update with pip install -U dimensional-collapse"
+        )
+    raise InputError(f"{where}: schema {str(schema)[:60]!r}, expected {known}")
+
+
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def value_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> Any:
+    """The value of a key, which must be of one of these types of JSON."""
+    if key not in document:
+        raise InputError(f"{where}: has no {key}")
+    value = document[key]
+    if type(value) not in kinds:
+        raise InputError(
+            f"{where}: {key} is {KINDS[type(value)]}, expected {' or '.join(KINDS[kind] for kind in kinds)}"
+        )
+    return value
+
+
+def integer_of(document: Mapping[str, Any], key: str, least: int, where: str) -> int:
+    """A whole number of at least `least` that fits 64 bits."""
+    value = value_of(document, key, where, int)
+    if not least <= value < 1 << 63:
+        raise InputError(f"{where}: {key} is {str(value)[:40]}, expected at least {least}")
+    return int(value)
+
+
+def number_of(document: Mapping[str, Any], key: str, where: str, below: float = math.inf) -> float:
+    """A finite number, not negative, below `below`."""
+    value = value_of(document, key, where, int, float)
+    if not 0 <= value < below or value > LARGEST:
+        raise InputError(
+            f"{where}: {key} is {str(value)[:40]}, expected a number from 0" + f" to {below:g}" * (below < 2)
+        )
+    return float(value)
+
+
+def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | None = None) -> NDArray:
+    """A list of finite numbers, descending, not negative, as float64."""
+    found = list_of(document, key, where, int, float)
+    if not found or len(found) != (count or len(found)):
+        raise InputError(f"{where}: {key} holds {len(found)} numbers, expected {count or 'some'}; it is cut or edited")
+    odd = next((index for index, value in enumerate(found) if not 0 <= value <= LARGEST), None)
+    if odd is not None:
+        raise InputError(f"{where}: {key}[{odd}] is {str(found[odd])[:40]}, expected a finite number from 0")
+    values = np.array(found, np.float64)
+    if (rising := np.flatnonzero(np.diff(values) > 0)).size:
+        raise InputError(f"{where}: {key}[{rising[0] + 1}] is larger than the one before; expected descending values")
+    return values
+
+
+def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> list[Any]:
+    """A list of values of one of these types of JSON."""
+    found: list[Any] = value_of(document, key, where, list)
+    for index, value in enumerate(found):
+        if type(value) not in kinds:
+            raise InputError(f"{where}: {key}[{index}] is {KINDS[type(value)]}, expected {KINDS[kinds[0]]}")
+    return found
+
+
+def save_text(path: Path, text: str) -> str:
+    """Write `text` to `path`, whole or not at all; returns it."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+    return text
 
 
 def provenance() -> dict[str, Any]:
@@ -93,17 +197,76 @@ def provenance() -> dict[str, Any]:
 
 
 def save_result(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
-    """Write named arrays and `meta` (plus command and versions) to an npz file, whole or not at all."""
+    """Write named arrays and `meta` (plus schema, command and versions) to an npz file, whole or not at all."""
     with whole(path) as partial:
-        np.savez_compressed(partial, meta=np.array(to_json({"schema": 1, **provenance(), **meta})), **arrays)  # type: ignore[arg-type]
+        write_npz(partial, meta, **arrays)
 
 
-def load_result(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """Read what `save_result` wrote: (meta, arrays). Nothing is unpickled."""
+def write_npz(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
+    """Write what `save_result` does straight to `path`, the temporary one of a set of files."""
+    text = np.array(to_json({"schema": EXPERIMENT, **provenance(), **meta}))
+    with open(path, "wb") as file:
+        np.savez_compressed(file, meta=text, **arrays)  # type: ignore[arg-type]
+
+
+def load_result(path: Path, schema: str = EXPERIMENT) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    """Read what `save_result` wrote: (meta, arrays). Nothing is unpickled.
+
+    Raises InputError: no such file, damaged, or not of `schema`.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such result; run the experiment without --plot-only first")
-    with np.load(path, allow_pickle=False) as file:
-        return json.loads(file["meta"].item()), {key: file[key] for key in file.files if key != "meta"}
+    arrays = read_npz(path)
+    meta = parse_json(str(arrays.pop("meta", "null")), f"{path}: meta")
+    if schema == EXPERIMENT and isinstance(meta, dict) and meta.get("schema") == 1:
+        meta["schema"] = EXPERIMENT  # as the first results were written
+    return require_schema(meta, schema, path), arrays
+
+
+def read_npz(path: Path) -> dict[str, NDArray]:
+    """The arrays of an .npz file by name. Raises InputError: damaged, Python objects, or much larger than the file."""
+    with opened(path) as source:
+        most = max(limits.UNPACKED_FREE, limits.UNPACKED_RATIO * source.size)
+        archive = Zip(source)
+        return {
+            name.removesuffix(".npy"): _array(archive.read(record, most), f"{path}: array {name.removesuffix('.npy')}")
+            for name, record in archive.records.items()
+        }
+
+
+def _array(data: bytes, where: str) -> NDArray:
+    """The array in the bytes of a .npy file."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        if dtype.hasobject:
+            raise InputError(f"{where} holds Python objects, which are not read")
+        flat = np.frombuffer(bytearray(data), dtype, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} is damaged ({type(error).__name__})") from error
+
+
+def stale(path: str, sha256: str | None) -> list[str]:
+    """A warning if the JSON file beside a file of this sha256, written with such a file, names other bytes.
+
+    path: as a command takes it, FILE or FILE:KEY.
+    """
+    file = next((Path(text) for text in (path, path.rpartition(":")[0]) if text and Path(text).is_file()), None)
+    about = file.with_suffix(".json") if file else None
+    if file is None or about is None or about == file or not about.is_file():
+        return []
+    try:
+        named = load_json(about)["files"][file.name]["sha256"]
+    except (InputError, LookupError, TypeError):
+        return []  # any other JSON
+    if sha256 is None or named == sha256:
+        return []
+    return [f"{about.name} beside it describes another {file.name} (sha256 {str(named)[:12]}, not {sha256[:12]})"]
 
 
 def r_squared(measured: NDArray, predicted: NDArray) -> float:

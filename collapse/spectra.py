@@ -3,10 +3,10 @@
 `Spectrum` is what `collapse.spectrum` and `Covariance.spectrum` return (covariance.py), and what is stored as JSON.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError, metrics
-from collapse.results import command, load_result, save_result, save_text, to_json, versions
+from collapse.outputs import digest, spare, whole
+from collapse.results import (
+    LARGEST,
+    command,
+    integer_of,
+    list_of,
+    load_json,
+    load_result,
+    number_of,
+    numbers_of,
+    parse_json,
+    require_schema,
+    save_text,
+    to_json,
+    value_of,
+    versions,
+    write_npz,
+)
 
 EPS = float(np.finfo(np.float64).eps)
+SPECTRUM, SPECTRA, VECTORS = "collapse.spectrum/1", "collapse.spectra/1", "collapse.vectors/1"
+METHODS = ("covariance", "qr")
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,7 @@ class Spectrum:
         notes = self.warnings + ([f"undefined for this input: {', '.join(undefined)}"] if undefined else [])
         empty = dict.fromkeys(("path", "sha256", "architecture", "branch", "layer", "keys", "preprocessing"))
         return {
-            "schema": "collapse.spectrum/1",
+            "schema": SPECTRUM,
             "source": {"kind": "array", **empty, "foreign": [], **self.source, "warnings": notes},
             "images": self.images,
             "n": self.n,
@@ -130,6 +149,7 @@ class Spectrum:
             "threshold": self.threshold,
             "metrics": measures,
             "errors": self.errors,
+            "files": {},
             "command": self.command,
             "versions": self.versions,
         }
@@ -138,50 +158,164 @@ class Spectrum:
         """Strict JSON text of schema collapse.spectrum/1."""
         return to_json(self.to_dict())
 
-    def save(self, path: Path) -> None:
-        """Write `to_json` to a file and, if the vectors were kept, these beside it, as .npz."""
-        save_text(path, self.to_json())
-        if self.vectors is not None:
-            save_result(path.with_suffix(".npz"), {"spectrum": path.name}, vectors=self.vectors)
+    def save(self, path: str | PathLike) -> None:
+        """Write `to_json` to a file and, if the vectors were kept, these beside it, as .npz, which the JSON then names.
+
+        Raises InputError: a file cannot be written, or is the one that this spectrum was measured from.
+        """
+        self.write(Path(path))
+
+    def write(self, path: Path) -> str:
+        """What `save` does; returns the JSON text as written."""
+        beside = path.with_suffix(".npz")
+        spare(str(self.source.get("path") or ""), path, *([beside] if self.vectors is not None else []))
+        if self.vectors is None:
+            return save_text(path, self.to_json())
+        if beside == path:
+            raise InputError(f"{path}: the directions are kept there; give the result a name that ends in .json")
+        with whole(path) as text, whole(beside) as directions:  # the JSON is replaced last
+            write_npz(directions, {"schema": VECTORS, "spectrum": path.name}, vectors=self.vectors)
+            document = to_json({**self.to_dict(), "files": {beside.name: digest(directions)}})
+            text.write_text(document, encoding="utf-8")
+        return document
 
     @classmethod
-    def load(cls, path: Path) -> "Spectrum":
-        """Read what `save` wrote. Raises InputError if it is no result of `collapse spectrum`."""
-        try:
-            result = cls.from_json(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as a result ({error})") from error
-        beside = path.with_suffix(".npz")
-        if not beside.exists():
-            return result
-        vectors = load_result(beside)[1].get("vectors")
-        if vectors is None or vectors.shape != (result.dim, result.dim):
+    def load(cls, path: str | PathLike) -> "Spectrum":
+        """Read what `save` wrote. Raises InputError: no result of `collapse spectrum`, or its vectors were replaced."""
+        return cls._beside(Path(path), load_json(Path(path)))
+
+    @classmethod
+    def _beside(cls, path: Path, document: Any) -> "Spectrum":
+        """The result in a document of `path`, with the vectors that lie beside it."""
+        result, beside = cls._of(document, str(path)), path.with_suffix(".npz")
+        named = next((about for name, about in document.get("files", {}).items() if name.endswith(".npz")), None)
+        if named is None or not beside.exists():
+            odd = "is not named by it: not its directions" if beside.exists() else "is not there: no directions"
+            notes = [f"{beside.name} beside {path.name} {odd}"] if named or beside.exists() else []
+            return replace(result, warnings=[*result.warnings, *notes])
+        if digest(beside) != named:
+            raise InputError(
+                f"{beside}: is not the file that {path.name} was written with (its digest differs); measure again"
+            )
+        vectors = load_result(beside, VECTORS)[1].get("vectors")
+        square = vectors is not None and vectors.shape == (result.dim, result.dim) and vectors.dtype == np.float64
+        if vectors is None or not square or not np.isfinite(vectors).all():
             raise InputError(f"{beside}: does not hold the {result.dim} singular vectors of {path.name}")
         return replace(result, vectors=vectors)
 
     @classmethod
     def from_json(cls, text: str) -> "Spectrum":
-        """Read what `to_json` wrote. Raises InputError for any other text."""
-        try:
-            document = json.loads(text)
-            if document["schema"] != "collapse.spectrum/1":
-                raise InputError(f"spectrum: schema {document['schema']!r}, expected collapse.spectrum/1")
-            names = {f.name for f in fields(cls)}
-            kept = {key: value for key, value in document.items() if key in names}
-            kept["warnings"] = [w for w in document["source"].pop("warnings") if not w.startswith("undefined for")]
-            return cls(**{**kept, **{key: np.array(kept[key]) for key in ("singular_values", "moments")}})
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"spectrum: not a collapse.spectrum/1 document ({error!r})") from error
+        """Read what `to_json` wrote; metrics are computed anew. Raises InputError for any other text."""
+        return cls._of(parse_json(text, "spectrum"), "spectrum")
+
+    @classmethod
+    def _of(cls, document: Any, where: str) -> "Spectrum":
+        document = require_schema(document, SPECTRUM, where)
+        values = numbers_of(document, "singular_values", where)
+        if (dim := integer_of(document, "dim", 1, where)) != len(values):
+            raise InputError(f"{where}: {len(values)} singular values for {dim} dimensions; it is cut or edited")
+        method = value_of(document, "method", where, str)
+        if method not in METHODS:
+            raise InputError(f"{where}: method {method[:40]!r}, expected {' or '.join(METHODS)}")
+        source = dict(_source(value_of(document, "source", where, dict), f"{where}: source"))
+        notes = source.pop("warnings")
+        n, unit = integer_of(document, "n", 2, where), value_of(document, "l2_normalized", where, bool)
+        moments = numbers_of(document, "moments", where, dim)
+        _files(document, where)
+        _possible(values, moments, n, unit, where)
+        return cls(
+            singular_values=values,
+            moments=moments,
+            n=n,
+            floor=number_of(document, "floor", where),
+            method=method,
+            l2_normalized=unit,
+            threshold=number_of(document, "threshold", where, 1.0),
+            source=source,
+            images=_images(document, where),
+            warnings=[note for note in notes if not note.startswith("undefined for")],
+            command=list_of(document, "command", where, str),
+            versions=_versions(document, where),
+            errors=_errors(document, dim, where),
+        )
 
 
 def load_results(path: Path) -> list[Spectrum]:
     """The spectra of a result file: one, or those of all layers. Raises InputError if it is neither."""
-    try:
-        document = json.loads(path.read_text())
-        if document.get("schema") != "collapse.spectra/1":
-            return [Spectrum.load(path)]
-        return [Spectrum.from_json(json.dumps(layer)) for layer in document["layers"]]
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a result of collapse spectrum ({error})") from error
+    document = load_json(path)
+    if not (isinstance(document, dict) and str(document.get("schema")).startswith("collapse.spectra/")):
+        return [Spectrum._beside(path, document)]
+    layers = value_of(require_schema(document, SPECTRA, str(path)), "layers", str(path), list)
+    if not layers:
+        raise InputError(f"{path}: holds no layer")
+    return [Spectrum._of(layer, f"{path}: layer {index}") for index, layer in enumerate(layers)]
+
+
+def _possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str) -> None:
+    """Refuse sums that no rows have: taking the mean off only takes away, and rows of norm 1 have mean square 1."""
+    total = moments.sum() * (1 + 1e-6)
+    if values.sum() * (1 - 1 / n) > total or (unit and moments.sum() > 1 + 1e-6):
+        raise InputError(f"{where}: no rows have these singular_values and moments; it is cut or edited")
+
+
+def _source(source: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Provenance, whose values must have their types; what is not known is kept."""
+    value_of(source, "kind", where, str)
+    for key in ("path", "sha256", "architecture", "branch", "layer"):
+        value_of(source, key, where, str, type(None))
+    for key in ("keys", "preprocessing"):
+        value_of(source, key, where, dict, type(None))
+    for key in ("foreign", "warnings"):
+        list_of(source, key, where, str)
+    return source
+
+
+def _images(document: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
+    images = value_of(document, "images", where, dict, type(None))
+    if images is None:
+        return None
+    value_of(images, "path", f"{where}: images", str, type(None))
+    integer_of(images, "count", 0, f"{where}: images")
+    for entry in list_of(images, "skipped", f"{where}: images", dict):
+        value_of(entry, "path", f"{where}: images skipped", str)
+        value_of(entry, "why", f"{where}: images skipped", str)
+    return dict(images)
+
+
+def _versions(document: Mapping[str, Any], where: str) -> dict[str, str]:
+    found: dict[str, str] = value_of(document, "versions", where, dict)
+    for name in found:
+        value_of(found, name, f"{where}: versions", str)
+    return found
+
+
+def _files(document: Mapping[str, Any], where: str) -> None:
+    """What lies beside the document, by name, if it says so at all."""
+    named = value_of({"files": {}, **document}, "files", where, dict)
+    for name in named:
+        about = value_of(named, name, f"{where}: files", dict)
+        value_of(about, "sha256", f"{where}: files", str)
+        integer_of(about, "size", 0, f"{where}: files")
+
+
+def _errors(document: Mapping[str, Any], dim: int, where: str) -> dict[str, Any] | None:
+    """Standard errors; null stands for one that is undefined."""
+    found = value_of({"errors": None, **document}, "errors", where, dict, type(None))
+    if found is None:
+        return None
+    where = f"{where}: errors"
+    values = list_of(found, "singular_values", where, float, int, type(None))
+    measures = value_of(found, "metrics", where, dict)
+    if len(values) != dim:
+        raise InputError(f"{where}: {len(values)} standard errors for {dim} singular values; it is cut or edited")
+    return {
+        "groups": integer_of(found, "groups", 2, where),
+        "singular_values": np.array([_error(value, where) for value in values]),
+        "metrics": {name: _error(value_of(measures, name, where, float, int, type(None)), where) for name in measures},
+    }
+
+
+def _error(value: float | None, where: str) -> float:
+    if value is not None and not 0 <= value <= LARGEST:
+        raise InputError(f"{where}: a standard error is {str(value)[:40]}, expected a finite number from 0")
+    return math.nan if value is None else float(value)

@@ -1,19 +1,27 @@
 """collapse inspect and collapse embed."""
 
 import argparse
+import os
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
+from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
-    check_output,
     choose_device,
+    deliver,
     load_encoder,
     pixels_of,
     positive,
+    show,
 )
+
+if TYPE_CHECKING:
+    from collapse.checkpoints import Encoder
+    from collapse.images import Images
 
 
 def add_inspect(commands: Any) -> None:
@@ -24,7 +32,7 @@ def add_inspect(commands: Any) -> None:
         description="What a checkpoint is: architecture, branch, projector, preprocessing, where every tensor went.",
         epilog="example: collapse inspect checkpoint.pth --json",
     )
-    command.set_defaults(run=_inspect, plot=None, vectors=False)
+    command.set_defaults(run=_inspect)
     command.add_argument("source", metavar="CHECKPOINT")
     add_result(command)
     add_model(command)
@@ -50,13 +58,11 @@ def add_embed(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from collapse.results import save_text, to_json
+    from collapse.results import to_json
 
-    check_output(options, options.source)
+    protect(sources(options.source), {"--out": options.out}, options.force)
     document = {"schema": "collapse.checkpoint/1", **load_encoder(options, options.source).report}
-    if options.out:
-        save_text(options.out, to_json(document))
-    print(to_json(document) if options.json else describe(document), end="")
+    deliver(options, to_json(document), describe(document))
 
 
 def describe(document: dict[str, Any]) -> str:
@@ -80,36 +86,50 @@ def describe(document: dict[str, Any]) -> str:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from collapse.evaluate import embed
-    from collapse.files.arrays import NpyWriter
     from collapse.images import Images
-    from collapse.results import command, refuse_existing, save_text, to_json, versions
+    from collapse.results import to_json
 
     if options.out.suffix != ".npy":
         raise InputError(f"{options.out}: embeddings are written as .npy")
-    beside = [options.out.with_suffix(suffix) for suffix in (".json", ".txt")]
-    for path in (options.out, *beside):
-        refuse_existing(path, options.force)
-    device = choose_device(options.device)
-    net = load_encoder(options, options.source)
-    layer, images = net.layer(options.layer), Images(options.images)
+    about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
+    inputs = [*sources(options.source), *images_of(options.images)]
+    protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
+    net, images = load_encoder(options, options.source), Images(options.images)
+    document = _write_embeddings(options, net, images, about, listed)
+    (n, d), skipped = document["shape"], len(document["images"]["skipped"])
+    note = f"; {skipped} images were skipped" if skipped else ""
+    show(to_json(document) if options.json else f"{options.out}: {n} x {d}{note}\n")
+
+
+def _write_embeddings(
+    options: argparse.Namespace, net: "Encoder", images: "Images", about: Path, listed: Path
+) -> dict[str, Any]:
+    """Write the rows, the list of their images and, last, the document that names both by digest; returns it."""
+    from collapse.evaluate import embed
+    from collapse.images import line_of
+    from collapse.outputs import NpyWriter, digest, whole
+    from collapse.results import command, to_json, versions
+
+    device, layer = choose_device(options.device), net.layer(options.layer)
     skipped: list[dict[str, str]] = []
-    with NpyWriter(options.out) as writer:
-        for rows in embed(layer, pixels_of(options, images, net, skipped), net.preprocess, device, options.precision):
-            writer.write(rows.cpu().numpy())
-    lost = {entry["path"] for entry in skipped}
-    names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]
-    document = {
-        "schema": "collapse.embeddings/1",
-        "source": net.source(options.layer),
-        "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
-        "shape": list(writer.shape),
-        "command": command(),
-        "versions": versions("numpy", "torch", "torchvision"),
-    }
-    save_text(beside[0], to_json(document))
-    save_text(beside[1], "".join(f"{name}\n" for name in names))
-    note = f"; {len(skipped)} images were skipped" if skipped else ""
-    print(
-        to_json(document) if options.json else f"{options.out}: {writer.shape[0]} x {writer.shape[1]}{note}\n", end=""
-    )
+    with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:
+        with NpyWriter(rows) as writer, closing(pixels_of(options, images, net, skipped)) as pixels:
+            for batch in embed(layer, pixels, net.preprocess, device, options.precision):
+                writer.write(batch.cpu().numpy())
+        if not writer.shape[0]:
+            first = skipped[0]
+            raise InputError(f"{images.source}: none of its images can be read, first {first['path']} ({first['why']})")
+        lost = {entry["path"] for entry in skipped}
+        names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]
+        lines.write_bytes(b"".join(os.fsencode(line_of(name)) + b"\n" for name in names))
+        document = {
+            "schema": "collapse.embeddings/1",
+            "source": net.source(options.layer),
+            "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
+            "shape": list(writer.shape),
+            "files": {options.out.name: digest(rows), listed.name: digest(lines)},
+            "command": command(),
+            "versions": versions("numpy", "torch", "torchvision"),
+        }
+        text.write_text(to_json(document), encoding="utf-8")
+    return document

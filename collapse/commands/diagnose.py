@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from collapse import InputError
+from collapse.commands.guard import files, images_of, protect, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
-    check_output,
     choose_device,
     count,
+    deliver,
     groups,
     load_encoder,
     positive,
@@ -28,7 +29,7 @@ def add_diagnose(commands: Any) -> None:
         "augmentation, by implicit regularisation, in the rounding, or dead; and a verdict.",
         epilog="example: collapse diagnose resnet50.pth imagenet/val --views 4 --report report.html",
     )
-    command.set_defaults(run=_diagnose, plot=None, vectors=False)
+    command.set_defaults(run=_diagnose)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
     command.add_argument("--views", type=groups, default=4, metavar="V", help="augmented views of each image (4)")
@@ -46,15 +47,12 @@ def _diagnose(options: argparse.Namespace) -> None:
     from collapse.diagnosis import before_crop, describe, diagnose, paper_augmentations
     from collapse.images import Images, pixel_batches
     from collapse.report import page, table
-    from collapse.results import refuse_existing, save_text
+    from collapse.results import save_text
 
-    check_output(options, options.source)
-    if options.report:
-        refuse_existing(options.report, options.force)
-        if options.out and options.report.resolve() == options.out.resolve():
-            raise InputError(f"{options.report}: --out and --report are one file; name two")
-        if options.report.suffix not in (".html", ".htm"):
-            raise InputError(f"{options.report}: a report is .html")
+    inputs = [*sources(options.source), *images_of(options.images), *files(options.augmentation)]
+    protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
+    if options.report and options.report.suffix not in (".html", ".htm"):
+        raise InputError(f"{options.report}: a report is .html")
     device, images = choose_device(options.device), Images(options.images)
     net = load_encoder(options, options.source)
     size = net.preprocess.crop or net.preprocess.resize
@@ -89,8 +87,5 @@ def _diagnose(options: argparse.Namespace) -> None:
         raise InputError(f"{images.source}: {error}{unread}") from error
     if skipped:
         found.about["warnings"].append(f"{len(skipped)} of {total} images were skipped")
-    if options.out:
-        save_text(options.out, found.to_json())
-    if options.report:
-        save_text(options.report, page(found))
-    print(found.to_json() if options.json else table(found), end="")
+    report = [lambda: save_text(options.report, page(found))] if options.report else []
+    deliver(options, found.to_json(), table(found), *report)

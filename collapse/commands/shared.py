@@ -3,8 +3,10 @@
 import argparse
 import math
 import os
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +31,7 @@ def add_measure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
     command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
-    command.add_argument("--limit", type=positive, metavar="N", help="use the first N rows or images")
+    command.add_argument("--limit", type=groups, metavar="N", help="use the first N rows or images")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -132,20 +134,83 @@ def share(text: str) -> float:
     return value
 
 
-def check_output(options: argparse.Namespace, *inputs: str) -> None:
-    """Refuse, before any work, an output that cannot be written."""
-    from collapse.results import refuse_existing
-
-    beside = options.out.with_suffix(".npz") if options.out and options.vectors and len(inputs) == 1 else None
-    for path in filter(None, (options.out, options.plot, beside)):
-        refuse_existing(path, options.force)
-        if any(path.resolve() == Path(given).resolve() for given in inputs):
-            raise InputError(f"{path}: is the input; give another name")
-    if options.plot and options.plot.suffix not in (".png", ".pdf"):
-        raise InputError(f"{options.plot}: a plot is .png or .pdf")
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot of an unknown kind."""
+    if path and path.suffix not in (".png", ".pdf"):
+        raise InputError(f"{path}: a plot is .png or .pdf")
 
 
-def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
+def deliver(
+    options: argparse.Namespace,
+    document: str,
+    text: str,
+    *more: Callable[[], Any],
+    save: Callable[[Path], str] | None = None,
+) -> None:
+    """Write the JSON document to --out, print it or the text, and take the steps `more`, as drawing.
+
+    save: writes to --out in its own way, and returns the document as written.  Each step is taken though one before
+    it failed, so that nothing computed is lost; then the first error is raised.
+    """
+    from collapse.results import save_text
+
+    errors: list[Exception] = []
+    if options.out:
+        with _later(errors):
+            document = save(options.out) if save else save_text(options.out, document)
+    for step in (lambda: show(document if options.json else text), *more):
+        with _later(errors):
+            step()
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def _later(errors: list[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, OSError) as error:
+        errors.append(error)
+
+
+def show(text: str) -> None:
+    """Print, with escapes for what the terminal's encoding or nobody can show; a reader that has left wants no more.
+
+    Raises InputError: standard output is closed, or takes no more.
+    """
+    from collapse.results import printable
+
+    if sys.stdout is None:
+        raise InputError("standard output: is closed, so the result cannot be printed; give --out FILE, or open it")
+    try:
+        coded = printable(text).encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+        sys.stdout.write(coded.decode(sys.stdout.encoding or "utf-8"))
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"standard output: cannot be written ({error.strerror or error})") from error
+
+
+def tell(text: str) -> None:
+    """A line on standard error, if it can be written."""
+    from collapse.results import printable
+
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: Any) -> None:
+    """Let what a stream still holds go nowhere; python would complain of it at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def progress(batches: Iterable[T], unit: str, total: int | None) -> Generator[T, None, None]:
     """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows."""
     from tqdm import tqdm
 
@@ -157,7 +222,9 @@ def progress(batches: Iterable[T], unit: str, total: int | None) -> Iterator[T]:
             bar.update(len(batch))  # type: ignore[arg-type]
 
 
-def pixels_of(options: argparse.Namespace, images: "Images", net: "Encoder", skipped: "Skipped") -> Iterator[Any]:
+def pixels_of(
+    options: argparse.Namespace, images: "Images", net: "Encoder", skipped: "Skipped"
+) -> Generator[Any, None, None]:
     """Batches of the images, with a bar; what cannot be read goes to `skipped`, or is an error with --strict."""
     from collapse.images import pixel_batches
 

@@ -1,19 +1,22 @@
 """collapse spectrum and collapse compare."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
+from itertools import count as count_up
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
+from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
     add_measure,
     add_model,
     add_output,
-    check_output,
+    check_plot,
     choose_device,
     count,
+    deliver,
     groups,
     load_encoder,
     pixels_of,
@@ -77,46 +80,49 @@ def add_compare(commands: Any) -> None:
 
 
 def _spectrum(options: argparse.Namespace) -> None:
-    from collapse.results import save_text, to_json
+    from collapse.results import to_json
+    from collapse.spectra import SPECTRA
 
-    check_output(options, options.source)
-    if options.vectors and not options.out:
-        raise InputError("--vectors wants --out FILE.json, beside which the directions are kept")
+    beside = options.out.with_suffix(".npz") if options.out and options.vectors else None
+    written = {"--out": options.out, "--vectors": beside, "--plot": options.plot}
+    protect([*sources(options.source), *images_of(options.images)], written, options.force)
+    check_plot(options.plot)
+    if options.vectors and (not options.out or options.layer == "all"):
+        raise InputError("--vectors wants --out FILE.json, beside which the directions are kept, and one --layer")
     results = (
         _of_model(options, options.source, options.images) if options.images else [_of_array(options, options.source)]
     )
-    if options.layer == "all":
-        text = to_json({"schema": "collapse.spectra/1", "layers": [result.to_dict() for result in results]})
-    else:
-        text = results[0].to_json()
-    if options.plot:
-        _draw(options, {result.name: result for result in results})
-    if options.out:
-        if options.layer == "all":
-            save_text(options.out, text)
-        else:
-            results[0].save(options.out)
-    print(text if options.json else "\n".join(map(report, results)) if len(results) == 1 else by_depth(results), end="")
+    whole = options.layer == "all"
+    document = (
+        {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
+    )
+    draw = [lambda: _draw(options, {result.name: result for result in results})] if options.plot else []
+    text = report(results[0]) if len(results) == 1 else by_depth(results)
+    deliver(options, to_json(document), text, *draw, save=None if whole else results[0].write)
 
 
 def _compare(options: argparse.Namespace) -> None:
     from collapse.compare import comparison, table
-    from collapse.results import save_text, to_json
+    from collapse.results import to_json
 
-    check_output(options, *options.sources)
+    inputs = chain(sources(*options.sources), images_of(options.images))
+    protect(inputs, {"--out": options.out, "--plot": options.plot}, options.force)
+    check_plot(options.plot)
     found: dict[str, Spectrum] = {}
     for source in options.sources:
         for result in _read(options, source):
-            name = result.name
-            found[name if name not in found else f"{name} ({source})"] = result
+            found[_unused(result.name, source, found)] = result
     if len(found) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
     document = comparison(found)
-    if options.plot:
-        _draw(options, found)
-    if options.out:
-        save_text(options.out, to_json(document))
-    print(to_json(document) if options.json else table(document), end="")
+    draw = [lambda: _draw(options, found)] if options.plot else []
+    deliver(options, to_json(document), table(document), *draw)
+
+
+def _unused(name: str, source: str, taken: Container[str]) -> str:
+    """The name itself, with its source if another has it, and numbered if that one is taken too."""
+    names = chain((name, f"{name} ({source})"), (f"{name} ({source}, {number})" for number in count_up(2)))
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
@@ -179,6 +185,8 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
         net.layer(options.layer).taps.remove()  # refuses an unknown name with the list of those that are
     images = Images(images_path)
     count = len(range(len(images))[: options.limit])
+    if count < 2:
+        raise InputError(f"{images.source}: holds 1 image; a covariance needs at least 2")
     skipped: list[dict[str, str]] = []
     pixels = pixels_of(options, images, net, skipped)
     on = None if device == "cpu" else device

@@ -2,15 +2,19 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapse.commands.shared import above_zero, choose_device, cores, count, positive, progress
+from collapse import InputError
+from collapse.commands.guard import data_of, files, protect, sources, spare_all
+from collapse.commands.shared import above_zero, choose_device, cores, count, deliver, positive, progress, tell
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
+
+RUN = ("config.json", "metrics.jsonl", "spectra.npz", "resume.pt", "resume.prev.pt", "encoder.safetensors",
+       "spectrum.png")  # fmt: skip
 
 
 def add_train(commands: Any) -> None:
@@ -62,6 +66,8 @@ def _train(options: argparse.Namespace) -> None:
 
     given = {k[7:]: v for k, v in vars(options).items() if k.startswith("config_") and v is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    written = {name: options.out / name for name in RUN}
+    spare_all([*data_of(options.data), *files(options.preset)], written)
     config = resolve(make_config(options.preset, **given))
     data, val = (open_data(options.data, split) for split in ("train", "val"))
     same_classes(data, val, options.data)
@@ -73,8 +79,8 @@ def _train(options: argparse.Namespace) -> None:
     lead = parallel.rank() == 0
     size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
     if lead:
-        print("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()), file=sys.stderr)
-        print(f"activations: about {size:.1f} GiB a process without --checkpoint", file=sys.stderr)
+        tell("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()))
+        tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
     try:
         with Signals() as signals:
             how = Options(device=device, compile=compiled, stop=signals, **chosen)
@@ -104,38 +110,54 @@ def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str,
 
 
 def _finish_run(options: argparse.Namespace, last: dict[str, Any] | None) -> None:
-    """The spectrum figure and a line that sums the run up."""
+    """A line that sums the run up, and the spectrum figure."""
     from collapse.results import command, to_json, versions
-    from collapse.training.run import last_line, spectra_of
 
-    folder = options.out
-    if last is None:
-        last = last_line(folder)
-    path = folder / "spectra.npz"
-    if (stored := spectra_of(path)) is None:
-        if path.exists():
-            print(f"warning: {path}: damaged; spectrum.png is not drawn", file=sys.stderr)
-    else:
-        from collapse import plots
+    last = _last_line(options.out) if last is None else last
+    about = {"schema": "collapse.training/1", "run": options.out, "encoder": options.out / "encoder.safetensors"}
+    made = {"command": command(), "versions": versions("numpy", "torch", "torchvision")}
+    given = argparse.Namespace(json=options.json, out=None)
+    deliver(given, to_json({**about, **last, **made}), _in_a_line(options.out, last), lambda: _draw_run(options.out))
 
-        spectra = {name: values[-1] for name, values in stored.items() if name != "steps"}
-        with plots.style():
-            fig, ax = plots.figure()
-            plots.plot_spectra(ax, spectra)
-            plots.save_figure(fig, folder / "spectrum", [".png"])
-    if options.json:
-        about = {"schema": "collapse.training/1", "run": folder, "encoder": folder / "encoder.safetensors"}
-        made = {"command": command(), "versions": versions("numpy", "torch", "torchvision")}
-        print(to_json({**about, **last, **made}), end="")
-        return
+
+def _last_line(folder: Path) -> dict[str, Any]:
+    """The last line of a run's log; nothing if the log is gone or damaged, which is said."""
+    from collapse.training.run import last_line
+
+    try:
+        return last_line(folder)
+    except InputError as error:
+        tell(f"warning: {error}")
+        return {}
+
+
+def _in_a_line(folder: Path, last: dict[str, Any]) -> str:
     shown = {
         "loss": "epoch_loss",
         "effective rank": "effective_rank",
         "kNN": "knn_top1",
         "classifier": "classifier_top1",
     }
-    values = ", ".join(f"{name} {last[key]:.4g}" for name, key in shown.items() if last.get(key) is not None)
-    print(f"{folder}: {last['epoch']} epochs, {last['step']} steps: {values}; {folder / 'encoder.safetensors'}")
+    numbers = {name: last.get(key) for name, key in shown.items()}
+    values = ", ".join(f"{name} {v:.4g}" for name, v in numbers.items() if isinstance(v, (int, float)))
+    done = f"{last['epoch']} epochs, {last['step']} steps: {values}" if {"epoch", "step"} <= last.keys() else "finished"
+    return f"{folder}: {done}; {folder / 'encoder.safetensors'}\n"
+
+
+def _draw_run(folder: Path) -> None:
+    from collapse import plots
+    from collapse.training.run import spectra_of
+
+    path = folder / "spectra.npz"
+    if (stored := spectra_of(path)) is None:
+        if path.exists():
+            tell(f"warning: {path}: damaged; spectrum.png is not drawn")
+        return
+    spectra = {name: values[-1] for name, values in stored.items() if name != "steps"}
+    with plots.style():
+        fig, ax = plots.figure()
+        plots.plot_spectra(ax, spectra)
+        plots.save_figure(fig, folder / "spectrum", [".png"])
 
 
 def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.ArgumentParser:
@@ -199,11 +221,9 @@ def _knn(options: argparse.Namespace) -> None:
 
 def _open_evaluation(options: argparse.Namespace) -> tuple["Encoder", Any, Any, str]:
     from collapse.checkpoints import load
-    from collapse.results import refuse_existing
     from collapse.training.data import open_data, same_classes
 
-    if options.out:
-        refuse_existing(options.out, options.force)
+    protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
     device = choose_device(options.device)
     train, val = (open_data(options.data, split) for split in ("train", "val"))
     same_classes(train, val, options.data)
@@ -218,15 +238,12 @@ def _features(options: argparse.Namespace, net: "Encoder", data: Any, device: st
 
 
 def _report_accuracy(options: argparse.Namespace, kind: str, net: "Encoder", found: Any, how: dict[str, Any]) -> None:
-    from collapse.results import command, save_text, to_json, versions
+    from collapse.results import command, to_json, versions
 
     about = {"schema": f"collapse.{kind}/1", "source": net.source("representation"), "data": options.data, **how}
     document = {**about, **found.as_dict(), "command": command(), "versions": versions("torch", "torchvision")}
-    if options.out:
-        save_text(options.out, to_json(document))
-    if options.json:
-        print(to_json(document), end="")
-        return
+    lines = []
     for name in ("top1", "top5"):
-        low, high = document[f"{name}_interval"]
-        print(f"{name} {100 * document[name]:.2f} % ({100 * low:.2f} to {100 * high:.2f}), {found.n} images")
+        low, high = (100 * end for end in document[f"{name}_interval"])
+        lines.append(f"{name} {100 * document[name]:.2f} % ({low:.2f} to {high:.2f}), {found.n} images\n")
+    deliver(options, to_json(document), "".join(lines))

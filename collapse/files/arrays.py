@@ -4,10 +4,8 @@ Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds sever
 read block by block; the last three want a library of their own (the extras hdf5, parquet, zarr).
 """
 
-import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import numpy as np
 from collapse import InputError
 from collapse.files import containers
 from collapse.files.descriptor import opened
-from collapse.results import whole
 
 # A file that holds several arrays and one of these takes that one: what other programs call their embeddings.
 USUAL_KEYS = ("embeddings", "features", "representations", "z")
@@ -93,39 +90,6 @@ class _Rows:
         if len(flat) != (stop - start) * width or self._state() != self.state:
             raise InputError(f"{self.path}: changed while being read; wait until it is written")
         return flat.reshape(-1, width)
-
-
-class NpyWriter:
-    """A .npy file of float32 rows written batch by batch; it appears under its name when the block ends well."""
-
-    HEADER = 128  # bytes: room for any number of rows, filled in at the end
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.shape = path, (0, 0)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "NpyWriter":
-        partial = self._stack.enter_context(whole(self.path))
-        self._file = self._stack.enter_context(open(partial, "wb"))
-        self._file.write(b" " * self.HEADER)
-        return self
-
-    def write(self, rows: np.ndarray) -> None:
-        """Append rows (b, d)."""
-        self.shape = (self.shape[0] + len(rows), rows.shape[1])
-        self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
-        if kind is None and not self.shape[0]:
-            error = InputError(f"{self.path}: no rows to write")
-            self._stack.__exit__(InputError, error, None)
-            raise error
-        if kind is None:
-            text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {self.shape}, }}"
-            header = b"\x93NUMPY\x01\x00" + struct.pack("<H", self.HEADER - 10)
-            self._file.seek(0)
-            self._file.write(header + text.ljust(self.HEADER - 11).encode() + b"\n")
-        return self._stack.__exit__(kind, error, trace)
 
 
 def _open_npy(path: Path) -> Any:

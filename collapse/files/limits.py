@@ -5,6 +5,7 @@ A limit refuses what no real file has, so that a few bytes cannot take the machi
 
 HEADER = 32 << 20  # bytes of a safetensors header; real ones are far below 1 MiB
 JSON = 64 << 20  # bytes of an index, a config or a result
+DIGITS = 400  # of an integer in JSON; float64 ends at 309
 PICKLE = 256 << 20  # bytes of a pickle without its tensors
 OPCODES = 10_000_000  # steps of a pickle; a network of 3,000 blocks needs 1 million
 INTEGER = 64  # bytes of one integer in a pickle; the state of numpy's generators needs 16

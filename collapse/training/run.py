@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -27,15 +26,12 @@ from numpy.typing import NDArray
 from collapse import InputError, __version__
 from collapse.files import containers
 from collapse.files.descriptor import opened
+from collapse.outputs import LEFTOVER
 from collapse.results import save_text, strict, to_json, versions, whole
 from collapse.training.config import Config
 from collapse.training.lock import Lock
 
 SCHEMA = 2  # of the folder, and of resume.pt
-# What a process that was killed while it wrote has left.
-PARTIAL = re.compile(
-    r"\.(config|metrics|spectra|resume|spectrum|encoder(-\d+)?)\.\d+\.(json|jsonl|npz|pt|png|safetensors)"
-)
 DIGEST = 32  # bytes of sha256 at the end of resume.pt
 
 
@@ -59,7 +55,7 @@ class Run:
         except InputError:
             self.close()
             raise
-        for partial in filter(lambda path: PARTIAL.fullmatch(path.name), folder.iterdir()):
+        for partial in filter(lambda path: LEFTOVER.fullmatch(path.name), folder.iterdir()):
             partial.unlink(missing_ok=True)
 
     def close(self) -> None:

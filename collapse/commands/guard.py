@@ -1,0 +1,132 @@
+"""What a command reads is never written over: every input against every output, before any work."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from collapse import InputError
+from collapse.outputs import given, require_place, same
+
+# Names by which readers of checkpoints look into a folder; of a folder of zarr everything is read.
+CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".distcp", ".index.json", "config.json",
+              "args.json", ".metadata", "latest")  # fmt: skip
+ZARR = ("zarr.json", ".zarray", ".zgroup")
+# What belongs to a checkpoint file and lies beside it: its configuration, or the rest of its training run.
+BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json", "metrics.jsonl",
+          "spectra.npz", "resume.pt", "resume.prev.pt", "encoder.safetensors")  # fmt: skip
+
+# A place that is read, and whether writing a path would change what is read there.
+Input = tuple[Path, Callable[[Path], bool]]
+
+
+def protect(inputs: Iterable[Input], outputs: Mapping[str, Path | None], force: bool) -> None:
+    """Refuse, before any work, an output that has no place, is read by the command, or exists and may not be replaced.
+
+    inputs: of `sources`, `images_of`, `data_of` and `files`.  outputs: what each is -> its path, None if not wanted.
+
+    Raises InputError: as said, or two outputs are one file.
+    """
+    written = {name: path for name, path in outputs.items() if path is not None}
+    for path in written.values():
+        require_place(path)
+    spare_all(inputs, written)
+    for path in written.values():
+        if os.path.lexists(path) and not force:
+            raise InputError(f"{path}: exists and is kept; give --force to replace it, or another name")
+
+
+def spare_all(inputs: Iterable[Input], written: Mapping[str, Path]) -> None:
+    """Raise InputError if an output is read, or two outputs are one file."""
+    names, read = list(written), list(inputs)
+    for index, name in enumerate(names):
+        path = written[name]
+        twin = next((other for other in names[:index] if same(written[other], path)), None)
+        if twin is not None:
+            raise InputError(f"{path}: {twin} and {name} are one file; name two")
+        place = next((place for place, changes in read if changes(path)), None)
+        if place is not None:
+            part = "" if same(place, path) else f", or part of it: {place} is read"
+            raise InputError(f"{path}: is the input{part}; give another name")
+
+
+def files(*texts: object) -> Iterator[Input]:
+    """The files and folders that inputs name, as FILE, FILE:KEY or FILE.zip/some/folder."""
+    for text in filter(None, texts):
+        for place in given(str(text)):
+            yield _folder(place, _checkpoint(place)) if place.is_dir() else _file(place)
+
+
+def sources(*texts: str) -> Iterator[Input]:
+    """Checkpoints, arrays and results, and what belongs to them beside them."""
+    for text in texts:
+        yield from files(text)
+        for place in filter(os.path.isfile, given(text)):
+            pair = {".json": ".npz", ".npy": ".json"}.get(place.suffix)
+            yield from map(_file, [place.with_suffix(pair)] if pair else map(place.with_name, BESIDE))
+
+
+def images_of(text: str | None) -> Iterator[Input]:
+    """A folder of images, a zip, or a list and the images that it names."""
+    for place in given(text or ""):
+        from collapse.images import SUFFIXES, Images
+
+        if place.is_dir():
+            yield _folder(place, lambda name: os.path.splitext(name)[1].lower() in SUFFIXES)
+            continue
+        yield _file(place)
+        if place.suffix == ".txt":
+            yield _listed(place, Images(place).names)
+
+
+def data_of(text: str) -> Iterator[Input]:
+    """A set of training images: its folders train and val, its shards, or its one file."""
+    folder = Path(text.removeprefix("cifar10:"))
+    if not folder.is_dir():
+        yield from images_of(text)
+    elif text.startswith("cifar10:"):
+        yield _folder(folder, lambda name: True)
+    else:
+        yield from (entry for split in ("train", "val") for entry in images_of(str(folder / split)))
+        yield from map(_file, folder.glob("*.tar"))
+
+
+def _file(place: Path) -> Input:
+    return place, lambda path: same(path, place)
+
+
+def _listed(place: Path, names: Iterable[str]) -> Input:
+    return place, lambda path: path.exists() and any(same(path, place.parent / name) for name in names)
+
+
+def _checkpoint(folder: Path) -> Callable[[str], bool]:
+    if any((folder / name).exists() for name in ZARR):
+        return lambda name: True
+    return lambda name: name.endswith(CHECKPOINT)
+
+
+def _folder(folder: Path, wanted: Callable[[str], bool]) -> Input:
+    """A folder of which the names `wanted` are read, at any depth; also through links from it to elsewhere."""
+
+    def changes(path: Path) -> bool:
+        if wanted(path.name) and Path(os.path.realpath(folder)) in Path(os.path.realpath(path.parent), "x").parents:
+            return True
+        if not path.exists():
+            return False
+        about = path.stat()
+        return any(os.path.samestat(about, os.stat(file)) for file in _below(folder, wanted, about.st_ino))
+
+    return folder, changes
+
+
+def _below(folder: Path, wanted: Callable[[str], bool], number: int) -> Iterator[str]:
+    """Files below a folder that are read and are links, or have this number in their file system."""
+    seen = set()
+    for place, inner, _ in os.walk(folder, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in seen:
+            inner.clear()  # a link led here again
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(place) as entries:
+            some = [e for e in entries if wanted(e.name) and (e.is_symlink() or e.inode() == number)]
+        yield from (entry.path for entry in some if os.path.isfile(entry.path))
