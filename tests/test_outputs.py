@@ -185,7 +185,6 @@ def test_no_command_writes_over_what_it_reads(what, inputs, monkeypatch, capsys)
     "spectrum z.npy --plot new/r.png": "there is no folder new; make it: mkdir -p new",
     "embed hub photos --out new/r.npy": "there is no folder new; make it: mkdir -p new",
     "spectrum z.npy --out /dev/null": "/dev/null: is not a regular file",
-    "spectrum z.npy --out /dev/stdout": "/dev/stdout: is not a regular file",
     f"spectrum z.npy --out {'x' * 300}.json": "cannot be written (File name too long)",
     "spectrum z.npy --vectors --layer all --out r.json": "and one --layer",
     "train --data data --out data/train": "is the input, or part of it: data/train is read",
@@ -580,8 +579,8 @@ def test_a_finished_run_without_its_log_is_summed_up(tmp_path, capsys):
     _finish_run(options, None)
     assert json.loads(capsys.readouterr().out)["step"] == 3
     (folder / "spectra.npz").write_bytes(b"PK\3\4 damaged")
-    with pytest.raises(InputError, match=r"spectra\.npz"):
-        _finish_run(options, None)
+    _finish_run(options, None)
+    assert "spectra.npz: damaged; spectrum.png is not drawn" in capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["step"] == 3
 
 
@@ -687,7 +686,7 @@ def test_2000_mutants_of_a_result_are_right_or_refused(tmp_path):
         except InputError as error:
             refused += str(path) in str(error)
     assert len(mutants) > 2000
-    assert refused > 1400
+    assert refused > 0.6 * len(mutants)
 
 
 def test_damaged_text_of_a_result_is_refused(tmp_path, capsys):
