@@ -580,8 +580,9 @@ def test_a_finished_run_without_its_log_is_summed_up(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["step"] == 3
     (folder / "spectra.npz").write_bytes(b"PK\3\4 damaged")
     _finish_run(options, None)
-    assert "spectra.npz: damaged; spectrum.png is not drawn" in capsys.readouterr().err
-    assert json.loads(capsys.readouterr().out)["step"] == 3
+    out, err = capsys.readouterr()
+    assert "spectra.npz: damaged; spectrum.png is not drawn" in err
+    assert json.loads(out)["step"] == 3
 
 
 # ---------------------------------------------------------------- lists of images
