@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from collapse import InputError
 from collapse.accumulators import Gram, Triangle, is_tensor
+from collapse.files.rows import check_memory
 from collapse.metrics import marchenko_pastur_edges
 from collapse.spectra import EPS, Spectrum
 
-LARGEST = 1e150  # an entry whose square, summed, stays in float64's range
+LARGEST, SMALLEST = 1e150, 1e-140  # of entries whose squares, summed, stay in float64's range
 BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 METHODS = ("auto", "covariance", "qr")
 
@@ -32,16 +33,25 @@ class Covariance:
             "qr" (right down to about 1e-12 of it; about four times slower).
         normalize: divide each row by its Euclidean norm first (a zero row stays zero and is counted).
         device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.
+        name: what errors call the rows.
+
+    Raises InputError: no column, an unknown method, or more memory needed than there is.
     """
 
     def __init__(
-        self, dim: int, method: str = "covariance", normalize: bool = False, device: str | None = None
+        self,
+        dim: int,
+        method: str = "covariance",
+        normalize: bool = False,
+        device: str | None = None,
+        name: str = "embeddings",
     ) -> None:
         if dim < 1:
-            raise InputError(f"embeddings: width {dim}; a covariance needs at least 1 column")
+            raise InputError(f"{name}: width {dim}; a covariance needs at least 1 column")
         if method not in METHODS[1:]:
             raise InputError(f"method: got {method!r}, expected covariance or qr")
-        self.dim, self.method, self.normalize, self.device = dim, method, normalize, device
+        require_memory(name, dim, method, device)
+        self.dim, self.method, self.normalize, self.device, self.name = dim, method, normalize, device, name
         self.zero_rows = 0
         self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
         self._sum = (Gram if method == "covariance" else Triangle)(self._zeros, dim)
@@ -61,7 +71,8 @@ class Covariance:
     def update(self, z: Any) -> "Covariance":
         """Add a batch z, (n, d), array or tensor of any real dtype and device; n = 0 is allowed. Returns self.
 
-        Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN or infinity.
+        Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN, infinity, or entries
+        whose squares float64 cannot hold.
         """
         self.add(*self.checked(z, self.n))
         return self
@@ -70,7 +81,9 @@ class Covariance:
         """(unit roundoff, rows) of a batch that `add` takes; `first` is the index of its first row, for the message."""
         roundoff, rows = self._rows(z)
         if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise InputError(f"embeddings: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
+            raise InputError(f"{self.name}: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
+        if self.method == "qr":
+            require_memory(self.name, self.dim, "qr", self.device, rows=self.n + len(rows))
         for part in blocks(rows):
             self._check(part, first)
             first += len(part)
@@ -91,7 +104,7 @@ class Covariance:
             import torch
 
             if z.is_complex() or z.dtype == torch.bool or z.layout != torch.strided or z.is_quantized:
-                raise InputError(f"embeddings: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
+                raise InputError(f"{self.name}: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
             roundoff = torch.finfo(z.dtype).eps / 2 if z.is_floating_point() else 0.0
             if self.device is not None:
                 return roundoff, z.detach().to(self.device, torch.float64)
@@ -99,9 +112,10 @@ class Covariance:
             return roundoff, z.detach().to("cpu", z.dtype if kept else torch.float64).numpy()
         z = np.asarray(z)
         if z.dtype.kind not in "fiu":
-            raise InputError(f"embeddings: dtype {z.dtype} is not real numbers; give a float array (n, d)")
+            raise InputError(f"{self.name}: dtype {z.dtype} is not real numbers; give a float array (n, d)")
         roundoff = float(np.finfo(z.dtype).eps / 2) if z.dtype.kind == "f" else 0.0
-        z = z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # long doubles that become infinite, which `_check` finds
+            z = z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
         if self.device is None:
             return roundoff, z
         import torch
@@ -112,18 +126,22 @@ class Covariance:
         """Refuse NaN, infinity, and squares that overflow; `first` is the index of the first row."""
         flat = rows.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            if float(flat @ flat) < LARGEST**2:  # one pass tells of all three; only float32 overflows without cause
+            # One pass tells of all; only float32 overflows, or vanishes, without cause.
+            if SMALLEST**2 <= float(flat @ flat) < LARGEST**2:
                 return
         rows = np.asarray(rows.cpu() if is_tensor(rows) else rows)
         bad = ~np.isfinite(rows)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise InputError(
-                f"embeddings: row {first + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
+                f"{self.name}: row {first + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
                 "in this block); remove them, or look at the network that wrote them"
             )
-        if not self.normalize and float(np.abs(rows).max()) >= LARGEST:
-            raise InputError(f"embeddings: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
+        largest = float(np.abs(rows).max(initial=0))
+        if not self.normalize and largest >= LARGEST:
+            raise InputError(f"{self.name}: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
+        if not self.normalize and 0 < largest < SMALLEST:
+            raise InputError(f"{self.name}: squares of entries below {SMALLEST:.0e} vanish in float64; scale them up")
 
     def merge(self, other: "Covariance") -> "Covariance":
         """Join another shard's statistics, as if its rows had been seen here. Returns self."""
@@ -154,7 +172,7 @@ class Covariance:
     def matrix(self) -> NDArray:
         """(d, d) float64: the covariance itself, divisor n - 1."""
         if self.n < 2:
-            raise InputError(f"embeddings: {self.n} rows; a covariance needs at least 2")
+            raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")
         return self._sum.scattered() / (self.n - 1)
 
     def constant(self, errors: NDArray | None = None) -> NDArray:
@@ -209,7 +227,7 @@ class Covariance:
         Raises InputError if fewer than two rows were seen.
         """
         if self.n < 2:
-            raise InputError(f"embeddings: {self.n} rows; a covariance needs at least 2")
+            raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")
         scatter, moment, column = self._sum.eigenvalues()
         notes = list(about.pop("warnings", []))
         if self.zero_rows:
@@ -255,6 +273,25 @@ class Covariance:
         mean square along any of the smallest eighth; 16 rows tell it to a third.
         """
         return marchenko_pastur_edges(self.n, self.dim, variance)[1]
+
+
+def require_memory(
+    name: str, dim: int, method: str, device: str | None, groups: int = 1, rows: int | None = None
+) -> None:
+    """Raise InputError if accumulators of `dim` columns, or the QR of so many rows, need more memory than there is.
+
+    At the end a covariance has five matrices (d, d) at once. A QR has four copies of the rows that wait for it.
+    """
+    if device not in (None, "cpu"):
+        return
+    if method == "covariance":
+        what, needed = f"the covariance of {dim} columns", 8 * (groups + 4) * dim**2
+    else:
+        waiting = min(rows or 0, 4096 + 3 * dim)
+        what, needed = f"the QR decomposition of {waiting} rows of {dim} columns", 32 * waiting * (dim + 1)
+    hint = "; take fewer columns" + (", or, for few rows, --method qr" if method == "covariance" else "")
+    if needed > 1 << 30:
+        check_memory(name, needed, what, hint)
 
 
 def _unit_rows(z: Any) -> tuple[Any, int]:

@@ -1,6 +1,7 @@
 """From anything to its spectrum in one call: arrays, files, iterables of batches; with standard errors if asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
-from collapse.covariance import METHODS, Covariance, blocks
+from collapse.covariance import METHODS, Covariance, blocks, require_memory
 from collapse.results import stale
 from collapse.spectra import Spectrum
 
 
-def _batches(z: Any) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """(source, batches) of anything that `spectrum` takes."""
+@contextmanager
+def _batches(
+    z: Any, max_unpacked: float | None, limit: int | None
+) -> Iterator[tuple[Mapping[str, Any], Iterable[Any]]]:
+    """(source, batches) of anything that `spectrum` takes; the source is whole when the block ends."""
     if isinstance(z, (str, PathLike)):
         from collapse.files.arrays import open_array
 
-        source, array = open_array(Path(z))
-        return source, blocks(array)
+        with open_array(Path(z), max_unpacked) as (source, rows):
+            yield source, blocks(rows, limit)
+        return
     if isinstance(z, (list, tuple)) and z and not hasattr(z[0], "ndim"):
         z = np.asarray(z)
-    return {"kind": "array"}, blocks(z)
+    yield {"kind": "array"}, blocks(z, limit)
 
 
 def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
@@ -40,13 +45,19 @@ def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
 class Measurement:
     """Rows, batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
 
-    Arguments and errors as for `spectrum`.
+    name: what errors call the rows. Other arguments, and errors, as for `spectrum`.
     """
 
     def __init__(
-        self, normalize: bool = True, method: str = "auto", device: str | None = None, jackknife: int = 0
+        self,
+        normalize: bool = True,
+        method: str = "auto",
+        device: str | None = None,
+        jackknife: int = 0,
+        name: str = "embeddings",
     ) -> None:
         self.normalize, self.method, self.device, self.jackknife = normalize, method, device, jackknife
+        self.name = name
         self.groups: list[Covariance] = []
         self.notes: list[str] = []
 
@@ -54,10 +65,11 @@ class Measurement:
         """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches."""
         if not self.groups:
             if getattr(z, "ndim", 0) != 2:
-                raise InputError(f"embeddings: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
+                raise InputError(f"{self.name}: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
             method, self.notes = choose_method(self.method, z)
             count = max(1, self.jackknife)
-            self.groups = [Covariance(z.shape[1], method, self.normalize, self.device) for _ in range(count)]
+            require_memory(self.name, z.shape[1], method, self.device, count)
+            self.groups = [Covariance(z.shape[1], method, self.normalize, self.device, self.name) for _ in range(count)]
         seen, count = sum(group.n for group in self.groups), len(self.groups)
         roundoff, rows = self.groups[0].checked(z, seen)
         for first in range(min(count, len(rows))):
@@ -69,7 +81,7 @@ class Measurement:
     ) -> Spectrum:
         """The result; about: provenance (source, images, warnings)."""
         if not self.groups:
-            raise InputError("embeddings: no rows; a covariance needs at least 2")
+            raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
         about = {**about, "errors": errors, "warnings": self.notes + list(about.get("warnings", []))}
         return _merged(self.groups).spectrum(threshold, vectors, rounding, **about)
@@ -85,6 +97,9 @@ def spectrum(
     vectors: bool = False,
     jackknife: int = 0,
     rounding: NDArray | None = None,
+    limit: int | None = None,
+    max_unpacked: float | None = None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     **about: Any,
 ) -> Spectrum:
     """Singular values of the covariance of embeddings (arXiv 2110.09348, section 3), in one pass.
@@ -99,18 +114,23 @@ def spectrum(
         jackknife: standard errors from this many groups of rows, 2 or more; 0 for none. Memory and the time at the
             end grow by that factor.
         rounding: (b, d) errors that some rows are known to have, for the floor (evaluate.rounding).
+        limit: use the first rows only, this many.
+        max_unpacked: GiB that a packed array file may unpack to although it is far smaller (a bomb is refused).
+        watch: gets the batches and passes them on, as a progress bar does.
         about: provenance for the result (source, images, warnings).
 
     Raises:
-        InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named).
+        InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named), more
+            memory needed than there is; for a file as `collapse.files.arrays.open_array` says.
     """
-    source, batches = _batches(z)
-    measurement = Measurement(normalize, method, device, jackknife)
-    for batch in batches:
-        measurement.update(batch)
-    about = {"source": source, **about}
-    notes = stale(str(about["source"].get("path") or ""), about["source"].get("sha256"))
-    about["warnings"] = [*about.get("warnings", []), *notes]
+    with _batches(z, max_unpacked, limit) as (source, batches):
+        about = {"source": source, **about}
+        measurement = Measurement(normalize, method, device, jackknife, about["source"].get("path") or "embeddings")
+        for batch in watch(batches):
+            measurement.update(batch)
+    source = about["source"]  # with the digest of the bytes that were read
+    notes = [*source.get("warnings", ()), *stale(str(source.get("path") or ""), source.get("sha256"))]
+    about["warnings"] = [*about.get("warnings", ()), *notes]
     return measurement.spectrum(threshold, vectors, rounding, **about)
 
 

@@ -32,6 +32,10 @@ def add_measure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
     command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
     command.add_argument("--limit", type=groups, metavar="N", help="use the first N rows or images")
+    command.add_argument(
+        "--max-unpacked", type=above_zero, metavar="GIB",
+        help="let a packed array be that large, even where its file is far smaller",
+    )  # fmt: skip
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

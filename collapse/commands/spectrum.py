@@ -153,21 +153,20 @@ def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
 
 
 def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
-    from collapse.covariance import blocks
-    from collapse.files.arrays import open_array
     from collapse.measure import spectrum
 
     if options.layer != "representation":
         raise InputError(f"{path}: --layer wants a checkpoint and images")
-    source, array = open_array(Path(path))
     return spectrum(
-        progress(blocks(array, options.limit), "rows", None),
+        path,
         not options.raw,
         options.method,
         threshold=options.threshold,
         vectors=options.vectors,
         jackknife=options.jackknife,
-        source=source,
+        limit=options.limit,
+        max_unpacked=options.max_unpacked,
+        watch=lambda batches: progress(batches, "rows", None),
     )
 
 

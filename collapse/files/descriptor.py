@@ -103,5 +103,35 @@ class Descriptor:
             raise InputError(f"{self.path}: changed while being read; wait until it is written")
 
 
+@dataclass
+class Hashed(Descriptor):
+    """A file whose digest is taken from the pieces of it that `chunks` gives, so that no byte is read twice for it."""
+
+    digest: Any = field(default_factory=hashlib.sha256, repr=False)
+    hashed: int = 0
+
+    def chunks(self, start: int, size: int, step: int = CHUNK) -> Iterator[bytes]:
+        """As of any `Descriptor`; what lies before `start` goes into the digest first."""
+        self._until(start)
+        place = start
+        for piece in super().chunks(start, size, step):
+            if place == self.hashed:
+                self.digest.update(piece)
+                self.hashed += len(piece)
+            place += len(piece)
+            yield piece
+
+    def sha256(self) -> str:
+        """Hex digest of all bytes of the file; those that `chunks` has not given are read now."""
+        self._until(self.size)
+        return self.digest.hexdigest()
+
+    def _until(self, place: int) -> None:
+        while self.hashed < place:
+            piece = self.read(self.hashed, min(CHUNK, place - self.hashed))
+            self.digest.update(piece)
+            self.hashed += len(piece)
+
+
 def _state(about: os.stat_result) -> tuple[int, ...]:
     return about.st_size, about.st_mtime_ns, about.st_ino, about.st_dev

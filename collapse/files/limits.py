@@ -3,6 +3,11 @@
 A limit refuses what no real file has, so that a few bytes cannot take the machine's memory or time.
 """
 
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
 HEADER = 32 << 20  # bytes of a safetensors header; real ones are far below 1 MiB
 JSON = 64 << 20  # bytes of an index, a config or a result
 DIGITS = 400  # of an integer in JSON; float64 ends at 309
@@ -13,3 +18,24 @@ ENTRIES = 2_000_000  # files in a zip
 IMAGE_FILE = 256 << 20  # bytes of one image file in an archive
 UNPACKED_RATIO, UNPACKED_FREE = 100, 64 << 20  # an array may unpack to this many times its bytes, or to this many bytes
 TENSORS = 100_000  # tensors of a file; real ones have below 5,000
+NPY_HEADER = 10_000  # bytes of the header of a .npy, as numpy has it
+COLUMNS = 1 << 24  # of an array
+NODES = 100_000  # groups and arrays in an HDF5 file or a zarr folder
+BLOCK = 16 << 20  # bytes of rows that are read at a time
+THRIFT = 1 << 20  # entries of a list, or bytes of a text, in the metadata of a Parquet file
+
+
+def memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, of its control group, of `ulimit -v`."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    room = [page * os.sysconf("SC_PHYS_PAGES")]
+    for file, word in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
+        with suppress(OSError, ValueError, StopIteration):
+            line = next(line for line in Path(file).read_text().splitlines() if line.startswith(word))
+            room.append(int(line.removeprefix(word).removesuffix("kB")) * (1024 if word else 1))
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        with suppress(OSError):
+            most -= int(Path("/proc/self/statm").read_text().split()[0]) * page
+        room.append(max(0, most))
+    return min(room)

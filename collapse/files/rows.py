@@ -1,0 +1,134 @@
+"""What all files of embeddings share: which array is taken, what shape it may have, and how large it may be."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from collapse import InputError
+from collapse.files import limits
+from collapse.files.descriptor import Descriptor
+
+# A file that holds several arrays and one of these takes that one: what other programs call their embeddings.
+USUAL_KEYS = (
+    "embeddings", "embedding", "features", "feature", "feats", "representations", "representation", "emb", "z"
+)  # fmt: skip
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first eight names, for a message."""
+    return ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "") or "none"
+
+
+def choose(path: Path, keys: Sequence[str], key: str | None) -> str:
+    """The array asked for or, without a key, the only one or the only one of a usual name.
+
+    Raises InputError: there is none of that name, or several and nothing says which.
+    """
+    if key is not None:
+        if key not in keys:
+            raise InputError(f"{path}: no array {key!r}; it holds {listed(keys)}")
+        return key
+    if not keys:
+        raise InputError(f"{path}: holds no array")
+    usual = [name for name in keys if name.rpartition("/")[2] in USUAL_KEYS]
+    if len(keys) != 1 and len(usual) != 1:
+        raise InputError(f"{path}: holds {len(keys)} arrays ({listed(keys)}); name one as {path}:KEY")
+    return usual[0] if usual else keys[0]
+
+
+def no_key(path: Path, key: str | None) -> None:
+    """Raise InputError for a key to a file that holds one array without a name."""
+    if key is not None:
+        raise InputError(f"{path}: holds one array, which has no name; leave out :{key}")
+
+
+def check_shape(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
+    """Raise InputError unless it is (n, d) real numbers, of a width that is read; kind: numpy's letter of the dtype."""
+    if kind not in "fiu":
+        raise InputError(f"{where}: dtype {dtype} is not real numbers; store floats")
+    if len(shape) != 2:
+        raise InputError(f"{where}: shape {tuple(shape)}, expected (n, d); pool or flatten the rest first")
+    if not shape[0] or not shape[1]:
+        raise InputError(
+            f"{where}: shape {tuple(shape)} holds no {'rows' if shape[1] else 'columns'}; look at what wrote it"
+        )
+    if shape[1] > limits.COLUMNS:
+        raise InputError(f"{where}: {shape[1]} columns, at most {limits.COLUMNS} are read; refused")
+
+
+def check_unpacked(where: str, declared: int, stored: int, most: float | None) -> None:
+    """Raise InputError if it unpacks to far more than is stored; most: GiB that are allowed all the same."""
+    if declared > max(limits.UNPACKED_FREE, limits.UNPACKED_RATIO * stored, (most or 0) * 2**30):
+        raise InputError(
+            f"{where}: declares {declared} bytes and stores {stored}, over {limits.UNPACKED_RATIO} times less; "
+            f"if that is meant, allow it by --max-unpacked {math.ceil(declared / 2**30)} (in Python: max_unpacked)"
+        )
+
+
+def check_memory(where: str, needed: int, what: str, hint: str = "") -> None:
+    """Raise InputError if there is less memory than `what` takes; hint: what to do, after a semicolon."""
+    there = limits.memory()
+    if needed > there:
+        raise InputError(f"{where}: {what} takes {_gib(needed)} of memory and there are {_gib(there)}{hint}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def library(path: Path, module: str, extra: str) -> Any:
+    """A module that an extra of this package installs. Raises InputError: not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"{path}: wants {module}; pip install 'dimensional-collapse[{extra}]'") from error
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Errors of somebody else's reader as one line: a file from anybody can make it fail in any way."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        if "alloc" in text:
+            raise MemoryError(text) from error
+        raise InputError(f"{path}: truncated or damaged {kind} ({text}); fetch the file again") from error
+
+
+class File(io.RawIOBase):
+    """A `Descriptor` as the file object that other readers take."""
+
+    def __init__(self, source: Descriptor) -> None:
+        self.source, self.place = source, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        self.place = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.source.size}[whence])
+        return self.place
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self.place
+
+    def readinto(self, target: Any) -> int:
+        """As of any file."""
+        view = memoryview(target).cast("B")
+        view = view[: max(0, self.source.size - self.place)]
+        self.source.into(view, self.place)
+        self.place += len(view)
+        return len(view)
