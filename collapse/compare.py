@@ -28,12 +28,12 @@ def comparison(spectra: Mapping[str, Spectrum]) -> dict[str, Any]:
         {"name": name, "n": s.n, "dim": s.dim, "l2_normalized": s.l2_normalized, **s.metrics(), "warnings": s.warnings}
         for name, s in spectra.items()
     ]
+    directed = {name: s for name, s in spectra.items() if s.vectors is not None and s.singular_values[0] > s.floor}
     pairs = [
-        subspaces(a, spectra[a], b, spectra[b])
-        for a in spectra
-        for b in spectra
-        if a != b and spectra[a].vectors is not None and spectra[b].vectors is not None
-        if spectra[a].dim == spectra[b].dim
+        subspaces(a, directed[a], b, directed[b])
+        for a in directed
+        for b in directed
+        if a != b and directed[a].dim == directed[b].dim
     ]
     return {"schema": "collapse.comparison/1", "rows": rows, "subspaces": pairs, "command": command()}
 

@@ -187,7 +187,7 @@ def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> 
 def save_text(path: Path, text: str) -> str:
     """Write `text` to `path`, whole or not at all; returns it."""
     with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
 
@@ -251,22 +251,26 @@ def _array(data: bytes, where: str) -> NDArray:
         raise InputError(f"{where} is damaged ({type(error).__name__})") from error
 
 
-def stale(path: str, sha256: str | None) -> list[str]:
-    """A warning if the JSON file beside a file of this sha256, written with such a file, names other bytes.
-
-    path: as a command takes it, FILE or FILE:KEY.
-    """
-    file = next((Path(text) for text in (path, path.rpartition(":")[0]) if text and Path(text).is_file()), None)
-    about = file.with_suffix(".json") if file else None
-    if file is None or about is None or about == file or not about.is_file():
-        return []
+def describes(file: Path) -> str | None:
+    """The sha256 by which the JSON beside a file, written with such a file, names it; None if there is none."""
+    about = file.with_suffix(".json")
+    if not about.is_file():
+        return None
     try:
-        named = load_json(about)["files"][file.name]["sha256"]
-    except (InputError, LookupError, TypeError):
-        return []  # any other JSON
-    if sha256 is None or named == sha256:
+        named: dict[str, Any] = load_json(about)["files"]
+        return next(str(entry["sha256"]) for name, entry in named.items() if name.endswith(file.suffix))
+    except (InputError, LookupError, TypeError, AttributeError, StopIteration):
+        return None  # any other JSON
+
+
+def stale(path: str, sha256: str | None) -> list[str]:
+    """A warning if the JSON beside a file of this sha256 names another. path: FILE or FILE:KEY, as commands take."""
+    file = next((Path(text) for text in (path, path.rpartition(":")[0]) if text and os.path.isfile(text)), None)
+    named = describes(file) if file else None
+    if file is None or named is None or sha256 is None or named == sha256:
         return []
-    return [f"{about.name} beside it describes another {file.name} (sha256 {str(named)[:12]}, not {sha256[:12]})"]
+    about = file.with_suffix(".json").name
+    return [f"{about} beside it describes another {file.name} (sha256 {named[:12]}, not {sha256[:12]})"]
 
 
 def r_squared(measured: NDArray, predicted: NDArray) -> float:

@@ -161,6 +161,7 @@ def write_images(folder: Path) -> None:
     for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         path = folder / str(label) / f"{index:04d}.png"
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as partial:
                 Image.fromarray(image[0].numpy()).save(partial)
 

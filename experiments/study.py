@@ -213,6 +213,7 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
     lines = [json.loads(line) for line in (places.runs / name / "metrics.jsonl").read_text().splitlines()]
     meta |= {"config": config.as_dict(), "curve": [line for line in lines if "epoch_loss" in line]}
     about = {"name": name, "data": {"path": Path(given.data).name, "digest": train_set.digest}}
+    places.results.mkdir(parents=True, exist_ok=True)
     save_result(places.results / f"{name}.npz", {**about, **meta}, **arrays)
     rank = meta["metrics"]["effective_rank"]
     return f"{name}: probe {meta['probe_top1']:.3f}, kNN {meta['knn_top1']:.3f}, effective rank {rank:.1f}"

@@ -167,7 +167,8 @@ DESTROYERS = {
 @pytest.mark.parametrize("what", DESTROYERS)
 def test_no_command_writes_over_what_it_reads(what, inputs, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
-    (inputs / "z.json").write_text("{}") if "provenance" in what else None
+    if "provenance" in what:
+        (inputs / "z.json").write_text('{"files": {"z.npy": {"sha256": "0", "size": 1}}}')
     before = tree(inputs)
     code, out, err = run(capsys, *DESTROYERS[what].split(), "--force")
     assert (code, out) == (2, "")
@@ -203,8 +204,13 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(command, message, in
 
 def test_results_may_lie_in_folders_that_are_read(inputs, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
-    for place in ("photos/z.json", "hub/z.json", "z.txt"):
+    for place in ("photos/z.json", "hub/z.json", "z.txt", "config.json"):
         assert run(capsys, "spectrum", "z.npy", "--out", place)[0] == 0
+    for force in ([], ["--force"]):  # the natural name, and once more
+        assert run(capsys, "spectrum", "z.npy", "--out", "z.json", *force)[0] == 0
+    Path("hub/spectra.npz").write_bytes(b"")
+    assert "is the input" not in run(capsys, "spectrum", "hub/model.safetensors", "photos", "--vectors", "--out",
+                                     "hub/spectra.json", "--force")[2]  # fmt: skip
     assert "is the input" not in run(capsys, "inspect", "hub", "--out", "hub/inspected.json")[2]
 
 
@@ -555,6 +561,15 @@ def test_one_source_three_times_is_three_rows(capsys, z):
     assert len(set(names)) == 3
 
 
+def test_rows_without_variance_compare_without_directions(tmp_path, capsys, z):
+    constant = tmp_path / "constant.json"
+    collapse.spectrum(np.ones((10, 12)), vectors=True).save(constant)
+    assert run(capsys, "spectrum", z, "--vectors", "--out", tmp_path / "s.json")[0] == 0
+    code, out, err = run(capsys, "compare", constant, tmp_path / "s.json", "--json")
+    assert code == 0, err
+    assert json.loads(out)["subspaces"] == []
+
+
 def test_a_finished_run_without_its_log_is_summed_up(tmp_path, capsys):
     from collapse.commands.training import _finish_run
 
@@ -662,12 +677,8 @@ def right(spectrum):
     assert type(spectrum.n) is int
     assert spectrum.n >= 2
     assert 0 <= spectrum.threshold < 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = Spectrum.from_json(spectrum.to_json())
-    assert again.to_json() == spectrum.to_json()
     assert spectrum.name
-    assert collapse.cli.spectrum.report(spectrum)
+    assert cli.spectrum.report(spectrum)
 
 
 def test_2000_mutants_of_a_result_are_right_or_refused(tmp_path):
@@ -678,12 +689,14 @@ def test_2000_mutants_of_a_result_are_right_or_refused(tmp_path):
     document["files"] = {"s.npz": {"sha256": "0", "size": 3}}
     right(Spectrum.from_json(json.dumps(document)))
     mutants = [changed(document, path, value) for path in places(document) if path for value in VALUES]
-    path, refused = tmp_path / "m.json", 0
+    path, refused, seen = tmp_path / "m.json", 0, set()
     for mutant in [*mutants, *VALUES[:-1], "collapse.spectrum/1"]:
         path.write_text(json.dumps(mutant))
         try:
             for spectrum in load_results(path):
-                right(spectrum)
+                if repr(spectrum) not in seen:
+                    right(spectrum)
+                seen.add(repr(spectrum))
         except InputError as error:
             refused += str(path) in str(error)
     assert len(mutants) > 2000

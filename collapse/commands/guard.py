@@ -6,14 +6,16 @@ from pathlib import Path
 
 from collapse import InputError
 from collapse.outputs import given, require_place, same
+from collapse.results import describes
 
 # Names by which readers of checkpoints look into a folder; of a folder of zarr everything is read.
 CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".distcp", ".index.json", "config.json",
               "args.json", ".metadata", "latest")  # fmt: skip
 ZARR = ("zarr.json", ".zarray", ".zgroup")
-# What belongs to a checkpoint file and lies beside it: its configuration, or the rest of its training run.
-BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json", "metrics.jsonl",
-          "spectra.npz", "resume.pt", "resume.prev.pt", "encoder.safetensors")  # fmt: skip
+# What lies beside a checkpoint file and is read with it; and the rest of the training run to which an encoder belongs.
+BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
+RUN = ("config.json", "metrics.jsonl", "spectra.npz", "resume.pt", "resume.prev.pt", "encoder.safetensors",
+       "spectrum.png")  # fmt: skip
 
 # A place that is read, and whether writing a path would change what is read there.
 Input = tuple[Path, Callable[[Path], bool]]
@@ -61,8 +63,17 @@ def sources(*texts: str) -> Iterator[Input]:
     for text in texts:
         yield from files(text)
         for place in filter(os.path.isfile, given(text)):
-            pair = {".json": ".npz", ".npy": ".json"}.get(place.suffix)
-            yield from map(_file, [place.with_suffix(pair)] if pair else map(place.with_name, BESIDE))
+            yield from map(_file, filter(os.path.exists, _beside(place)))
+
+
+def _beside(place: Path) -> list[Path]:
+    """Where something may lie that belongs to the file of a source."""
+    if place.suffix == ".json":
+        return [place.with_suffix(".npz")]
+    if place.suffix in (".npy", ".npz"):
+        return [place.with_suffix(".json")] if describes(place) else []
+    run = place.name.startswith("encoder") and place.with_name("config.json").exists()
+    return [place.with_name(name) for name in (RUN if run else BESIDE)]
 
 
 def images_of(text: str | None) -> Iterator[Input]:

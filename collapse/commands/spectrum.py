@@ -108,6 +108,8 @@ def _compare(options: argparse.Namespace) -> None:
     inputs = chain(sources(*options.sources), images_of(options.images))
     protect(inputs, {"--out": options.out, "--plot": options.plot}, options.force)
     check_plot(options.plot)
+    if options.plot and options.kind == "noise":
+        raise InputError("--kind noise draws a single spectrum; give it to collapse spectrum")
     found: dict[str, Spectrum] = {}
     for source in options.sources:
         for result in _read(options, source):

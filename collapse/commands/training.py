@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
-from collapse.commands.guard import data_of, files, protect, sources, spare_all
+from collapse.commands.guard import RUN, data_of, files, protect, sources, spare_all
 from collapse.commands.shared import above_zero, choose_device, cores, count, deliver, positive, progress, tell
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
-
-RUN = ("config.json", "metrics.jsonl", "spectra.npz", "resume.pt", "resume.prev.pt", "encoder.safetensors",
-       "spectrum.png")  # fmt: skip
 
 
 def add_train(commands: Any) -> None:
