@@ -129,14 +129,14 @@ def test_what_is_not_read_says_why(tmp_path, case):
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        ({"pool": "max"}, "pool: got 'max', expected cls or mean"),
-        ({"activation": "tanh"}, "activation: got 'tanh'"),
+        ({"pool": "max"}, "--pool is 'max', expected cls or mean"),
+        ({"activation": "tanh"}, "--activation is 'tanh'"),
         ({"heads": 5}, "5 heads do not divide a width of 64"),
         ({"arch": "no_such_network"}, "neither timm nor torchvision has it"),
         ({"arch": "vit_tiny_patch16_224"}, "not those of vit_tiny_patch16_224"),
         ({"projector": "neck"}, "no projector at 'neck'"),
         ({"dim": 65}, "--dim 65: the representation has 64 entries"),
-        ({"mean": (0.5,)}, "--mean: got 1 numbers, expected 3"),
+        ({"mean": (0.5,)}, r"--mean is \[0.5\], expected 3 numbers"),
         ({"branch": "teacher"}, r"no encoder at 'teacher'; there are \(top\)"),
         ({"headz": 1}, "no option headz; there are arch, branch"),
     ],

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
+from collapse.checkpoints.settings import listed, printable, shown
 from collapse.files.containers import state_of
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_feature_blocks"}
 STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*")
-# What may lie deep in an encoder without being part of it: what a counter of operations (thop) leaves, buffers that
-# follow from the sizes, the token of masked training.
-LEAVES = re.compile(r"total_ops|total_params|relative_position_index|attn_mask|position_ids|mask_token")
 TENSOR_LIMIT = 100_000  # real files have below 5,000
 PART_LIMIT, KEY_LIMIT = 1_000_000, 2_000
 ROOT_LIMIT = 64
@@ -41,25 +39,6 @@ BRANCHES = (
     (PLAIN, r"(^|\.)teacher_\w+"),
 )
 
-# Parts of a file that are known not to be the encoder, and why: patterns of whole components of a key.
-DROPPED = {
-    "state of training": r"optim(izer)?.*|ema_coefficient|\w+_ema_coefficient|_extra_state|loss_fn|criterion.*|meters",
-    "classifier": r"fc|linear|head|heads|classifier.*|pre_logits|pooler|lm_head",
-    "probe": r".*online_(head|classifier).*|.*probe.*|callbacks_.*|knn_classifier.*|.*evaluator.*",
-    "predictor": r".*pred.*",
-    "prototypes": r".*prototypes.*|last_layer.*",
-    "queue": r".*queue.*|memory_bank.*",
-    "decoder": r"decoder.*",
-    "mask token": r"mask_token.*",
-    "text tower": r"transformer|text|text_model|text_projection|token_embedding|positional_embedding|ln_final"
-    r"|logit_(scale|bias)|input_resolution|context_length|vocab_size",
-    "loss": r"loss|dino_loss|ibot_loss|.*_loss|center|mean_teacher",
-    "counters": r"total_ops|total_params|.*_coefficient|steps|num_updates|step",
-    "buffers": r"relative_position_index|attn_mask|position_ids",
-    "another branch": r"(encoder_k|.*momentum.*|key_.*|target.*|student|teacher|student_.*|teacher_.*|query_.*|ema_.*)",
-    "projector": r"proj.*|neck|g|l1|l2|mlp|bn|embed_head|dino_head|ibot_head",
-}
-
 
 @dataclass
 class Weights:
@@ -80,7 +59,8 @@ class Weights:
                 new = re.sub(pattern, replacement, new)
             stem, _, order = new.partition("#")
             if order in parts.setdefault(stem, {}):
-                raise InputError(f"tensors {parts[stem][order]!r} and {name!r} both stand for {stem!r}")
+                both = f"{shown(parts[stem][order])} and {shown(name)}"
+                raise InputError(f"tensors {both} both stand for {shown(stem)}")
             parts[stem][order] = name
         ordered = {stem: [names[order] for order in sorted(names)] for stem, names in parts.items()}
         return Weights(
@@ -91,10 +71,10 @@ class Weights:
     def shape(self, name: str, *axes: int) -> tuple[int, ...]:
         """The shape of a tensor that an architecture cannot be without; axes: how many it may have."""
         if name not in self.tensors:
-            raise InputError(f"no {name!r}; is the file whole?")
+            raise InputError(f"no {shown(name)}; is the file whole?")
         shape = tuple(self.tensors[name].shape)
         if axes and (len(shape) not in axes or 0 in shape):
-            raise InputError(f"{name!r} is {shape}, expected {' or '.join(map(str, axes))} axes")
+            raise InputError(f"{shown(name)} is {shape}, expected {' or '.join(map(str, axes))} axes")
         return shape
 
 
@@ -104,7 +84,7 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
     try:
         return torch.cat(parts)
     except RuntimeError as error:
-        raise InputError(f"the {len(parts)} parts of {name!r} do not fit together") from error
+        raise InputError(f"the {len(parts)} parts of {shown(name)} do not fit together") from error
 
 
 def flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
@@ -121,16 +101,22 @@ def flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             yield prefix.rstrip("."), value
             continue
-        parts = _parts(value)
-        waiting += [(f"{prefix}{key}.", part) for key, part in reversed(parts)]
+        waiting += [(f"{prefix}{_component(key)}.", part) for key, part in reversed(_parts(value))]
+
+
+def _component(key: Any) -> str:
+    """A key of a mapping as a part of a name; one that is neither text nor a number has only its type's name."""
+    if isinstance(key, str):
+        return printable(key)
+    return str(key) if isinstance(key, int) and abs(key) < 10**18 else f"<{type(key).__name__}>"
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
     """What may hold tensors in a mapping, a list of mappings, or a pickled module."""
     value = state_of(value) or value
     if isinstance(value, Mapping):
-        items = value.items()
-        return [(k, v) for k, v in items if isinstance(v, Tensor) or not STATE_OF_TRAINING.fullmatch(str(k))]
+        held = [(k, v) for k, v in value.items() if isinstance(v, (Tensor, Mapping, list, tuple)) or state_of(v)]
+        return [(k, v) for k, v in held if isinstance(v, Tensor) or not STATE_OF_TRAINING.fullmatch(_component(k))]
     if isinstance(value, (list, tuple)):
         return [(index, part) for index, part in enumerate(value) if isinstance(part, Mapping)]
     return []
@@ -150,11 +136,12 @@ def clean(tree: Any, path: str) -> dict[str, Tensor]:
     for key, tensor in flatten(tree):
         short = plain(key)
         if short in tensors and not same(tensors[short], tensor):
-            raise InputError(f"{path}: two different tensors are called {short!r} without their wrappers' names")
+            raise InputError(f"{path}: two different tensors are called {shown(short)} without their wrappers' names")
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise InputError(f"{path}: tensor {key!r} is sparse or quantised, expected plain numbers")
+            raise InputError(f"{path}: tensor {shown(key)} is sparse or quantised, expected plain numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path}: tensor {key!r} {tuple(tensor.shape)} is larger than what the file stores for it")
+            what = f"{shown(key)} {tuple(tensor.shape)}"
+            raise InputError(f"{path}: tensor {what} is larger than what the file stores for it")
         tensors[short] = tensor.detach()
         if len(tensors) > TENSOR_LIMIT:
             raise InputError(f"{path}: holds more than {TENSOR_LIMIT} tensors; refused")
@@ -165,7 +152,10 @@ def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one, or equal."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True
+    bits = a.element_size() == 1  # torch compares no numbers of 8 bits with a point
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if bits else torch.equal(a, b)
 
 
 def merge_roots(roots: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -185,7 +175,8 @@ def _same_encoder(root: str, other: str, names: Collection[str], tensors: Mappin
 
 def beside(root: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a projector has the same parent as a root."""
-    return any(re.match(rf"{re.escape(parent(root))}proj\w*\.", key) for key in tensors)
+    start = f"{parent(root)}proj"
+    return any(key.startswith(start) and re.match(r"\w*\.", key[len(start) :]) for key in tensors)
 
 
 def parent(root: str) -> str:
@@ -193,14 +184,8 @@ def parent(root: str) -> str:
     return root[: -len(root.split(".")[-2]) - 1] if root else ""
 
 
-def choose_branch(path: str, roots: Sequence[str], wanted: str | None, tensors: Collection[str] = ()) -> str:
+def choose_branch(roots: Sequence[str], tensors: Collection[str] = ()) -> str:
     """The root of the encoder that the file's authors evaluate; an error that lists all where that is unclear."""
-    listed = ", ".join(named(root) for root in roots)
-    if wanted is not None:
-        matching = [root for root in roots if named(root) == wanted.rstrip(".")]
-        if len(matching) != 1:
-            raise InputError(f"{path}: no encoder at {wanted!r}; there are {listed}")
-        return matching[0]
     if len(roots) == 1:
         return roots[0]
     distilled = "+teacher_queue" if any("teacher_queue" in key for key in tensors) else ""
@@ -209,47 +194,22 @@ def choose_branch(path: str, roots: Sequence[str], wanted: str | None, tensors: 
         rest = [root for root in roots if root not in first]
         if len(first) == 1 and all(re.search(theirs, root + distilled) for root in rest):
             return first[0]
-    raise InputError(f"{path}: holds {len(roots)} encoders, {listed}; choose one with --branch")
+    raise InputError(f"holds {len(roots)} encoders, {listed(list(map(named, roots)))}; choose one with --branch")
+
+
+def branch_named(wanted: str, roots: Sequence[str], aliases: Sequence[str] = ()) -> str:
+    """The root that the caller names, in whole or by a part that only one has. aliases: roots of the same tensors."""
+    for of_all in ([*roots, *aliases], roots, aliases):
+        exact = [root for root in of_all if named(root) == wanted.rstrip(".")]
+        found = exact or ([root for root in of_all if wanted in named(root)] if of_all in (roots, aliases) else [])
+        if len(found) > 1:
+            names = listed(list(map(named, found)))
+            raise InputError(f"--branch {shown(wanted)} is in the names of {len(found)} encoders, {names}")
+        if found:
+            return found[0]
+    raise InputError(f"no encoder at {shown(wanted)}; there are {listed(list(map(named, roots)))}")
 
 
 def named(root: str) -> str:
     """A root as it is shown."""
     return root.rstrip(".") or "(top)"
-
-
-def explain(
-    keys: Sequence[str], root: str, others: Sequence[str], again: Collection[str] = ()
-) -> tuple[dict[str, list[str]], list[str]]:
-    """({rule: keys it drops}, keys that no rule knows) of the tensors that are not the encoder or its projector.
-
-    others: the roots of other encoders.  again: keys of tensors that the encoder or projector has under other keys.
-    """
-    dropped: dict[str, list[str]] = {}
-    unknown = []
-    for key in keys:
-        rule = "the same tensor again" if key in again else _rule(key, root, others)
-        if rule is None:
-            unknown.append(key)
-        else:
-            dropped.setdefault(rule, []).append(key)
-    return dropped, unknown
-
-
-def _rule(key: str, root: str, others: Sequence[str]) -> str | None:
-    if any(other and key.startswith(other) for other in others):
-        return "another branch"
-    # Only the part after what a key shares with the root says what it is: the root may be called teacher itself.
-    inside = key.startswith(root)
-    parts = key.removeprefix(root if inside else _shared(key, root)).split(".")
-    if inside:  # a head at the top; deeper nothing is left over but what is derived
-        parts = [parts[0], *(part for part in parts[-1:] if LEAVES.fullmatch(part))]
-    return next((rule for rule, pattern in DROPPED.items() if any(re.fullmatch(pattern, p) for p in parts)), None)
-
-
-def _shared(key: str, root: str) -> str:
-    shared = ""
-    for part in root.split(".")[:-1]:
-        if not key.startswith(f"{shared}{part}."):
-            break
-        shared += f"{part}."
-    return shared

@@ -21,6 +21,7 @@ from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Plan, frame
 from collapse.checkpoints.preprocessing import BICUBIC
+from collapse.checkpoints.settings import shown
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 
@@ -207,7 +208,7 @@ def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:
     """Before anything of the size of a network is made that a file only names."""
     for key, tensor in net.state_dict().items():
         if weights.shape(key) != tuple(tensor.shape):
-            raise InputError(f"not {name}: {key!r} is {weights.shape(key)}, expected {tuple(tensor.shape)}")
+            raise InputError(f"not {name}: {shown(key)} is {weights.shape(key)}, expected {tuple(tensor.shape)}")
 
 
 def _default_pixels(name: str) -> Preprocessing:

@@ -12,12 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.checkpoints import forms
 from collapse.checkpoints import projector as projectors
+from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
-from collapse.checkpoints.keys import Weights, choose_branch, clean, explain, merge_roots, named, parent
+from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
+from collapse.checkpoints.projector import Projector
+from collapse.checkpoints.settings import listed, printable, shown
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
@@ -42,15 +46,17 @@ def load(path: str | PathLike, **known: Any) -> Encoder:
     with about(path):
         facts = own_facts(contents.metadata, path)
         tensors = clean(contents.tree, path)
-    with about(path):
-        found = hints(contents.tree, contents.configs) | ({"architecture": True} if "architecture" in facts else {})
+        found = hints(contents.tree, contents.configs)
+        if "architecture" in facts:
+            found["architecture"] = ("the header", True)
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
         own = facts.get("architecture", {})
-        encoder = _own(own, tensors) if "arch" in own else find(path, tensors, clues)
-    built = build(encoder.plan, path)
-    return _assemble(path, contents, tensors, encoder, built, clues, facts)
+        encoder = _own(own, tensors) if "arch" in own else find(tensors, clues)
+        built = build(encoder.plan)
+        return _assemble(path, contents, tensors, encoder, built, clues, facts)
 
 
+MESSAGE_LIMIT, FOREIGN_LIMIT = 300, 200  # characters of a message and of a foreign name
 SECOND = re.compile(r"(^|[._])(student|momentum|key|encoder_k|target_(network|net))([._]|$)")
 
 
@@ -66,12 +72,14 @@ class Found:
 
 @contextmanager
 def about(path: str) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
+    """Put the file's name before what is wrong with it, in one line that ends."""
     try:
         yield
     except InputError as error:
-        message = " ".join(str(error).splitlines())  # names in a file may be anything
-        raise InputError(message if message.startswith(path) else f"{path}: {message}") from error
+        message = printable(" ".join(str(error).splitlines())).removeprefix(f"{path}: ")
+        if len(message) > MESSAGE_LIMIT:
+            message = f"{message[: MESSAGE_LIMIT * 2 // 3]} ... {message[-MESSAGE_LIMIT // 3 :]}"
+        raise InputError(f"{path}: {message}") from error
 
 
 def _read(path: str) -> Contents:
@@ -88,30 +96,36 @@ def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
 
     arch = str(about["arch"])
     if arch != "mlp" and not (":" in arch and library.known(arch.removeprefix("timm:"))):
-        raise InputError(f"its header names the network {arch!r}, which is not known here")
+        raise InputError(f"its header names the network {shown(arch)}, which is not known here")
     try:
         make = partial(make_backbone, arch, int(about["image_size"]), (), tuple(map(int, about["planes"])))
         net = frame(make)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"its header names an impossible network ({error})") from error
+        raise InputError(f"its header names an impossible network ({first_line(error)})") from error
     mine = {key: tensor for key, tensor in tensors.items() if not key.startswith("projector.")}
     weights = Weights(mine, {key: (key,) for key in mine})
     return Found("", [""], [], Plan(arch, make, weights, int(net.width), Preprocessing(), library.axes(net)))  # type: ignore[arg-type]
 
 
-def find(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
+def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The encoder that the caller wants, or the file's authors evaluate."""
     families = find_roots(tensors)
     if not families:
-        return _from_library(path, tensors, clues)
-    all_roots = list(families)
+        forms.refuse("", tensors)
+        return _from_library(tensors, clues)
+    all_roots, wanted = list(families), clues.given.branch
     roots = merge_roots(all_roots, tensors)
-    wanted = clues.given.branch
-    if wanted is not None and wanted.rstrip(".") in map(named, all_roots):
-        roots = [r for r in all_roots if named(r) == wanted.rstrip(".") or r in roots]
-    clues.root = root = choose_branch(path, roots, wanted, tensors)
+    if wanted is None:
+        root = choose_branch(roots, tensors)
+    else:
+        root = branch_named(wanted, roots, [r for r in all_roots if r not in roots])
+        roots = [r for r in all_roots if r == root or r in roots]
+    clues.root = root
+    forms.refuse(root, tensors)
     if wanted is None and len(roots) == 1 and SECOND.search(root):
-        clues.notes.append(f"the only encoder in the file is {named(root)}, by its name not the one to evaluate")
+        clues.notes.append(
+            f"the only encoder in the file is {listed([named(root)])}, by its name not the one to evaluate"
+        )
     plan = _in_family(root, families[root], tensors, clues)
     return Found(root, roots, [alias for alias in all_roots if alias not in roots], plan)
 
@@ -121,20 +135,20 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
     arch, config = clues.given.arch, clues.configs.get("config.json", {}).get("architecture")
     if arch is not None and not family.plan.__module__.endswith("resnet"):
         config = arch
-    elif config is None and isinstance(clues.hint("model"), str) and clues.hint("model") == str(clues.hint("arch")):
-        config = clues.hint("arch")  # as timm's own training saves
+    elif config is None and clues.word("model") == clues.word("arch"):
+        config = clues.word("arch")  # as timm's own training saves
     if isinstance(config, str):
         from collapse.checkpoints import library
 
         if library.known(config):
             return library.plan_named(config, tensors, root)[1]
         if config == arch:
-            raise InputError(f"--arch {arch}: neither timm nor torchvision has it; leave --arch out")
+            raise InputError(f"--arch {shown(arch)[1:-1]}: neither timm nor torchvision has it; leave --arch out")
     clues.head_is_embedding = _head_is_embedding(root, family, tensors)
     try:
         return family.plan(weights_of(root, family, tensors), clues)
     except (ArithmeticError, LookupError, RuntimeError) as error:
-        raise InputError(f"the shapes under {named(root)} are of no network ({first_line(error)})") from error
+        raise InputError(f"the shapes under {listed([named(root)])} are of no network ({first_line(error)})") from error
 
 
 def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor]) -> bool:
@@ -148,14 +162,14 @@ def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor])
     return any(first.fullmatch(key) and t.ndim == 2 and t.shape[1] == head.shape[0] for key, t in tensors.items())
 
 
-def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
+def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The network that timm or torchvision has, for tensors that are of no family."""
     from collapse.checkpoints import library
 
     config = clues.configs.get("config.json", {}).get("architecture")
-    name = clues.given.arch or next((n for n in (config, clues.hint("arch")) if library.known(n)), None)
+    name = clues.given.arch or next((n for n in (config, clues.word("arch")) if library.known(n)), None)
     if name is not None and not library.known(name):
-        raise InputError(f"--arch {name}: neither timm nor torchvision has it")
+        raise InputError(f"--arch {shown(name)[1:-1]}: neither timm nor torchvision has it")
     if name is not None:
         root, plan = library.plan_named(name, tensors)
         return Found(root, [root], [], plan)
@@ -165,7 +179,8 @@ def _from_library(path: str, tensors: Mapping[str, Tensor], clues: Clues) -> Fou
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
         held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
         raise InputError(f"no known layout: {held}; {error}") from error
-    root = choose_branch(path, list(found), clues.given.branch, tensors)
+    wanted = clues.given.branch
+    root = choose_branch(list(found), tensors) if wanted is None else branch_named(wanted, list(found))
     if len(found[root]) > 1:
         listed = ", ".join(found[root][:8])
         raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give --arch")
@@ -185,25 +200,15 @@ def _assemble(
 ) -> Encoder:
     root, plan, overrides = found.root, found.plan, clues.given
     backbone, taken, notes = built
-    with about(path):
-        projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
-        pixels, guesses = preprocessing(plan.pixels, facts, clues)
+    projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
+    pixels, guesses = preprocessing(plan.pixels, facts, clues)
     used = {key for key in tensors if key in taken}
-    projected = projector.keys if projector else set()
-    rest = [key for key in tensors if key not in used and key not in projected]
-    dropped, unknown = _account(rest, used | projected, tensors, found)
-    if projector and projector.problem:
-        dropped["projector that cannot be read"], projected = sorted(projected), set()
-        notes = [*notes, f"the projector {named(projector.prefix)} is not read: {projector.problem}"]
-    if unknown and not overrides.allow_unknown:
-        raise InputError(
-            f"{path}: {len(unknown)} tensors belong to nothing known, first {unknown[0]!r}; "
-            "if the encoder is right without them, give --allow-unknown"
-        )
+    gone = _account(tensors, used, projector, found, overrides)
+    projected = projector.keys if projector and not projector.problem else set()
     chain: nn.Module | None = projector.chain if projector and not projector.problem else None
     described = {"dims": projector.dims, "prefix": projector.prefix} if projector and chain is not None else None
     if overrides.dim is not None:
-        chain, described = _subvector(path, overrides.dim, plan.width, chain)
+        chain, described = _subvector(overrides.dim, plan.width, chain)
     report = {
         "path": path,
         "sha256": contents.sha256,
@@ -217,12 +222,12 @@ def _assemble(
         "keys": {
             "loaded": len(used),
             "projector": len(projected),
-            "dropped": sum(map(len, dropped.values())),
-            "unknown": len(unknown),
-            "dropped_by": {rule: len(keys) for rule, keys in dropped.items()},
+            "dropped": sum(map(len, gone.dropped.values())),
+            "unknown": len(gone.unknown),
+            "dropped_by": {rule: len(keys) for rule, keys in gone.dropped.items()},
         },
-        "foreign": contents.foreign,
-        "warnings": clues.notes + guesses + notes + untrained(plan.weights.tensors),
+        "foreign": [printable(name)[:FOREIGN_LIMIT] for name in contents.foreign],
+        "warnings": clues.notes + guesses + notes + gone.notes + untrained(plan.weights.tensors),
         "projector_problem": projector.problem if projector else "",
     }
     return Encoder(backbone, chain, pixels, report, plan.axes, plan.stem).eval()
@@ -237,19 +242,55 @@ def untrained(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _account(
-    rest: list[str], used: set[str], tensors: Mapping[str, Tensor], found: Found
-) -> tuple[dict[str, list[str]], list[str]]:
-    """({rule: keys it drops}, keys that no rule knows) of all tensors that are not used."""
-    places = {tensors[key].data_ptr() for key in used if tensors[key].numel()}
+    tensors: Mapping[str, Tensor], used: set[str], projector: Projector | None, found: Found, given: Overrides
+) -> Account:
+    """What became of the tensors that are not used; raises InputError for unknown ones that are not allowed."""
+    root, width = found.root, found.plan.width
+    broken = projector is not None and bool(projector.problem)
+    taken = used | (projector.keys if projector else set())
+    places = {tensors[key].data_ptr() for key in taken if tensors[key].numel()}
+    rest = [key for key in tensors if key not in taken]
     again = {key for key in rest if tensors[key].data_ptr() in places}
     again |= {key for alias in found.aliases for key in rest if key.startswith(alias)}
-    return explain(rest, found.root, [other for other in found.roots if other != found.root], again)
+    dims = projector.dims if projector and not broken else ()
+    others = [other for other in found.roots if other != root]
+    gone = account(rest, tensors, Place(root, others, width, dims, given.projector is not None), again)
+    if projector is not None and broken:
+        head = projector.prefix.rstrip(".")
+        if head and head.startswith(root) and not takes(tensors, head, width):  # may be a part of the encoder
+            gone.unknown += sorted(projector.keys)
+        else:
+            gone.dropped["projector that cannot be read"] = sorted(projector.keys)
+            gone.notes.insert(0, f"the projector {listed([named(projector.prefix)])} is not read: {projector.problem}")
+    if gone.unknown:
+        _unknown(gone, root, tensors, given.allow_unknown)
+    return gone
 
 
-def _subvector(path: str, dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
+def _unknown(gone: Account, root: str, tensors: Mapping[str, Tensor], allowed: bool) -> None:
+    """Tensors that belong to nothing known: an error, or a warning at the caller's word."""
+    first, close = gone.unknown[0], near(gone.unknown, root, tensors)
+    if allowed:
+        where = f"; {shown(close)} may well change what the encoder gives" if close else ""
+        names = f"{len(gone.unknown)} tensors that belong to nothing known: {listed(gone.unknown)}"
+        gone.notes.insert(0, f"left out by --allow-unknown: {names}{where}")
+        return
+    if close:
+        place = "within the encoder" if close.startswith(root) else "beside it, in another network"
+        raise InputError(
+            f"{len(gone.unknown)} tensors belong to nothing known, first {shown(close)} {place}: "
+            "it may change what the encoder gives, or be a layout that is not read"
+        )
+    raise InputError(
+        f"{len(gone.unknown)} tensors belong to nothing known, first {shown(first)}; "
+        "if the encoder is right without them, give --allow-unknown"
+    )
+
+
+def _subvector(dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
     """DirectCLR's projector (arXiv 2110.09348, section 6): the first entries of the representation."""
     if chain is not None:
-        raise InputError(f"{path}: has a projector, so --dim means nothing; leave it out, or give --projector none")
+        raise InputError("has a projector, so --dim means nothing; leave it out, or give --projector none")
     if not 0 < dim <= width:
-        raise InputError(f"{path}: --dim {dim}: the representation has {width} entries")
+        raise InputError(f"--dim {dim}: the representation has {width} entries")
     return Subvector(dim), {"dims": [width, dim], "prefix": ""}

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from collapse import InputError
+from collapse.checkpoints import settings
 from collapse.checkpoints.keys import Weights
+from collapse.checkpoints.settings import shown
 from collapse.files.containers import first_line
 from collapse.images import Preprocessing
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+MOST = {"heads": 4096, "stem_padding": 64, "resize": settings.SIDE_LIMIT, "crop": settings.SIDE_LIMIT}
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field of `Overrides`."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -48,18 +58,25 @@ class Overrides:
     allow_unknown: bool = False
 
     def __post_init__(self) -> None:
-        choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"),
-                   "interpolation": ("bilinear", "bicubic")}  # fmt: skip
+        choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"), "interpolation": INTERPOLATIONS}
+        lowest = {"heads": 1, "dim": 1, "projector_layers": 1, "stem_padding": 0, "resize": 1, "crop": 1}
         for name, allowed in choices.items():
-            if getattr(self, name) not in (None, *allowed):
-                raise InputError(f"{name}: got {getattr(self, name)!r}, expected {' or '.join(allowed)}")
+            settings.choice(flag_of(name), getattr(self, name), allowed)
+        for name, low in lowest.items():
+            settings.whole(flag_of(name), getattr(self, name), low, MOST.get(name, 1 << 20))
+        for name in ("arch", "branch", "projector"):
+            settings.text(flag_of(name), getattr(self, name))
+        for name in ("maxpool", "no_normalize", "allow_unknown"):
+            settings.flag(flag_of(name), getattr(self, name))
+        settings.triple("--mean", self.mean, settings.MEANS)
+        settings.triple("--std", self.std, settings.STDS)
 
 
 @dataclass
 class Clues:
     """Everything but the tensors of the encoder: the caller's word, the configs, the other keys; and what was assumed.
 
-    keys: all keys of the file.  hints: names and numbers of its config, arguments or hyper-parameters.
+    keys: all keys of the file.  hints: (place, value) of names in its config, arguments or hyper-parameters.
     """
 
     given: Overrides
@@ -67,7 +84,7 @@ class Clues:
     root: str
     container: str = ""
     configs: Mapping[str, Any] = field(default_factory=dict)
-    hints: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     head_is_embedding: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -75,15 +92,18 @@ class Clues:
         """Whether some key of the file matches."""
         return any(re.search(pattern, key) for key in self.keys)
 
-    def hint(self, name: str) -> Any:
-        """What a config, the arguments or hyper-parameters say under a name; None if nothing."""
-        return self.hints.get(name)
+    def hint(self, name: str) -> tuple[str, Any]:
+        """(place, value) of a name in a config, the arguments or hyper-parameters; the value may be None."""
+        return self.hints.get(name, ("", None))
 
-    def number(self, name: str) -> Any:
-        """A positive number of the config, or None."""
-        value = self.hints.get(name)
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        return value if usable else None
+    def word(self, name: str) -> str | None:
+        """A text among the hints; other values are refused where only a text can stand, in a config.json."""
+        place, value = self.hint(name)
+        return settings.text(place, value) if place.startswith("config.json") or isinstance(value, str) else None
+
+    def epsilon(self) -> float | None:
+        """The epsilon of the layer norms by the config."""
+        return settings.number(*self.hint("layer_norm_eps"), 1e-30, 1)
 
 
 @dataclass
@@ -106,7 +126,7 @@ class Plan:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
+def build(plan: Plan) -> tuple[nn.Module, set[str], list[str]]:
     """(the network with all its weights, the file's keys in it, warnings); a missing or misshapen tensor is an error.
 
     First without memory, so that shapes are compared before anything of the size that a file claims is made.
@@ -114,9 +134,9 @@ def build(plan: Plan, path: str) -> tuple[nn.Module, set[str], list[str]]:
     try:
         module = frame(plan.make)
     except Exception as error:  # the libraries' code refuses impossible sizes in many ways, all the file's fault
-        raise InputError(f"{path}: not {plan.architecture}, such a network cannot be: {first_line(error)}") from error
+        raise InputError(f"not {plan.architecture}, such a network cannot be: {first_line(error)}") from error
     expected, given = module.state_dict(), {**plan.constants, **plan.weights.tensors}
-    _compare(plan, path, expected, given)
+    _compare(plan, expected, given)
     used = [name for name in expected if name in given]
     notes = _precision(used, given)
     state = {name: given[name].to(expected[name].dtype).contiguous() for name in used}
@@ -161,27 +181,33 @@ def frame(make: Callable[[], nn.Module]) -> nn.Module:
             return make()
 
 
-def _compare(plan: Plan, path: str, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def _compare(plan: Plan, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     # Batch norm counts its batches only since torch 0.4.
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"{path}: {len(missing)} of {len(expected)} tensors of {plan.architecture} are missing, "
-            f"first {missing[0]!r}"
+            f"{len(missing)} of {len(expected)} tensors of {plan.architecture} are missing, first {shown(missing[0])}"
         )
     wrong = [name for name in expected if name in given and given[name].shape != expected[name].shape]
     if wrong:
         shapes = f"{tuple(given[wrong[0]].shape)}, expected {tuple(expected[wrong[0]].shape)}"
-        raise InputError(f"{path}: not {plan.architecture}: {wrong[0]!r} is {shapes} ({len(wrong)} such tensors)")
-    kind = [n for n in expected if n in given and expected[n].is_floating_point() and not given[n].is_floating_point()]
-    if kind:
-        stored = str(given[kind[0]].dtype).removeprefix("torch.")
-        raise InputError(
-            f"{path}: {kind[0]!r} is stored as {stored}, expected floating-point numbers ({len(kind)} such)"
-        )
-    bad = [name for name in expected if name in given and not bool(torch.isfinite(given[name]).all())]
-    if bad:
-        raise InputError(f"{path}: {bad[0]!r} holds NaN or infinity ({len(bad)} such tensors)")
+        raise InputError(f"not {plan.architecture}: {shown(wrong[0])} is {shapes} ({len(wrong)} such tensors)")
+    for name in filter(given.__contains__, expected):
+        if problem := unusable(name, given[name], expected[name].dtype):
+            raise InputError(f"{shown(name)} {problem}")
+
+
+def unusable(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> str | None:
+    """What makes a tensor no weights or statistics to compute with as `dtype`; None if nothing does."""
+    stored = str(tensor.dtype).removeprefix("torch.")
+    if dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        eight = ", quantised: numbers that mean something only with their scale; dequantise it first"
+        return f"is stored as {stored}, expected floating-point numbers" + (eight if tensor.element_size() == 1 else "")
+    if not bool(torch.isfinite(tensor.to(dtype)).all()) or not bool(torch.isfinite(tensor).all()):
+        return "holds NaN or infinity, or numbers too large for float32"
+    if name.split(".")[-1] == "running_var" and bool((tensor < 0).any()):
+        return "is a variance and has negative numbers; the file is damaged"
+    return None
 
 
 def _precision(used: Collection[str], given: Mapping[str, Tensor]) -> list[str]:

@@ -2,16 +2,30 @@
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from collapse import InputError
-from collapse.checkpoints.plan import Clues
+from collapse.checkpoints.plan import INTERPOLATIONS, Clues, Overrides
+from collapse.checkpoints.settings import (
+    MEANS,
+    NAME_LIMIT,
+    SIDE_LIMIT,
+    STDS,
+    choice,
+    flag,
+    number,
+    read_text,
+    shown,
+    side,
+    triple,
+    whole,
+)
+from collapse.files.containers import first_line
 from collapse.files.pickles import Stub
-from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from collapse.images import IMAGENET_MEAN, Preprocessing
 
-SIDE_LIMIT = 4096  # pixels that a config may ask for
 BICUBIC = Preprocessing(interpolation="bicubic")
 CIFAR = Preprocessing(resize=32, crop=32)
 CLIP_PIXELS = Preprocessing(
@@ -48,20 +62,39 @@ def at_size(pixels: Preprocessing, size: int) -> Preprocessing:
     return replace(pixels, resize=round(size * pixels.resize / pixels.crop), crop=size)
 
 
-def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and values of a file's arguments and configs, flat: the vision part of a nested config first."""
-    found: dict[str, Any] = {}
-    sources = [configs.get("args.json"), configs.get("config.json")]
+HINTS = ("arch", "name", "model", "model_name", "method", "dataset", "mean", "std", "maxpool1", "layer_norm_eps",
+         "hidden_act", "num_attention_heads", "downsample_in_bottleneck", "image_size", "patch_size")  # fmt: skip
+
+
+def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """{name: (place, value)} of a file's arguments and configs: the vision part of a nested config before the whole.
+
+    Only names that somebody asks for are looked up, so that no tree of a stranger is walked.
+    """
+    sources = [(name, configs.get(name)) for name in ("args.json", "config.json")]
     if isinstance(tree, Mapping):
-        found |= {k: tree[k] for k in ("arch", "name", "model_name") if isinstance(tree.get(k), str)}
-        named = ("args", "opt", "hyper_parameters", "config", "hparams")
-        sources += [tree[k].state if isinstance(tree.get(k), Stub) else tree.get(k) for k in named]
+        sources.insert(0, ("the file", {name: tree.get(name) for name in ("arch", "name", "model_name")}))
+        for name in ("args", "opt", "hyper_parameters", "config", "hparams"):
+            value = tree.get(name)
+            sources.append((f"the file's {name}", value.state if isinstance(value, Stub) else value))
         trained = tree.get("lightly_train")
-        sources.append(trained.get("normalize_args") if isinstance(trained, Mapping) else None)
-    for source in sources:
-        if isinstance(source, Mapping):
-            inner = source.get("vision_config")
-            found |= {str(k): v for k, v in (inner if isinstance(inner, Mapping) else source).items()}
+        sources.append(("lightly_train", trained.get("normalize_args") if isinstance(trained, Mapping) else None))
+    found: dict[str, tuple[str, Any]] = {}
+    for place, source in sources:
+        found |= _named(place, source)
+    return found
+
+
+def _named(place: str, source: Any) -> dict[str, tuple[str, Any]]:
+    """The names of `HINTS` in one source; solo-learn keeps its data set's in a part of its own."""
+    if not isinstance(source, Mapping):
+        return {}
+    vision, data = source.get("vision_config"), source.get("data")
+    if isinstance(vision, Mapping):
+        return {name: (f"{place}: vision_config.{name}", vision[name]) for name in HINTS if name in vision}
+    found = {name: (f"{place}: {name}", source[name]) for name in HINTS if source.get(name) is not None}
+    if isinstance(data, Mapping) and "dataset" not in found:
+        found |= {name: (f"{place}: data.{name}", data[name]) for name in ("dataset",) if name in data}
     return found
 
 
@@ -70,13 +103,22 @@ def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     try:
         facts = json.loads(metadata.get("collapse", "{}"))
         if "preprocessing" in facts:
-            values: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in facts["preprocessing"].items()
-            }
-            facts["preprocessing"] = Preprocessing(**values)
-        return facts
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: the header's entry 'collapse' cannot be read: {error}") from error
+            facts["preprocessing"] = _own_pixels(dict(facts["preprocessing"]))
+        return dict(facts)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: the header's entry 'collapse' cannot be read: {first_line(error)}") from error
+
+
+def _own_pixels(values: dict[str, Any]) -> Preprocessing:
+    place = "the header's preprocessing"
+    checked: dict[str, Any] = {name: whole(f"{place}: {name}", values.pop(name, None), 1, SIDE_LIMIT)
+                               for name in ("resize", "crop")}  # fmt: skip
+    for name, limits in (("mean", MEANS), ("std", STDS)):
+        checked[name] = triple(f"{place}: {name}", values.pop(name, None), limits)
+    way = choice(f"{place}: interpolation", values.pop("interpolation", None), INTERPOLATIONS)
+    return Preprocessing(**checked, interpolation=way or "bilinear", **values)
 
 
 def preprocessing(layout: Preprocessing, facts: Mapping[str, Any], clues: Clues) -> tuple[Preprocessing, list[str]]:
@@ -89,98 +131,129 @@ def preprocessing(layout: Preprocessing, facts: Mapping[str, Any], clues: Clues)
     given = {name: value for name, value in given.items() if value is not None}
     if clues.given.no_normalize:
         given |= {"mean": None, "std": None}
-    for name in ("mean", "std"):
-        if name in given and given[name] is not None and len(given[name]) != 3:
-            raise InputError(f"--{name}: got {len(given[name])} numbers, expected 3")
-    return replace(base, **given), notes if not given else []
+    return replace(base, **given), notes
 
 
 def _from_file(layout: Preprocessing, clues: Clues) -> tuple[Preprocessing, list[str]]:
+    notes: list[str] = []
     for name, reader in (("preprocessor_config.json", _huggingface), ("config.json", _timm),
                          ("open_clip_config.json", _open_clip)):  # fmt: skip
         config = clues.configs.get(name)
-        found = reader(config, layout) if isinstance(config, Mapping) else None
+        found = reader(Sheet(name, config, clues.given, notes), layout) if isinstance(config, Mapping) else None
         if found is not None:
-            return found, []
-    mean, std, where = _statistics(clues)
+            return found, notes
+    mean, std, where = _statistics(clues, notes)
     if mean is not None and std is not None:
         found = replace(layout, mean=mean, std=std)
-        return found, [
-            f"resizing is not in the file: {found.resize} px, crop {found.crop} assumed; mean and std {where}"
-        ]
-    habit = next((habit for habit in HABITS if clues.has(habit[0])), None)
-    found = replace(layout, **habit[1]) if habit else layout
-    what = habit[2] if habit else "ImageNet's mean and std"
-    if not habit and found.mean != IMAGENET_MEAN:
-        what = "the layout's mean and std"
-    return found, [f"preprocessing is not in the file: {found.resize} px, crop {found.crop}, {what} assumed"]
+        what = f"resizing is not in the file: {found.resize} px, crop {found.crop} assumed; mean and std {where}"
+    else:
+        habit = next((habit for habit in HABITS if clues.has(habit[0])), None)
+        found = replace(layout, **habit[1]) if habit else layout
+        what = habit[2] if habit else "ImageNet's mean and std"
+        if not habit and found.mean != IMAGENET_MEAN:
+            what = "the layout's mean and std"
+        what = f"preprocessing is not in the file: {found.resize} px, crop {found.crop}, {what} assumed"
+    given = any(getattr(clues.given, name) is not None for name in ("resize", "crop", "interpolation", "mean", "std"))
+    return found, notes if given or clues.given.no_normalize else [*notes, what]
 
 
-def _statistics(clues: Clues) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
+def _statistics(clues: Clues, notes: list[str]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
     """(mean, std, where they are from) as a file's arguments have them, as numbers or by the data set's name."""
-    mean, std = _numbers(clues.hint("mean")), _numbers(clues.hint("std"))
-    if mean and std:
-        return mean, std, "from the file"
-    name = re.sub(r"[^a-z0-9]", "", str(clues.hint("dataset") or "").lower())
+    found = []
+    for name, limits in (("mean", MEANS), ("std", STDS)):
+        place, value = clues.hint(name)
+        numbers = read_text(value)
+        if isinstance(numbers, (list, tuple)) and len(numbers) == 3:
+            found.append(triple(place, numbers, limits))
+        elif value is not None:  # an argument of this name need not be about pixels
+            notes.append(f"{place} is {shown(value)}, not 3 numbers, and was not used")
+    if len(found) == 2:
+        return found[0], found[1], "from the file"
+    name = re.sub(r"[^a-z0-9]", "", (clues.word("dataset") or "")[:NAME_LIMIT].lower())
     if name in DATASETS:
         means, supcon, solo = DATASETS[name]
         return means, solo if "args.json" in clues.configs else supcon, f"those of {name}"
     return None, None, ""
 
 
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    """Three numbers, be they a list or its text; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(f"[{value.strip('()[] ')}]")
-        except ValueError:
-            return None
-    usable = isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(v, (int, float)) for v in value)
-    return tuple(float(v) for v in value) if usable else None
+@dataclass
+class Sheet:
+    """A config of preprocessing; what the caller gave is not looked for."""
+
+    file: str
+    values: Mapping[str, Any]
+    given: Overrides
+    notes: list[str]
+
+    def part(self, name: str) -> "Sheet | None":
+        """A nested part, or None."""
+        inner = self.values.get(name)
+        return Sheet(f"{self.file}: {name}", inner, self.given, self.notes) if isinstance(inner, Mapping) else None
+
+    def __call__(self, check: Callable[..., Any], key: str, *limits: Any) -> Any:
+        """The value of a key, checked."""
+        return check(f"{self.file}: {key}", self.values.get(key), *limits)
+
+    def statistics(self, mean: str, std: str, default: Preprocessing) -> dict[str, Any]:
+        """Mean and std, or those of the default."""
+        own = {"mean": (mean, MEANS), "std": (std, STDS)}
+        absent = self.given.no_normalize
+        found = {name: None if absent or getattr(self.given, name) else self(triple, key, limits)
+                 for name, (key, limits) in own.items()}  # fmt: skip
+        return {name: value or getattr(default, name) for name, value in found.items()}
+
+    def side(self, key: str) -> int | None:
+        """Pixels, unless the caller gave both sizes."""
+        return None if self.given.resize and self.given.crop else self(side, key)
+
+    def interpolation(self, key: str, ways: Mapping[Any, str], default: str) -> str:
+        """The interpolation; another than those that are here is replaced by the default, and said."""
+        way = self(choice, key, list(ways))
+        if way is not None and ways[way] not in INTERPOLATIONS:
+            self.notes.append(f"{self.file}: {key} is {ways[way]}; {default} is used instead")
+        return ways[way] if way is not None and ways[way] in INTERPOLATIONS else default
 
 
-def _huggingface(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing:
-    size, crop = _side(config.get("size")), _side(config.get("crop_size"))
-    resize = (size or layout.resize) if config.get("do_resize", True) else None
-    normalized = config.get("do_normalize", True)
-    return replace(
+PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+WAYS = {name: name for name in ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming", "random")}
+
+
+def _huggingface(sheet: Sheet, layout: Preprocessing) -> Preprocessing:
+    size, crop, share = sheet.side("size"), sheet.side("crop_size"), sheet(number, "crop_pct", 0.1, 1)
+    if size and share and not crop and size < 384:  # ConvNeXt's: of larger images everything is taken
+        size, crop = int(size / share), size
+    resize = (size or layout.resize) if sheet(flag, "do_resize") is not False else None
+    pixels = replace(
         layout,
         resize=resize,
-        crop=crop if crop and config.get("do_center_crop", True) else resize or layout.crop,
-        interpolation={2: "bilinear", 3: "bicubic"}.get(config.get("resample", 2), layout.interpolation),
-        mean=(_numbers(config.get("image_mean")) or IMAGENET_MEAN) if normalized else None,
-        std=(_numbers(config.get("image_std")) or IMAGENET_STD) if normalized else None,
-    )
+        crop=crop if crop and sheet(flag, "do_center_crop") is not False else resize or layout.crop,
+        interpolation=sheet.interpolation("resample", PILLOW | WAYS, layout.interpolation
+                                          if "resample" in sheet.values else "bilinear"),
+    )  # fmt: skip
+    if sheet(flag, "do_normalize") is False:
+        return replace(pixels, mean=None, std=None)
+    return replace(pixels, **sheet.statistics("image_mean", "image_std", Preprocessing()))
 
 
-def _side(size: Any) -> int | None:
-    """Of {"shortest_edge": 224}, {"height": 224, "width": 224} or 224; None for what no image has."""
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge", size.get("height"))
-    return size if isinstance(size, int) and 0 < size <= SIDE_LIMIT else None
-
-
-def _timm(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing | None:
-    trained = config.get("pretrained_cfg")
-    if not isinstance(trained, Mapping):
+def _timm(sheet: Sheet, layout: Preprocessing) -> Preprocessing | None:
+    trained = sheet.part("pretrained_cfg")
+    if trained is None:
         return None
-    size, share = trained.get("input_size"), trained.get("crop_pct")
-    crop = (_side(size[-1]) if isinstance(size, list) and size else None) or layout.crop
-    resize = int(crop / share) if isinstance(share, float) and 0.5 < share <= 1 and crop else crop
-    way = trained.get("interpolation")
+    size = trained.values.get("input_size")
+    if isinstance(size, (list, tuple)) and len(size) == 3:
+        trained.values = {**trained.values, "input_size": size[1:]}
+    crop, share = trained.side("input_size") or layout.crop, trained(number, "crop_pct", 0.1, 1)
     return Preprocessing(
-        resize=resize,
+        resize=int(crop / share) if share and crop else crop,
         crop=crop,
-        interpolation=way if way in ("bilinear", "bicubic") else layout.interpolation,
-        mean=_numbers(trained.get("mean")) or IMAGENET_MEAN,
-        std=_numbers(trained.get("std")) or IMAGENET_STD,
+        interpolation=trained.interpolation("interpolation", WAYS, layout.interpolation),
+        **trained.statistics("mean", "std", Preprocessing()),
     )
 
 
-def _open_clip(config: Mapping[str, Any], layout: Preprocessing) -> Preprocessing | None:
-    trained = config.get("preprocess_cfg")
-    if not isinstance(trained, Mapping):
+def _open_clip(sheet: Sheet, layout: Preprocessing) -> Preprocessing | None:
+    trained = sheet.part("preprocess_cfg")
+    if trained is None:
         return None
-    mean, std = _numbers(trained.get("mean")) or layout.mean, _numbers(trained.get("std")) or layout.std
-    way = trained.get("interpolation")
-    return replace(layout, mean=mean, std=std, interpolation=way if way in ("bilinear", "bicubic") else "bicubic")
+    way = trained.interpolation("interpolation", WAYS, "bicubic")
+    return replace(layout, interpolation=way, **trained.statistics("mean", "std", layout))

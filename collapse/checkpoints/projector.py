@@ -9,10 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.keys import DROPPED, named
+from collapse.checkpoints.accounts import DROPPED
+from collapse.checkpoints.keys import named
+from collapse.checkpoints.plan import unusable
+from collapse.checkpoints.settings import listed, shown
 
 NAMES = re.compile(r"proj|\w*projector|\w*projection(_head)?|\w*_head|head|heads|neck|g|mlp|l\d|fc")
 NEVER = re.compile("|".join((DROPPED["probe"], DROPPED["predictor"], DROPPED["prototypes"], DROPPED["decoder"],
@@ -49,11 +53,11 @@ def find(
         keys = {key for key in free if key.startswith(wanted.rstrip(".") + ".")}
         if not keys:
             raise InputError(
-                f"no projector at {wanted!r}; there are {', '.join(sorted(_groups(free, root))) or 'none'}"
+                f"no projector at {shown(wanted)}; there are {listed(sorted(_groups(free, root))) or 'none'}"
             )
         found = read({key: free[key] for key in keys}, wanted.rstrip(".") + ".", width, layers, tensors)
         if found.problem:
-            raise InputError(f"projector {found.prefix}: {found.problem}")
+            raise InputError(f"projector {listed([found.prefix])}: {found.problem}")
         return found
     groups = _groups(free, root)
     # A projector that no branch's name is on belongs to the branch for which there is none.
@@ -62,8 +66,8 @@ def find(
     fitting = [p for p in read_all if p.dims[:1] == [width] or p.problem]
     good = [p for p in fitting if not p.problem]
     if len(good) > 1:
-        listed = ", ".join(named(p.prefix) for p in good)
-        raise InputError(f"holds {len(good)} projectors, {listed}; choose one with --projector, or none")
+        names = listed([named(p.prefix) for p in good])
+        raise InputError(f"holds {len(good)} projectors, {names}; choose one with --projector, or none")
     return next(iter(good or fitting), None)
 
 
@@ -177,14 +181,13 @@ def _layer(own: Mapping[str, Tensor], prefix: str) -> nn.Linear | nn.BatchNorm1d
     elif "weight" in own and own["weight"].ndim == 2:
         layer = nn.Linear(own["weight"].shape[1], own["weight"].shape[0], bias="bias" in own)
     else:
-        raise InputError(f"{', '.join(own)} of {prefix} is neither linear nor batch norm")
-    if any(not t.is_floating_point() for name, t in own.items() if name != "num_batches_tracked"):
-        raise InputError("is not stored as floating-point numbers")
+        raise InputError(f"{listed(own)} of {listed([prefix])} is neither linear nor batch norm")
+    for name, tensor in own.items():
+        if problem := unusable(name, tensor, torch.int64 if name == "num_batches_tracked" else torch.float32):
+            raise InputError(f"{shown(name)} {problem}")
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
     try:
         layer.load_state_dict({**layer.state_dict(), **state})
     except RuntimeError as error:
         raise InputError(f"does not fit: {str(error).splitlines()[-1].strip()[:120]}") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise InputError("holds NaN or infinity")
     return layer

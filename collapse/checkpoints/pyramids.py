@@ -64,7 +64,7 @@ def plan_convnext(weights: Weights, clues: Clues) -> Plan:
 
 def plan_huggingface_convnext(weights: Weights, clues: Clues) -> Plan:
     """transformers' ConvNeXt and ConvNeXt-V2, whose last layer norm has an epsilon of its own."""
-    return _convnext(weights.renamed(HUGGINGFACE_CONVNEXT), clues.number("layer_norm_eps") or 1e-12)
+    return _convnext(weights.renamed(HUGGINGFACE_CONVNEXT), clues.epsilon() or 1e-12)
 
 
 def _convnext(weights: Weights, last_eps: float | None) -> Plan:
@@ -104,7 +104,7 @@ def plan_swin(weights: Weights, clues: Clues) -> Plan:
 
 def plan_huggingface_swin(weights: Weights, clues: Clues) -> Plan:
     """transformers' Swin."""
-    return _swin(weights.renamed(HUGGINGFACE_SWIN), clues, clues.number("layer_norm_eps") or 1e-5)
+    return _swin(weights.renamed(HUGGINGFACE_SWIN), clues, clues.epsilon() or 1e-5)
 
 
 def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:

@@ -11,6 +11,7 @@ from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import CIFAR, CLIP_PIXELS, at_size
 from collapse.checkpoints.selective import plan_selective
+from collapse.checkpoints.settings import flag, shown
 from collapse.images import Preprocessing
 from collapse.models import ResNet, ResNetShape
 
@@ -89,12 +90,12 @@ def plan_sequential(weights: Weights, clues: Clues) -> Plan:
 
 def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
     """transformers' ResNet."""
-    if clues.hint("downsample_in_bottleneck"):
+    if flag(*clues.hint("downsample_in_bottleneck")):
         raise InputError(
             "its config puts the stride on the first 1 x 1 convolution (downsample_in_bottleneck); not read"
         )
-    if clues.hint("hidden_act") not in (None, "relu"):
-        raise InputError(f"its config has the activation {clues.hint('hidden_act')!r}; relu is known")
+    if clues.word("hidden_act") not in (None, "relu"):
+        raise InputError(f"its config has the activation {shown(clues.word('hidden_act'))}; relu is known")
     return plan(counted(weights, HUGGINGFACE, 1), clues)
 
 
@@ -109,9 +110,9 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
     """The network under torchvision's names."""
     shape = infer_shape(weights)
     given = clues.given
-    if len(shape.blocks) != 4 and shape.planes != CIFAR_PLANES and not clues.hint("architecture"):
+    if len(shape.blocks) != 4 and shape.planes != CIFAR_PLANES and "architecture" not in clues.hints:
         raise InputError(f"{len(shape.blocks)} residual stages of {shape.planes}; 4 expected: is the file whole?")
-    named = clues.hint("maxpool1")  # lightning-bolts
+    named = flag(*clues.hint("maxpool1"))  # lightning-bolts
     pooled = next((v for v in (given.maxpool, maxpool, named) if isinstance(v, bool)), None)
     shape = replace(shape, stem_padding=given.stem_padding, maxpool=pooled)
     if shape.stem == 3 and "args.json" in clues.configs and given.stem_padding is None:

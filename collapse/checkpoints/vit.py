@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Clues, Plan
+from collapse.checkpoints.plan import MOST, Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, at_size
+from collapse.checkpoints.settings import shown, whole
 from collapse.images import Preprocessing
 
 TIMM = ((r"^register_tokens$", "reg_token"), (r"\bmlp\.w12\b", "mlp.fc1"), (r"\bmlp\.w3\b", "mlp.fc2"),
@@ -204,7 +205,7 @@ def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
     """transformers' ViT, ViTMAE, ViTMSN, I-JEPA, DINOv2 with and without registers."""
     renamed = weights.renamed(HUGGINGFACE)
     dinov2 = "blocks.0.ls1.gamma" in renamed.tensors
-    eps = clues.number("layer_norm_eps")
+    eps = clues.epsilon()
     if eps is None and not dinov2:
         clues.notes.append("no config.json: layer norms with epsilon 1e-12 assumed, as ViTConfig has it")
     return plan(renamed, clues, eps=eps or (1e-6 if dinov2 else 1e-12), resampling="plain")
@@ -227,10 +228,10 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
 
 def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
     """transformers' CLIP image tower; with its projection where the file has one."""
-    act = clues.given.activation or str(clues.hint("hidden_act") or "")
+    act = clues.given.activation or (clues.word("hidden_act") or "")
     if not act:
         raise InputError("no config.json says which activation this CLIP has; give --activation quick_gelu or gelu")
-    eps = clues.number("layer_norm_eps") or 1e-5
+    eps = clues.epsilon() or 1e-5
     renamed = weights.renamed(HUGGINGFACE_CLIP)
     return plan(renamed, clues, eps=eps, act=act, pixels=CLIP_PIXELS, pre_norm=True, resampling="fixed")
 
@@ -244,7 +245,7 @@ def clip_activation(clues: Clues) -> str:
     config = clues.configs.get("open_clip_config.json", {}).get("model_cfg")
     if isinstance(config, Mapping):
         return "quick_gelu" if config.get("quick_gelu") else "gelu"
-    name = str(clues.hint("name") or "")
+    name = clues.word("name") or ""
     if name:
         return "quick_gelu" if "quickgelu" in name.lower() else "gelu"
     raise InputError("nothing says which activation this CLIP has; give --activation quick_gelu (OpenAI) or gelu")
@@ -278,9 +279,9 @@ def plan(
     projection = tensors.get("head.weight") if clues.head_is_embedding or pre_norm else None
     if projection is not None:
         weights.shape("head.weight", 2)
-    heads, act = _heads(dim, clues), act or str(clues.hint("hidden_act") or "gelu")
+    heads, act = _heads(dim, clues), act or clues.word("hidden_act") or "gelu"
     if act not in ACTIVATIONS and not swiglu:
-        raise InputError(f"an activation {act!r}; {', '.join(ACTIVATIONS)} are known")
+        raise InputError(f"an activation {shown(act)}; {', '.join(ACTIVATIONS)} are known")
     options = _tokens_and_blocks(weights, clues, eps, swiglu) | tokens
     make = partial(
         AnySizeViT,
@@ -374,10 +375,10 @@ def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
 
 def _heads(dim: int, clues: Clues) -> int:
     """The number of attention heads: the caller's, the config's, the layout's, else heads of 64."""
-    given = clues.given.heads or clues.number("num_attention_heads")
+    given = clues.given.heads or whole(*clues.hint("num_attention_heads"), 1, MOST["heads"])
     if given is None and dim == 384 and clues.has(r"(^|\.)base_encoder\.") and clues.has(r"(^|\.)momentum_encoder\."):
         given = 12  # MoCo-v3's ViT-S (arXiv 2104.02057), unlike everybody else's
-    if given is None and dim in (192, 384) and "mocov3" in str(clues.hint("method")):
+    if given is None and dim in (192, 384) and "mocov3" in (clues.word("method") or ""):
         given = 12  # solo-learn's, by its args.json
     heads = int(given or HEADS.get(dim, dim // 64 if dim % 64 == 0 else 0))
     if heads < 1 or dim % heads:
