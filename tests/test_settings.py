@@ -4,9 +4,11 @@ import argparse
 import json
 
 import pytest
+import timm
 import torch
-from layouts import Network
+from layouts import Network, put, trained
 from layouts_transformers import SMALL, vit
+from timm.layers import SwiGLUPacked
 
 import collapse
 from collapse import InputError
@@ -128,9 +130,7 @@ def test_arguments_in_the_file_are_used_or_said(tmp_path):
 
 
 def test_solo_learns_present_arguments_are_nested(tmp_path):
-    torch.save(
-        {"state_dict": {f"backbone.{k}": v for k, v in Network(stem=3).state_dict().items()}}, tmp_path / "x.ckpt"
-    )
+    torch.save({"state_dict": put("backbone.", Network(stem=3).state_dict())}, tmp_path / "x.ckpt")
     (tmp_path / "args.json").write_text(json.dumps({"method": "byol", "data": {"dataset": "cifar10"}}))
     assert collapse.load(tmp_path / "x.ckpt").report["preprocessing"]["std"] == (0.247, 0.243, 0.261)
 
@@ -142,3 +142,57 @@ def test_a_tree_of_a_stranger_is_not_walked_for_its_arguments(tmp_path):
     opt = argparse.Namespace(**node)
     torch.save({"opt": opt, "model": Network().state_dict()}, tmp_path / "x.pth")
     assert collapse.load(tmp_path / "x.pth").report["preprocessing"]["mean"] == (0.485, 0.456, 0.406)
+
+
+def hub(folder, model_args, **build):
+    """A folder as timm's hub keeps it, and its network."""
+    net = trained(timm.create_model("vit_tiny_patch16_224", **model_args, **build))
+    folder.mkdir()
+    torch.save(net.state_dict(), folder / "pytorch_model.bin")
+    says = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": model_args, "pretrained_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(says))
+    return net
+
+
+TINY = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 96, "num_heads": 4, "num_classes": 0}
+HUBS = {
+    "layer scale": ({"init_values": 0.1}, {}, lambda y: y),
+    "mean": ({"global_pool": "avg"}, {}, lambda y: y),
+    "registers": ({"reg_tokens": 4, "no_embed_class": True, "dynamic_img_size": True}, {}, lambda y: y),
+    "all tokens, SwiGLU": (
+        {"global_pool": "", "mlp_ratio": 5.375},
+        {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU},
+        lambda y: y[:, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUBS)
+def test_the_arguments_of_a_hub_folder_are_heard(tmp_path, case):
+    more, build, take = HUBS[case]
+    net, images = hub(tmp_path / "hub", TINY | more, **build), torch.randn(2, 3, 32, 32)
+    loaded = collapse.load(tmp_path / "hub")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), take(net(images)))
+    assert loaded.preprocess.crop == 32
+
+
+def test_an_argument_that_is_not_known_is_refused(tmp_path):
+    hub(tmp_path / "hub", TINY)
+    for name, value in (("checkpoint_path", "/etc/passwd"), ("pretrained", True), ("depth", HUGE),
+                        ("img_size", [32, 8]), ("global_pool", []), ("a\nb", 1)):  # fmt: skip
+        says = {"architecture": "vit_tiny_patch16_224", "model_args": TINY | {name: value}}
+        refused(tmp_path / "hub", "config.json", "model_args", says)
+
+
+def test_the_branch_of_a_librarys_network_is_the_documented_one(tmp_path):
+    from collapse.checkpoints import library
+
+    net = trained(library.make("torchvision:mobilenet_v2"))
+    state = put("encoder_k.", {key: value * 2 for key, value in net.state_dict().items()})
+    state |= put("encoder_q.", net.state_dict())
+    torch.save({"arch": "mobilenet_v2", "state_dict": state}, tmp_path / "x.pth")
+    report = collapse.load(tmp_path / "x.pth").report
+    assert (report["branch"], report["branches_left"]) == ("state_dict.encoder_q", ["state_dict.encoder_k"])
+    assert report["keys"]["dropped_by"] == {"another branch": len(net.state_dict())}
+    assert collapse.load(tmp_path / "x.pth", branch="encoder_k").report["branch"] == "state_dict.encoder_k"

@@ -4,28 +4,32 @@ import contextlib
 import hashlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
 import torch
 import torchvision
+from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 from torchvision import models as tv
 
 from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Plan, frame
-from collapse.checkpoints.preprocessing import BICUBIC
-from collapse.checkpoints.settings import shown
+from collapse.checkpoints.preprocessing import BICUBIC, at_size
+from collapse.checkpoints.settings import choice, flag, number, shown, whole
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 
 INDEX = Path(__file__).with_name("networks.txt")
+Options = Mapping[str, Any]
 CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
 
@@ -94,13 +98,21 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
             "interpolation": preset.interpolation.value}  # fmt: skip
 
 
-def plan_named(name: str, tensors: Mapping[str, Tensor], root: str | None = None) -> tuple[str, Plan]:
-    """(root, plan) of the network of this name, under the root if one is given; all its keys must be there."""
-    found = [(version, r) for version in _versions(name) for r in _roots(version, tensors) if root in (None, r)]
+def roots_of(name: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> list[str]:
+    """The roots, in the order of the file, under which it has every tensor of the network of this name."""
+    of_all = [_roots(version, tensors, options) for version in _versions(name)]
+    found = next(filter(None, of_all), [])
     if not found:
-        raise InputError(f"its tensors are not those of {name}")
-    version, shortest = min(found, key=lambda item: len(item[1]))
-    return shortest, plan(version, shortest, tensors)
+        raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
+    return found
+
+
+def plan_named(name: str, tensors: Mapping[str, Tensor], root: str, options: Options = MappingProxyType({})) -> Plan:
+    """The plan of the network of this name under a root where all its keys are."""
+    version = next((v for v in _versions(name) if root in _roots(v, tensors, options)), None)
+    if version is None:
+        raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
+    return plan(version, root, tensors, options)
 
 
 def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -165,10 +177,10 @@ def write_index() -> None:
     INDEX.write_text("\n".join(lines) + "\n")
 
 
-def make(name: str) -> nn.Module:
+def make(name: str, options: Options = MappingProxyType({})) -> nn.Module:
     """The network with random weights and no classifier: its output is the representation."""
     if not name.startswith("torchvision:"):
-        return timm.create_model(name.partition(".")[0], pretrained=False, num_classes=0)
+        return timm.create_model(name.partition(".")[0], pretrained=False, **{**options, "num_classes": 0})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net = tv.get_model(name.partition(":")[2], weights=None)
@@ -181,27 +193,69 @@ def make(name: str) -> nn.Module:
     return net
 
 
-def _roots(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[str]:
     """The roots under which the file has every tensor of a network."""
-    state = frame(partial(make, name)).state_dict()
-    first = next(iter(state))
-    roots = {key.removesuffix(first) for key in tensors if key.endswith(first)}
+    try:
+        state = frame(partial(make, name, options)).state_dict()
+    except Exception as error:  # the library's code refuses arguments in many ways, all the config's fault
+        raise InputError(f"config.json: model_args: no {name} has these ({first_line(error)})") from error
+    start = next(iter(state))
+    roots = dict.fromkeys(key.removesuffix(start) for key in tensors if key.endswith(start))
     return [r for r in roots if (not r or r.endswith(".")) and all(r + key in tensors for key in state)]
 
 
-def plan(name: str, root: str, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> Plan:
     """The plan of a library's network for the tensors under a root."""
     mine = [key for key in tensors if key.startswith(root)]
     weights = Weights(
         {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}
     )
-    create = partial(make, name)
+    create = partial(make, name, options)
     _check_shapes(name, frame(create), weights)
     net, pixels = create().eval(), _default_pixels(name)
+    side = options.get("img_size") or pixels.crop or 224
+    pixels = at_size(pixels, side) if "img_size" in options else pixels
     with torch.no_grad():  # run once to see the width of its output
-        width = net(torch.zeros(1, 3, pixels.crop or 224, pixels.crop or 224)).shape[1]
+        width = net(torch.zeros(1, 3, side, side)).shape[1]
     stem = "maxpool" if hasattr(net, "maxpool") and hasattr(net, "layer1") else ""
     return Plan(name, create, weights, width, pixels, axes(net), stem)
+
+
+# Arguments of timm's networks that a config may give, and what they may be; no other reaches timm.
+ARGUMENTS: Mapping[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("img_size", "patch_size", "embed_dim", "num_heads"), partial(whole, low=1, high=1 << 14)),
+    **dict.fromkeys(("depth", "reg_tokens", "num_classes"), partial(whole, low=0, high=1 << 14)),
+    **dict.fromkeys(("init_values", "mlp_ratio"), partial(number, low=0, high=100)),
+    **dict.fromkeys(("dynamic_img_size", "class_token", "no_embed_class", "qkv_bias", "qk_norm", "pre_norm", "fc_norm",
+                     "dynamic_img_pad", "strict_img_size", "final_norm", "ls_init_value"), flag),
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate",
+                     "patch_drop_rate"), partial(number, low=0, high=1)),
+    "global_pool": partial(choice, allowed=("", "token", "avg", "avgmax", "max", "map")),
+    "act_layer": partial(choice, allowed=("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")),
+}  # fmt: skip
+WITHOUT_EFFECT = re.compile(r"\w*drop\w*_rate")  # a network that is evaluated drops nothing
+
+
+def arguments(config: Mapping[str, Any], tensors: Mapping[str, Tensor], root: str, pool: str | None,
+              notes: list[str]) -> dict[str, Any]:  # fmt: skip
+    """The arguments of timm's network that its config.json gives, checked; the kind of perceptron by the tensors."""
+    given = config.get("model_args")
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"config.json: model_args is {shown(given)}, expected names and values")
+    found: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        if name not in ARGUMENTS:
+            raise InputError(f"config.json: model_args.{shown(name)[1:-1]} is {shown(value)}, which is not known here")
+        if value is not None and not WITHOUT_EFFECT.fullmatch(name):
+            found[name] = ARGUMENTS[name](f"config.json: model_args.{name}", value)
+    first, second = (tensors.get(f"{root}blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    if given and first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]:
+        found |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    if found.get("global_pool") == "" or (pool and first is not None):
+        found["global_pool"] = "avg" if pool == "mean" else "token"
+        if not pool:
+            notes.append("its config.json asks for all tokens: the class token is taken; --pool mean takes the patches")
+    return found
 
 
 def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:

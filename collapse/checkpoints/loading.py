@@ -141,7 +141,9 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
         from collapse.checkpoints import library
 
         if library.known(config):
-            return library.plan_named(config, tensors, root)[1]
+            says = clues.configs.get("config.json", {}) if arch is None else {}
+            options = library.arguments(says, tensors, root, clues.given.pool, clues.notes)
+            return library.plan_named(config, tensors, root, options)
         if config == arch:
             raise InputError(f"--arch {shown(arch)[1:-1]}: neither timm nor torchvision has it; leave --arch out")
     clues.head_is_embedding = _head_is_embedding(root, family, tensors)
@@ -162,6 +164,12 @@ def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor])
     return any(first.fullmatch(key) and t.ndim == 2 and t.shape[1] == head.shape[0] for key, t in tensors.items())
 
 
+def _chosen(roots: list[str], tensors: Mapping[str, Tensor], clues: Clues) -> str:
+    """The branch that the caller names, or the file's authors evaluate."""
+    wanted = clues.given.branch
+    return choose_branch(roots, list(tensors)) if wanted is None else branch_named(wanted, roots)
+
+
 def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The network that timm or torchvision has, for tensors that are of no family."""
     from collapse.checkpoints import library
@@ -171,16 +179,18 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     if name is not None and not library.known(name):
         raise InputError(f"--arch {shown(name)[1:-1]}: neither timm nor torchvision has it")
     if name is not None:
-        root, plan = library.plan_named(name, tensors)
-        return Found(root, [root], [], plan)
+        says = clues.configs.get("config.json", {}) if clues.given.arch is None else {}
+        options = library.arguments(says, tensors, "", clues.given.pool, clues.notes)
+        roots = merge_roots(library.roots_of(name, tensors, options), tensors)
+        root = _chosen(roots, tensors, clues)
+        return Found(root, roots, [], library.plan_named(name, tensors, root, options))
     try:
         found = library.search(tensors)
     except InputError as error:
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
         held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
         raise InputError(f"no known layout: {held}; {error}") from error
-    wanted = clues.given.branch
-    root = choose_branch(list(found), tensors) if wanted is None else branch_named(wanted, list(found))
+    root = _chosen(list(found), tensors, clues)
     if len(found[root]) > 1:
         listed = ", ".join(found[root][:8])
         raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give --arch")

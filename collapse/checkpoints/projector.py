@@ -24,6 +24,7 @@ NEVER = re.compile("|".join((DROPPED["probe"], DROPPED["predictor"], DROPPED["pr
 QUALIFIERS = re.compile(r"teacher|student|online|target|momentum|key|query|ema")
 
 
+COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # a profiler (thop) leaves them in every part
 CLASSIFIER = re.compile(r"(^|\.)(fc|head|heads|linear)\.$")
 
 
@@ -48,7 +49,7 @@ def find(
     """
     if wanted == "none":
         return None
-    free = {key: tensor for key, tensor in tensors.items() if key not in taken}
+    free = {key: tensor for key, tensor in tensors.items() if key not in taken and not COUNTERS.search(key)}
     if wanted is not None:
         keys = {key for key in free if key.startswith(wanted.rstrip(".") + ".")}
         if not keys:

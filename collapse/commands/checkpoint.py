@@ -124,7 +124,7 @@ def _write_embeddings(
         lines.write_bytes(b"".join(os.fsencode(line_of(name)) + b"\n" for name in names))
         document = {
             "schema": "collapse.embeddings/1",
-            "source": net.source(options.layer),
+            "source": {**net.source(options.layer), "warnings": net.report["warnings"]},
             "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
             "shape": list(writer.shape),
             "files": {options.out.name: digest(rows), listed.name: digest(lines)},
