@@ -22,7 +22,7 @@ NPY_HEADER = 10_000  # bytes of the header of a .npy, as numpy has it
 COLUMNS = 1 << 24  # of an array
 NODES = 100_000  # groups and arrays in an HDF5 file or a zarr folder
 BLOCK = 16 << 20  # bytes of rows that are read at a time
-THRIFT = 1 << 20  # entries of a list, or bytes of a text, in the metadata of a Parquet file
+THRIFT = 4_000_000  # values in the description of a Parquet file, which is at its end
 
 
 def memory() -> int:

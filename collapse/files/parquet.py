@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from collapse import InputError
 from collapse.files import limits
 from collapse.files.descriptor import Descriptor
 from collapse.files.rows import File, check_shape, check_unpacked, choose, library, listed, reading
+from collapse.files.thrift import Reader
+
+ROWS, GROUPS = 3, 4  # of the struct that describes a file
 
 
 @contextmanager
@@ -29,15 +32,26 @@ def open_parquet(
     path = source.path
     pyarrow, parquet = (library(path, name, "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     with reading(path, "Parquet"):
+        about = _footer(source)
         file = parquet.ParquetFile(
-            pyarrow.PythonFile(File(source), "r"), buffer_size=1 << 20, pre_buffer=False,
-            page_checksum_verification=True, thrift_string_size_limit=limits.THRIFT,
-            thrift_container_size_limit=limits.THRIFT,
-        )  # fmt: skip
+            pyarrow.PythonFile(File(source), "r"),
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
         columns = _columns(pyarrow.types, path, file.schema_arrow, key, notes)
-        step = _checked(source, file, columns, most)
+        step = _checked(source, about, columns, most)
         batches = file.iter_batches(batch_size=step, columns=columns, use_threads=False)
-    yield _blocks(path, pyarrow.types, batches, file.metadata.num_rows)
+    yield _blocks(path, pyarrow.types, batches, about[ROWS])
+
+
+def _footer(source: Descriptor) -> dict[int, Any]:
+    """The description at the end, a struct of thrift. pyarrow's own view of it ends the process on some damage."""
+    tail = source.read(max(0, source.size - 8), min(8, source.size))
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or not 0 < length <= source.size - 12:
+        raise InputError(f"{source.path}: truncated, damaged or encrypted Parquet; fetch the file again, unencrypted")
+    return Reader(source.read(source.size - 8 - length, length)).struct()
 
 
 def _is_number(types: Any, kind: Any) -> bool:
@@ -48,7 +62,8 @@ def _is_vector(types: Any, kind: Any) -> bool:
     """Whether it is a list, or a tensor of one dimension, of numbers."""
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _is_number(types, kind.value_type)
-    return getattr(kind, "extension_name", "") == "arrow.fixed_shape_tensor" and len(kind.shape) == 1
+    tensor = getattr(kind, "extension_name", "") == "arrow.fixed_shape_tensor"
+    return tensor and len(kind.shape) == 1 and _is_number(types, kind.value_type)
 
 
 def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[str]) -> list[str]:
@@ -58,16 +73,17 @@ def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[s
     numbers = [name for name, kind in kinds.items() if _is_number(types, kind)]
     if len(kinds) != len(schema):
         raise InputError(f"{path}: two columns have the same name; rename one")
+    family = _family(list(kinds))
     if key in vectors or (key is None and vectors):
-        return [choose(path, vectors, key)]
+        return [choose(path, vectors + [f"{name.rstrip('0123456789')}*" for name in family[:1]], key)]
     if not numbers:
         raise InputError(f"{path}: holds no column of numbers or of lists of them, but {listed(list(kinds))}")
     if key is not None:
         chosen = [name for name in kinds if fnmatchcase(name, key)]
     else:
-        chosen = list(kinds) if len(kinds) == 1 else _family(list(kinds))
-        if left := [name for name in kinds if name not in chosen]:
-            notes.append(f"columns left out beside {chosen[:1] + chosen[-1:]}: {listed(left)}")
+        chosen = list(kinds) if len(kinds) == 1 else family
+        if chosen and (left := [name for name in kinds if name not in chosen]):
+            notes.append(f"the {len(chosen)} columns {chosen[0]} to {chosen[-1]} are read, and not {listed(left)}")
     if not chosen:
         raise InputError(
             f"{path}: nothing says which of the columns {listed(list(kinds))} are the embedding"
@@ -80,26 +96,53 @@ def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[s
 
 
 def _family(names: list[str]) -> list[str]:
-    """The names of one prefix with a running number, if there is one such prefix alone."""
-    families: dict[str, list[tuple[int, str]]] = {}
+    """The names of one prefix with a number that runs without a gap, if there is one such prefix alone."""
+    families: dict[str, dict[int, str]] = {}
     for name in names:
         if match := re.fullmatch(r"(.*?)([0-9]{1,9})", name, re.DOTALL):
-            families.setdefault(match[1], []).append((int(match[2]), name))
+            families.setdefault(match[1], {})[int(match[2])] = name
     several = [family for family in families.values() if len(family) > 1]
-    return [name for _, name in sorted(several[0])] if len(several) == 1 else []
+    if len(several) != 1 or max(several[0]) - min(several[0]) >= len(several[0]):
+        return []
+    return [several[0][number] for number in sorted(several[0])]
 
 
-def _checked(source: Descriptor, file: Any, columns: list[str], most: float | None) -> int:
+def _checked(source: Descriptor, about: dict[int, Any], columns: list[str], most: float | None) -> int:
     """How many rows are read at a time."""
-    about, where = file.metadata, str(source.path)
-    of_them = tuple(f"{name}." for name in columns)
-    leaves = [i for i in range(about.num_columns) if f"{file.schema.column(i).path}.".startswith(of_them)]
-    parts = [about.row_group(group).column(leaf) for group in range(about.num_row_groups) for leaf in leaves]
-    values, n = sum(part.num_values for part in parts), about.num_rows
+    where, n = str(source.path), about[ROWS]
+    chunks = [chunk for group in about[GROUPS] for chunk in group[1]]
+    if any(chunk.get(1) for chunk in chunks):
+        raise InputError(f"{where}: keeps its data in other files; write it as one")
+    parts = [chunk[3] for chunk in chunks if chunk[3][3][0].decode() in columns]
+    pages = [_pages(source, part) for part in parts]
+    values, unpacked = (sum(page[i] for page in pages) for i in (0, 1))
     check_shape(where, (n, math.ceil(values / max(1, n))), "f", "of the table")
-    stored = min(source.size, sum(part.total_compressed_size for part in parts))
-    check_unpacked(where, max(8 * values, sum(part.total_uncompressed_size for part in parts)), stored, most)
+    stored = min(source.size, sum(part[7] for part in parts))
+    check_unpacked(where, max(8 * values, unpacked), stored, most)
     return max(1, limits.BLOCK * n // (8 * values))
+
+
+def _pages(source: Descriptor, part: dict[int, Any]) -> tuple[int, int]:
+    """(values, bytes unpacked) that the headers of a column's pages declare."""
+    place = min(filter(None, (part.get(11), part[9])))
+    stop, values, unpacked = place + part[7], 0, 0
+    while place < stop:
+        header, length = _page(source, place)
+        if header[2] < 0 or header[3] < 0:
+            raise ValueError("a page of negative size")
+        values += next((header[kind][1] for kind in (5, 8) if kind in header), 0)
+        unpacked += header[2]
+        place += length + header[3]
+    return max(values, part[5]), unpacked
+
+
+def _page(source: Descriptor, place: int) -> tuple[dict[int, Any], int]:
+    """(header of the page at `place`, its length): mostly short, but its statistics hold values of any length."""
+    for size in (1 << 10, 1 << 20):
+        reader = Reader(source.read(place, min(size, source.size - place)))
+        with suppress(IndexError):
+            return reader.struct(), reader.place
+    raise ValueError("a page without an end of its header")
 
 
 def _blocks(path: Path, types: Any, batches: Any, rows: int) -> Iterator[np.ndarray]:

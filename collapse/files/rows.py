@@ -54,7 +54,7 @@ def check_shape(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None
         raise InputError(f"{where}: shape {tuple(shape)}, expected (n, d); pool or flatten the rest first")
     if not shape[0] or not shape[1]:
         raise InputError(
-            f"{where}: shape {tuple(shape)} holds no {'rows' if shape[1] else 'columns'}; look at what wrote it"
+            f"{where}: shape {tuple(shape)} holds no {'columns' if shape[0] else 'rows'}; look at what wrote it"
         )
     if shape[1] > limits.COLUMNS:
         raise InputError(f"{where}: {shape[1]} columns, at most {limits.COLUMNS} are read; refused")
@@ -77,7 +77,7 @@ def check_memory(where: str, needed: int, what: str, hint: str = "") -> None:
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
+    return f"{size / 2**30:.1f} GiB"
 
 
 def library(path: Path, module: str, extra: str) -> Any:
