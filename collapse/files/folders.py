@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -85,15 +86,16 @@ def inside(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0]", name):
         raise InputError(f"{folder}: names a file {name!r} outside its folder; refused")
     path = folder / name
-    if path.resolve().parent != folder.resolve() and not _huggingface_cache(path):
+    target = Path(os.path.realpath(path))
+    if target.parent != Path(os.path.realpath(folder)) and not _huggingface_cache(path, target):
         raise InputError(f"{folder}: {name} is a link that leaves the folder; refused")
     return path
 
 
-def _huggingface_cache(path: Path) -> bool:
+def _huggingface_cache(path: Path, target: Path) -> bool:
     """Its snapshots are links to ../../blobs/HASH of the same repository."""
-    target = path.resolve()
-    return target.parent.name == "blobs" and target.parent.parent == path.parent.parent.parent.resolve()
+    repository = os.path.realpath(path.parent.parent.parent)
+    return target.parent.name == "blobs" and target.parent.parent == Path(repository)
 
 
 def _read_shards(index: Path) -> Contents:

@@ -4,12 +4,13 @@ The defaults are those of the paper's trainer for ResNet-50 on ImageNet (arXiv 2
 peak learning rate 4.8, 10 epochs of warm-up, a cosine to a thousandth of the peak, and an asymmetric pair of views.
 """
 
-import json
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from collapse import InputError
+from collapse.results import load_json
 
 if TYPE_CHECKING:  # the command line asks for the flags: without torch, which takes a second
     from collapse.images import Preprocessing
@@ -127,23 +128,25 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises InputError: no such preset, or a value that Config does not have.
     """
     path = PRESETS / f"{name}.json" if name in presets() else Path(name)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"preset: no {name!r}; there are {', '.join(presets())}, or give a JSON file") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a preset, which is a JSON object ({error})") from error
+    if not os.path.lexists(path):
+        raise InputError(f"preset: no {name!r}; there are {', '.join(presets())}, or give a JSON file")
+    values = load_json(path)
     known = {field.name for field in fields(Config)}
     unknown = sorted(values.keys() - known) if isinstance(values, dict) else ["(no object)"]
     if unknown:
         raise InputError(f"{path}: unknown value {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        Config(**values).check()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return values
 
 
 def make_config(preset: str, **given: Any) -> Config:
     """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion."""
     values = load_preset(preset)
-    usual = Config(**values).check()
+    usual = Config(**values)
     if "batch_size" in given and "lr" not in given:
         given["lr"] = usual.lr * given["batch_size"] / usual.batch_size
     return Config(**{**values, **given}).check()

@@ -27,7 +27,7 @@ from collapse import InputError, __version__
 from collapse.files import containers
 from collapse.files.descriptor import opened
 from collapse.outputs import LEFTOVER
-from collapse.results import save_text, strict, to_json, versions, whole
+from collapse.results import load_json, save_text, strict, to_json, versions, whole
 from collapse.training.config import Config
 from collapse.training.lock import Lock
 
@@ -218,8 +218,9 @@ def last_line(folder: Path) -> dict[str, Any]:
     """The last line of a run's log. Raises InputError: there is none, or it is damaged."""
     path = folder / "metrics.jsonl"
     try:
-        line = log_line((path.read_bytes().splitlines(keepends=True) or [b""])[-1])
-    except OSError:
+        with opened(path) as source:
+            line = log_line(source.read(0, source.size).splitlines(keepends=True)[-1])
+    except InputError:
         line = None
     if line is None:
         raise InputError(f"{path}: absent or damaged; the run is finished, {folder / 'encoder.safetensors'} is whole")
@@ -242,7 +243,7 @@ def _stored(path: Path) -> dict[str, Any]:
     Raises InputError: damaged, of a later version, or a value that this version does not know.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = load_json(path)
         wrote = stored.get("versions", {}).get("dimensional-collapse", "unknown")
         _version(str(stored.get("schema")).removeprefix("collapse.run/"), path, wrote)
         known = json.loads(to_json(Config().as_dict()))
