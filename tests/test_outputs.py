@@ -519,6 +519,29 @@ def test_a_table_is_not_lost_with_its_plot(tmp_path, z, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"z.npy", "s.json"}
 
 
+def test_a_file_that_appears_while_a_command_works_is_kept(tmp_path, z, capsys, monkeypatch):
+    out, plot = tmp_path / "s.json", tmp_path / "s.png"
+    work = cli.spectrum._of_array
+
+    def meanwhile(*arguments):
+        for path in (out, plot):
+            path.write_text("another's")
+        return work(*arguments)
+
+    monkeypatch.setattr("collapse.commands.spectrum._of_array", meanwhile)
+    code, text, err = run(capsys, "spectrum", z, "--out", out, "--plot", plot)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has appeared meanwhile and is kept" in err
+    assert "effective_rank" in text
+    assert out.read_text() == plot.read_text() == "another's"
+    assert run(capsys, "spectrum", z, "--out", out, "--plot", plot, "--force")[0] == 0
+
+
+def test_commands_print_in_one_place_alone():
+    for path in (ROOT / "collapse/commands").glob("*.py"):
+        assert path.read_text().count("print(") == (path.name == "shared.py"), path
+
+
 def test_errors_of_the_machine_are_lines_and_bugs_are_not(z, capsys, monkeypatch):
     for error, code in ((MemoryError(), 2), (OSError(5, "Input/output error", "some/file"), 2)):
         monkeypatch.setattr(

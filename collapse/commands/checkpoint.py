@@ -17,6 +17,7 @@ from collapse.commands.shared import (
     pixels_of,
     positive,
     show,
+    still_free,
 )
 
 if TYPE_CHECKING:
@@ -132,4 +133,6 @@ def _write_embeddings(
             "versions": versions("numpy", "torch", "torchvision"),
         }
         text.write_text(to_json(document), encoding="utf-8")
+        for path in (options.out, listed, about):
+            still_free(options, path)
     return document

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
 from collapse.commands.guard import files, images_of, protect, sources
@@ -17,7 +17,11 @@ from collapse.commands.shared import (
     positive,
     progress,
     share,
+    still_free,
 )
+
+if TYPE_CHECKING:
+    from collapse.diagnosis import Diagnosis
 
 
 def add_diagnose(commands: Any) -> None:
@@ -46,8 +50,7 @@ def add_diagnose(commands: Any) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     from collapse.diagnosis import before_crop, describe, diagnose, paper_augmentations
     from collapse.images import Images, pixel_batches
-    from collapse.report import page, table
-    from collapse.results import save_text
+    from collapse.report import table
 
     inputs = [*sources(options.source), *images_of(options.images), *files(options.augmentation)]
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
@@ -87,5 +90,12 @@ def _diagnose(options: argparse.Namespace) -> None:
         raise InputError(f"{images.source}: {error}{unread}") from error
     if skipped:
         found.about["warnings"].append(f"{len(skipped)} of {total} images were skipped")
-    report = [lambda: save_text(options.report, page(found))] if options.report else []
-    deliver(options, found.to_json(), table(found), *report)
+    deliver(options, found.to_json(), table(found), *([lambda: _report(options, found)] if options.report else []))
+
+
+def _report(options: argparse.Namespace, found: "Diagnosis") -> None:
+    from collapse.report import page
+    from collapse.results import save_text
+
+    still_free(options, options.report)
+    save_text(options.report, page(found))

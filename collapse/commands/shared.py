@@ -161,12 +161,19 @@ def deliver(
     errors: list[Exception] = []
     if options.out:
         with _later(errors):
+            still_free(options, options.out)
             document = save(options.out) if save else save_text(options.out, document)
     for step in (lambda: show(document if options.json else text), *more):
         with _later(errors):
             step()
     if errors:
         raise errors[0]
+
+
+def still_free(options: argparse.Namespace, path: Path) -> None:
+    """Refuse to replace, without --force, a file that has appeared since the command began."""
+    if os.path.lexists(path) and not options.force:
+        raise InputError(f"{path}: has appeared meanwhile and is kept; give --force to replace it, or another name")
 
 
 @contextmanager

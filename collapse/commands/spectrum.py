@@ -22,6 +22,7 @@ from collapse.commands.shared import (
     pixels_of,
     positive,
     progress,
+    still_free,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
 def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
     from collapse import plots
 
+    still_free(options, options.plot)
     if options.layer == "all":
         with plots.style():
             _, ax = plots.figure(plots.TEXT, 3)
