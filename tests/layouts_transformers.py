@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import warnings
 from functools import partial
 from itertools import pairwise
@@ -520,3 +521,106 @@ def open_clip_timm(tmp_path):
     state = put("visual.trunk.", net.state_dict()) | put("visual.head.proj.", proj.state_dict())
     state |= {"text.transformer.resblocks.0.ln_1.weight": torch.ones(3), "logit_scale": torch.ones(())}
     return Case(state, lambda x: proj(net(x)), "visual.trunk", size=32)
+
+
+def siglip(tmp_path, net, branch):
+    vision = net.vision_model if hasattr(net, "vision_model") else net
+    return huggingface(tmp_path, net, branch=branch), lambda x: vision(pixel_values=x).pooler_output
+
+
+@layout("transformers, SigLIP", "`vision_model`, pooled by its attention: the image embedding; not the text tower")
+def huggingface_siglip(tmp_path):
+    from transformers import SiglipConfig, SiglipModel
+
+    text = {**SMALL, "num_hidden_layers": 1, "vocab_size": 50}
+    net = SiglipModel(SiglipConfig(text_config=text, vision_config={**SMALL, "hidden_act": "gelu_pytorch_tanh"}))
+    nn.init.normal_(net.vision_model.head.attention.in_proj_bias)
+    case, case.reference = siglip(tmp_path, net, "vision_model")
+    return case
+
+
+@layout("timm and open_clip, SigLIP", "all, pooled by attention", flags="`--heads`")
+def timm_siglip(tmp_path):
+    net = vit(class_token=False, global_pool="map", act_layer="gelu_tanh")
+    nn.init.normal_(net.attn_pool.q.bias)
+    state = put("visual.trunk.", net.state_dict()) | {"logit_scale": torch.ones(1), "logit_bias": torch.ones(1)}
+    return Case(state, net, "visual.trunk", size=32, pixels={"mean": (0.5, 0.5, 0.5)})
+
+
+class SwinStem(nn.Module):
+    """CTransPath's patch embedding."""
+
+    def __init__(self):
+        super().__init__()
+        first = [nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()]
+        second = [nn.Conv2d(4, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        self.proj, self.norm = nn.Sequential(*first, *second, nn.Conv2d(8, 32, 1)), nn.LayerNorm(32)
+
+    def forward(self, x):
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+@layout("Xiyue-Wang/TransPath (CTransPath), hms-dbmi/CHIEF", "Swin behind convolutions; not the buffers")
+def ctranspath(tmp_path):
+    from timm.models.swin_transformer import SwinTransformer
+
+    net = SwinTransformer(img_size=56, embed_dim=32, depths=(1, 2), num_heads=(1, 2), window_size=7, num_classes=0)
+    net.patch_embed = SwinStem()
+    trained(net)
+    state = {key.replace("layers.1.downsample", "layers.0.downsample"): v for key, v in net.state_dict().items()}
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    return Case({"model": state}, net, "model", size=56)
+
+
+def fcmae_names(net):
+    """timm's ConvNeXt-V2 under its authors' names, without the last norm, which their pre-training lacks."""
+    state = {}
+    for key, value in net.state_dict().items():
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1.", key)
+        key = re.sub(r"^stages\.(\d+)\.blocks\.(\d+)\.", r"stages.\1.\2.", key)
+        key = key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        if "mlp.grn" in key:
+            key, value = key.replace("mlp.grn.weight", "grn.gamma").replace("mlp.grn.bias", "grn.beta"), value[None]
+        if not key.startswith("head."):
+            state[key] = value
+    return state
+
+
+def sparse(key, value):
+    """A tensor as MinkowskiEngine's layers keep it: kernels (k^2, inputs, outputs), columns before rows."""
+    if key.startswith("downsample_layers.0."):
+        return key, value
+    if value.ndim == 4:
+        kernel = value.permute(3, 2, 1, 0).flatten(0, 1)
+        return key.replace("weight", "kernel"), kernel[:, 0] if "dwconv" in key else kernel
+    if "pwconv" in key:
+        return re.sub(r"(pwconv\d)\.", r"\1.linear.", key), value
+    if re.search(r"(norm|downsample_layers\.\d\.0)\.(weight|bias)$", key):
+        return re.sub(r"\.(weight|bias)$", r".ln.\1", key), value
+    return key, value[None] if key.endswith("bias") else value
+
+
+def convnext_v2():
+    from timm.models.convnext import ConvNeXt
+
+    net = trained(ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=0, use_grn=True, ls_init_value=None))
+    for name, parameter in net.named_parameters():
+        if "grn" in name:
+            nn.init.normal_(parameter)
+    return net, lambda x: net.forward_features(x).mean((2, 3))
+
+
+@layout("facebookresearch/ConvNeXt-V2, FCMAE's released encoders", "all, mean of the map: there is no last norm")
+def fcmae(tmp_path):
+    net, features = convnext_v2()
+    return Case({"model": fcmae_names(net)}, features, "model")
+
+
+@layout("facebookresearch/ConvNeXt-V2, FCMAE pre-training", "`encoder`, its sparse convolutions as usual ones")
+def fcmae_training(tmp_path):
+    net, features = convnext_v2()
+    state = put("encoder.", dict(sparse(key, value) for key, value in fcmae_names(net).items()))
+    state |= {"mask_token": torch.ones(1, 16, 1, 1), "decoder.0.dwconv.weight": torch.ones(16, 1, 7, 7),
+              "pred.weight": torch.ones(48, 16, 1, 1), "proj.weight": torch.ones(16, 32, 1, 1)}  # fmt: skip
+    return Case({"model": state, "epoch": 1}, features, "model.encoder")

@@ -87,7 +87,33 @@ def clip_state():
     return transformers.clip(transformers.TOWER, False).state_dict()
 
 
+def sam():
+    state = put("image_encoder.", vit_state() | {"blocks.0.attn.rel_pos_h": torch.ones(7, 64)})
+    return state | {"mask_decoder.iou_token.weight": torch.ones(1, 8)}
+
+
+def oblong(tmp_path):
+    """Positions of images of 32 x 128 pixels, which a square of as many positions would fit."""
+    from transformers import ViTConfig, ViTModel
+
+    ViTModel(ViTConfig(**transformers.SMALL | {"image_size": [32, 128]})).save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_an_oblong_grid_is_refused_where_a_config_says_so_else_said(tmp_path):
+    refuse(tmp_path, oblong(tmp_path), r"config.json: image_size is \[32, 128\]")
+    torch.save(vit_state(), tmp_path / "x.pth")
+    assert "the 16 positions are taken as a square grid, 4 x 4" in collapse.load(tmp_path / "x.pth").report["warnings"]
+
+
+def test_a_siglip_has_one_activation(tmp_path):
+    tree = vit_state(class_token=False, global_pool="map")
+    refuse(tmp_path, tree, "leave --activation and --pool out", activation="gelu")
+    assert any("gelu_tanh assumed" in note for note in collapse.load(tmp_path / "checkpoint.pth").report["warnings"])
+
+
 NOT_READ = {
+    "SAM": (sam, "SAM's image encoder"),
     "DINOv3's rotary positions": (rotary, "rotary positions"),
     "PyContrast's CMC": (cmc, "no tensor is a convolution of 3 channels"),
     "DINOv2's rank files from several GPUs": (flat_shards, "no known layout"),

@@ -35,6 +35,7 @@ CLIP_PIXELS = Preprocessing(
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
 )
+HALVES = Preprocessing(224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP's
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 # What some projects do otherwise, by keys that only they have, and what is said about it.

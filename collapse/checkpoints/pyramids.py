@@ -2,16 +2,19 @@
 
 import re
 from functools import partial
+from itertools import pairwise
 from math import isqrt
+from typing import Any
 
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
+from collapse.checkpoints.settings import shown
 
 SIZE_LIMIT = 1536  # pixels; the masks of larger images would not fit in memory
 
@@ -57,9 +60,33 @@ HUGGINGFACE_SWIN = (
 
 
 def plan_convnext(weights: Weights, clues: Clues) -> Plan:
-    """ConvNeXt and ConvNeXt-V2 under timm's names or their authors'."""
+    """ConvNeXt and ConvNeXt-V2 under timm's names or their authors', who leave the last norm out of pre-training."""
     original = not any(name.startswith("stem.") for name in weights.tensors)
-    return _convnext(weights.renamed(CONVNEXT) if original else weights, None)
+    renamed = dense(weights).renamed(CONVNEXT) if original else weights
+    if original and "head.norm.weight" not in renamed.tensors:
+        clues.notes.append("has no last norm, as pre-training (FCMAE) leaves it: the mean of the map as it is")
+    return _convnext(renamed, None)
+
+
+def dense(weights: Weights) -> Weights:
+    """The sparse convolutions of ConvNeXt-V2's pre-training (MinkowskiEngine) as usual ones; others as they are.
+
+    A kernel (k^2, width) or (k^2, inputs, outputs), its columns before its rows -> (outputs, inputs or 1, k, k).
+    """
+    if not any(name.endswith(".kernel") for name in weights.tensors):
+        return weights
+    found = weights.renamed(((r"\.kernel$", ".weight"), (r"\.(ln|linear)\.(weight|bias)$", r".\2")))
+    for name in [name for name in weights.tensors if name.endswith(".kernel")]:
+        tensor = weights.tensors[name] if weights.tensors[name].ndim == 3 else weights.tensors[name][:, None]
+        side = isqrt(len(tensor))
+        if side * side != len(tensor) or tensor.ndim != 3:
+            raise InputError(f"{shown(name)} is {tuple(tensor.shape)}, no square kernel")
+        usual = tensor.unflatten(0, (side, side)).permute(3, 2, 1, 0)
+        found.tensors[f"{name.removesuffix('kernel')}weight"] = usual
+        bias = f"{name.removesuffix('kernel')}bias"
+        if bias in found.tensors:
+            found.tensors[bias] = found.tensors[bias].flatten()
+    return found
 
 
 def plan_huggingface_convnext(weights: Weights, clues: Clues) -> Plan:
@@ -86,14 +113,43 @@ def _convnext(weights: Weights, last_eps: float | None) -> Plan:
         "use_grn": f"{first[0]}.mlp.grn.weight" in weights.tensors,
         "head_norm_first": "norm_pre.weight" in weights.tensors,
     }
+    normed = "head.norm.weight" in weights.tensors or "norm_pre.weight" in weights.tensors
     name = f"convnext {'-'.join(map(str, depths))} blocks of {'-'.join(map(str, dims))}"
-    return Plan(name, partial(_make_convnext, options, last_eps), weights, dims[-1], BICUBIC)
+    return Plan(name, partial(_make_convnext, options, last_eps, normed), weights, dims[-1], BICUBIC)
 
 
-def _make_convnext(options: dict, last_eps: float | None) -> nn.Module:
+def _make_convnext(options: dict, last_eps: float | None, normed: bool) -> nn.Module:
     module = ConvNeXt(**options)
+    if not normed:
+        module.head.norm = nn.Identity()
     if last_eps is not None:
         module.get_submodule("head.norm").eps = last_eps  # type: ignore[assignment]
+    return module
+
+
+class ConvPatches(nn.Module):
+    """CTransPath's patch embedding: 3 x 3 convolutions of stride 2, then 1 x 1 and a layer norm.
+
+    forward: (n, 3, h, w) -> (n, h / patch, w / patch, d).
+    """
+
+    def __init__(self, widths: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((3, *widths)):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, h / patch, w / patch, d)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+def _make_swin(widths: tuple[int, ...], **options: Any) -> nn.Module:
+    module = SwinTransformer(**options)
+    if widths:
+        module.patch_embed = ConvPatches(widths, options["embed_dim"])
     return module
 
 
@@ -119,14 +175,18 @@ def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
     tables = [
         weights.shape(f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(len(depths))
     ]
-    dim, patch = weights.shape("patch_embed.proj.weight", 4)[0], weights.shape("patch_embed.proj.weight", 4)[-1]
+    strided = [f"patch_embed.proj.{i}.weight" for i in (0, 3) if f"patch_embed.proj.{i}.weight" in weights.tensors]
+    widths = tuple(weights.shape(name, 4)[0] for name in strided)  # of CTransPath's convolutions
+    last = weights.shape(f"patch_embed.proj.{3 * len(widths)}.weight" if widths else "patch_embed.proj.weight", 4)
+    dim, patch = last[0], 2 ** len(widths) if widths else last[-1]
     windows = [(isqrt(table[0]) + 1) // 2 for table in tables]
     # The largest window is the first stage's; seven patches of the last stage make 224 pixels.
     size = windows[0] * patch * 2 ** (len(depths) - 1)
     if size > SIZE_LIMIT:
         raise InputError(f"a Swin for images of {size} pixels; at most {SIZE_LIMIT} are known")
     make = partial(
-        SwinTransformer,
+        _make_swin,
+        widths,
         img_size=size,
         patch_size=patch,
         num_classes=0,
@@ -137,7 +197,7 @@ def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
         strict_img_size=False,
         mlp_ratio=weights.shape("layers.0.blocks.0.mlp.fc1.weight", 2, 4)[0] / dim,
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in weights.tensors,
-        norm_layer=partial(nn.LayerNorm, eps=eps),  # type: ignore[arg-type]
+        norm_layer=partial(nn.LayerNorm, eps=eps),
     )
     width = dim * 2 ** (len(depths) - 1)
     name = f"swin {dim}, {'-'.join(map(str, depths))} blocks, window {windows[0]}"

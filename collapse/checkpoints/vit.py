@@ -21,86 +21,10 @@ from torch import Tensor, nn
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import MOST, Clues, Plan
-from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, at_size
-from collapse.checkpoints.settings import shown, whole
+from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, HALVES, at_size
+from collapse.checkpoints.settings import shown, side, whole
+from collapse.checkpoints.vit_names import CLIP, HUGGINGFACE, HUGGINGFACE_CLIP, OPENMMLAB, SIGLIP, TIMM, TORCHVISION
 from collapse.images import Preprocessing
-
-TIMM = ((r"^register_tokens$", "reg_token"), (r"\bmlp\.w12\b", "mlp.fc1"), (r"\bmlp\.w3\b", "mlp.fc2"),
-        (r"\bgamma_([12])$", r"ls\1.gamma"))  # fmt: skip
-
-TORCHVISION = (
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"\bln_([12])\.", r"norm\1."),
-    (r"\bself_attention\.in_proj_", "attn.qkv."),
-    (r"\bself_attention\.out_proj\.", "attn.proj."),
-    (r"\bmlp\.(0|linear_1)\.", "mlp.fc1."),
-    (r"\bmlp\.(3|linear_2)\.", "mlp.fc2."),
-    (r"^encoder\.ln\.", "norm."),
-)
-
-# transformers: as saved, and as its version 5 has them in memory.
-HUGGINGFACE = (
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.mask_token$", "mask_token"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^(encoder\.layer|encoder\.layers|layers|layer)\.(\d+)\.", r"blocks.\2."),
-    (r"\battention\.(attention\.)?(query|q_proj)\.(\w+)$", r"attn.qkv.\3#0"),
-    (r"\battention\.(attention\.)?(key|k_proj)\.(\w+)$", r"attn.qkv.\3#1"),
-    (r"\battention\.(attention\.)?(value|v_proj)\.(\w+)$", r"attn.qkv.\3#2"),
-    (r"\battention\.(output\.dense|o_proj)\.", "attn.proj."),
-    (r"\blayernorm_before\.", "norm1."),
-    (r"\blayernorm_after\.", "norm2."),
-    (r"\bintermediate\.dense\.", "mlp.fc1."),
-    (r"\boutput\.dense\.", "mlp.fc2."),
-    (r"\bmlp\.weights_in\.", "mlp.fc1."),
-    (r"\bmlp\.weights_out\.", "mlp.fc2."),
-    (r"\blayer_scale([12])\.lambda1$", r"ls\1.gamma"),
-    (r"^layernorm\.", "norm."),
-)
-
-OPENMMLAB = (
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"^layers\.(\d+)\.", r"blocks.\1."),
-    (r"\bblocks\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
-    (r"\bffn\.layers\.0\.0\.", "mlp.fc1."),
-    (r"\bffn\.layers\.1\.", "mlp.fc2."),
-    (r"^ln1\.", "norm."),
-)
-
-CLIP = (
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^ln_post\.", "norm."),
-    (r"^transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
-    (r"\bln_([12])\.", r"norm\1."),
-    (r"\bls_([12])\.", r"ls\1."),
-    (r"\battn\.in_proj_", "attn.qkv."),
-    (r"\battn\.out_proj\.", "attn.proj."),
-    (r"\bmlp\.c_fc\.", "mlp.fc1."),
-    (r"\bmlp\.c_proj\.", "mlp.fc2."),
-)
-
-HUGGINGFACE_CLIP = (
-    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"^embeddings\.class_embedding$", "cls_token"),
-    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-    (r"^pre_layrnorm\.", "norm_pre."),
-    (r"^post_layernorm\.", "norm."),
-    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
-    (r"\bself_attn\.q_proj\.(\w+)$", r"attn.qkv.\1#0"),
-    (r"\bself_attn\.k_proj\.(\w+)$", r"attn.qkv.\1#1"),
-    (r"\bself_attn\.v_proj\.(\w+)$", r"attn.qkv.\1#2"),
-    (r"\bself_attn\.out_proj\.", "attn.proj."),
-    (r"\blayer_norm([12])\.", r"norm\1."),
-    (r"^visual_projection\.", "head."),
-)
 
 # Widths whose published networks do not have heads of 64: ViT-H and CLIP-H, SoViT, ViT-g, ViT-bigG.
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -188,6 +112,8 @@ def plan_timm(weights: Weights, clues: Clues) -> Plan:
     """timm, DINO, DINOv2, MoCo-v3, MAE, I-JEPA, MSN and what else uses timm's names."""
     if any("rope" in name or "storage_tokens" in name for name in weights.tensors):
         raise InputError("a transformer with rotary positions (DINOv3, EVA), which plain ViTs do not have; not read")
+    if any(name.endswith(".rel_pos_h") for name in weights.tensors):
+        raise InputError("SAM's image encoder, which attends in windows with relative positions; not read")
     swiglu = weights.renamed(TIMM)
     first_party = "mask_token" in weights.tensors or clues.has(r"(^|\.)teacher\.backbone\.")
     resampling = "offset" if first_party and "reg_token" not in swiglu.tensors else "antialias"
@@ -227,7 +153,15 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
-    """transformers' CLIP image tower; with its projection where the file has one."""
+    """transformers' CLIP image tower, with its projection where the file has one; SigLIP's, whose pool is attention."""
+    if "head.probe" in weights.tensors:
+        return plan(
+            weights.renamed(SIGLIP).renamed(HUGGINGFACE_CLIP),
+            clues,
+            eps=clues.epsilon() or 1e-6,
+            pixels=HALVES,
+            resampling="fixed",
+        )
     act = clues.given.activation or (clues.word("hidden_act") or "")
     if not act:
         raise InputError("no config.json says which activation this CLIP has; give --activation quick_gelu or gelu")
@@ -251,8 +185,9 @@ def clip_activation(clues: Clues) -> str:
     raise InputError("nothing says which activation this CLIP has; give --activation quick_gelu (OpenAI) or gelu")
 
 
-ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "gelu_new": partial(nn.GELU, approximate="tanh"),
-               "relu": nn.ReLU, "silu": nn.SiLU}  # fmt: skip
+TANH = partial(nn.GELU, approximate="tanh")
+ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU, "gelu_new": TANH,
+               "gelu_tanh": TANH, "gelu_pytorch_tanh": TANH}  # fmt: skip
 
 
 def plan(
@@ -266,6 +201,8 @@ def plan(
 ) -> Plan:
     """The transformer under timm's names."""
     tensors = _batched(weights)
+    if "attn_pool.latent" in tensors:
+        act = _attention_pool(weights, clues)
     depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name)))
     if depth > len(tensors):
         raise InputError(f"a block {depth - 1} among {len(tensors)} tensors; is the file whole?")
@@ -274,6 +211,9 @@ def plan(
     dim = weights.shape("blocks.0.attn.qkv.weight", 2)[1]
     patch = 2 ** len(widths) if conv else weights.shape("patch_embed.proj.weight", 4)[-1]
     grid, tokens = _positions(weights)
+    place, size = clues.hint("image_size")
+    if not place.startswith("config.json") or side(place, size) is None:  # which refuses an oblong one
+        clues.notes.append(f"the {grid * grid} positions are taken as a square grid, {grid} x {grid}")
     hidden = weights.shape("blocks.0.mlp.fc1.weight", 2)[0]
     swiglu = weights.shape("blocks.0.mlp.fc2.weight", 2)[1] * 2 == hidden
     projection = tensors.get("head.weight") if clues.head_is_embedding or pre_norm else None
@@ -297,7 +237,7 @@ def plan(
         **options,
     )
     name = f"vit {dim} x {depth}, patch {patch}, {heads} heads"
-    pixels = pixels or BICUBIC
+    pixels = pixels or (HALVES if "attn_pool.latent" in tensors else BICUBIC)
     if grid * patch < 448:  # larger grids (DINOv2: 518) are evaluated at 224
         pixels = at_size(pixels, grid * patch)
     constants = {} if projection is None else {"head.bias": torch.zeros(len(projection))}
@@ -309,7 +249,7 @@ def _tokens_and_blocks(weights: Weights, clues: Clues, eps: float, swiglu: bool)
     """timm's options that follow from the tensors of the tokens and of the first block."""
     tensors, dim = weights.tensors, weights.shape("blocks.0.attn.qkv.weight", 2)[1]
     return {
-        "global_pool": "avg" if _mean_pooled(tensors, clues) else "token",
+        "global_pool": "map" if "attn_pool.latent" in tensors else "avg" if _mean_pooled(tensors, clues) else "token",
         "embed_dim": dim,
         "mlp_ratio": _exact_ratio(weights.shape("blocks.0.mlp.fc1.weight", 2)[0], dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
@@ -321,6 +261,20 @@ def _tokens_and_blocks(weights: Weights, clues: Clues, eps: float, swiglu: bool)
         "weight_init": "skip",
         "norm_layer": partial(nn.LayerNorm, eps=eps),
     } | ({"mlp_layer": SwiGLUPacked} if swiglu else {})
+
+
+def _attention_pool(weights: Weights, clues: Clues) -> str:
+    """The activation of a SigLIP (arXiv 2303.15343), which pools by attention; its one matrix becomes timm's two."""
+    for kind in ("weight", "bias"):
+        if (whole := weights.tensors.pop(f"attn_pool.in_proj.{kind}", None)) is not None:
+            dim, keys = len(whole) // 3, weights.keys.pop(f"attn_pool.in_proj.{kind}")
+            weights.tensors |= {f"attn_pool.q.{kind}": whole[:dim], f"attn_pool.kv.{kind}": whole[dim:]}
+            weights.keys |= {f"attn_pool.{part}.{kind}": keys for part in ("q", "kv")}
+    if clues.given.activation or clues.given.pool:
+        raise InputError("a SigLIP, which has one activation and pools by attention; leave --activation and --pool out")
+    if clues.word("hidden_act") is None:
+        clues.notes.append("no config.json: the activation gelu_tanh assumed, as SigLIP has it")
+    return clues.word("hidden_act") or "gelu_tanh"
 
 
 def _default_embed() -> type[nn.Module]:
