@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +225,21 @@ def test_a_run_of_version_1_goes_on_to_what_version_1_made(old, capsys):
     assert torch.load(old / "resume.pt", weights_only=True)["schema"] == SCHEMA
 
 
+def test_an_old_run_is_taken_to_have_the_same_images_where_only_their_names_are_known(tmp_path, capsys):
+    wanted, former = {"images": 3, "digest": "contents", "held_digest": None}, {"digest": "names", "held_digest": None}
+    Run(tmp_path, {}, {**wanted, "digest": "names"}).close()
+    with pytest.raises(InputError, match="digest = names, not contents"):
+        Run(tmp_path, {}, wanted, former=former)
+    edited(tmp_path / "config.json", lambda d: d.update(schema="collapse.run/1"))
+    with pytest.raises(InputError, match="digest = names, not contents"):
+        Run(tmp_path, {}, wanted, former={"digest": "other names"})
+    Run(tmp_path, {}, wanted, former=former).close()
+    assert "version 1 kept names and labels of the images; their contents were not checked" in capsys.readouterr().err
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == wanted
+    Run(tmp_path, {}, wanted, former=former).close()
+    assert capsys.readouterr().err == ""
+
+
 def edited(path, change):
     document = json.loads(path.read_text())
     change(document)
@@ -404,3 +421,47 @@ def test_an_interrupted_run_says_that_the_same_command_goes_on(tmp_path, sets, c
     with pytest.raises(KeyboardInterrupt):
         list(train(tmp_path, TINY, *sets, options))
     assert capsys.readouterr().err == f"{tmp_path}: saved at step 3; the same command goes on from it\n"
+
+
+# Saves behind the steps.
+
+
+def test_a_save_behind_the_steps_is_of_the_step_it_was_asked_at(tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    real = torch.save
+
+    def slow(*arguments):
+        begun.set()
+        assert go.wait(60)
+        real(*arguments)
+
+    monkeypatch.setattr(torch, "save", slow)
+    run, weights = Run(tmp_path, {}, {}, behind=True), torch.zeros(5)
+    run.save({"step": 1, "network": {"w": weights}, "window": [0.5]})
+    assert begun.wait(60)
+    weights += 1  # the next step, while the first state is being written
+    assert not (tmp_path / "resume.pt").exists()
+    go.set()
+    run.save({"step": 2, "network": {"w": weights}, "window": []})  # waits for the first
+    run.close()
+    states = [torch.load(tmp_path / name, weights_only=True) for name in ("resume.prev.pt", "resume.pt")]
+    assert [(s["step"], s["network"]["w"].tolist()) for s in states] == [(1, [0.0] * 5), (2, [1.0] * 5)]
+
+
+def test_a_save_that_fails_behind_the_steps_ends_the_run_at_the_next(tmp_path, monkeypatch):
+    run = Run(tmp_path, {}, {}, behind=True)
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    run.save({"step": 1})
+    with pytest.raises(InputError, match="No space left"):
+        run.settle()
+    run.close()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_run_that_saves_behind_its_steps_dies_and_goes_on_as_any(half, sets, unbroken, monkeypatch, capsys):
+    monkeypatch.setattr(Run, "__init__", partialmethod(always_behind, Run.__init__))
+    assert finish(half, sets, unbroken, capsys) == ""
+
+
+def always_behind(self, init, folder, config, data, behind, former):
+    init(self, folder, config, data, True, former)

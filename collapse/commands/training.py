@@ -42,9 +42,8 @@ def add_train(commands: Any) -> None:
     watch.add_argument("--held", type=positive, default=10_000, metavar="N", help="images of each measurement")
     watch.add_argument("--tensorboard", action="store_true", help="write its event files into RUN too")
     fast = command.add_argument_group("computing")
-    fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA, but for --checkpoint")
-    fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory, the same result")
-    fast.add_argument("--nvjpeg", action="store_true", help="decode JPEGs on the device instead of in the workers")
+    fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory")
     values = command.add_argument_group("the recipe (defaults: the preset's)")
     for name, kind, many in flags():
         options: dict[str, Any] = {"type": kind, "nargs": many, "metavar": kind.__name__.upper()}
@@ -69,9 +68,8 @@ def _train(options: argparse.Namespace) -> None:
     data, val = (open_data(options.data, split) for split in ("train", "val"))
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
-    usual = device.startswith("cuda") and not options.checkpoint
-    compiled = usual if options.compile is None else options.compile
-    names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint nvjpeg tensorboard"
+    compiled = device.startswith("cuda") if options.compile is None else options.compile
+    names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint tensorboard"
     chosen = {name: getattr(options, name) for name in names.split()}
     lead = parallel.rank() == 0
     size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30

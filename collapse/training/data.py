@@ -100,6 +100,11 @@ class Labelled:
     classes: tuple[str, ...]
     digest: str
 
+    @property
+    def names_digest(self) -> str:
+        """As version 1 of a RUN keeps it."""
+        return self.digest
+
     def __len__(self) -> int:
         return len(self.images)
 

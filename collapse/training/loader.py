@@ -1,11 +1,10 @@
-"""Batches for training: whole images of a set in memory, crops by workers, or files that the device decodes.
+"""Batches for training: whole images of a set in memory, or crops by workers.
 
 Which images make step k is a function of (seed, k), and what is drawn for an image of (seed, epoch, image, view):
 neither the workers nor their number, nor where a run was interrupted, can change a batch.
 """
 
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,6 @@ from collapse.images import rgb
 from collapse.training.data import Labelled, Pixels, open_next
 from collapse.training.views import Augmentation, uniforms
 
-JPEG = b"\xff\xd8\xff"
 AHEAD = 2 << 30  # bytes of crops that workers may have ready
 
 
@@ -85,30 +83,18 @@ class Unreadable:
 
 
 class _Views(Dataset):
-    """What a worker does: decode once, crop every view; (index, crops, what could not be read), or the error's text.
+    """What a worker does: decode once, crop every view; (index, crops, what could not be read), or the error's text."""
 
-    With `encoded`, a JPEG is left to the device: its bytes, (n,) uint8, stand for the crops.
-    """
-
-    def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int, encoded: bool) -> None:
-        self.images, self.augmentations, self.seed, self.encoded = data.images, augmentations, seed, encoded
+    def __init__(self, data: Labelled, augmentations: tuple[Augmentation, ...], seed: int) -> None:
+        self.images, self.augmentations, self.seed = data.images, augmentations, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, list[str]] | str:
         epoch, index = key
         try:
-            if self.encoded:
-                return self._encoded(index)
             index, image, unreadable = open_next(self.images, index)
         except InputError as error:
             return str(error)
         return index, _crops(_pixels(image), self.augmentations, self.seed, epoch, index), unreadable
-
-    def _encoded(self, index: int) -> tuple[int, Tensor, list[str]]:
-        contents = self.images.read(index)  # type: ignore[attr-defined]
-        if contents.startswith(JPEG):
-            return index, torch.frombuffer(bytearray(contents), dtype=torch.uint8), []
-        index, image, unreadable = open_next(self.images, index)
-        return index, _pixels(image), unreadable
 
 
 def _crops(pixels: Tensor, augmentations: tuple[Augmentation, ...], seed: int, epoch: int, index: int) -> Tensor:
@@ -126,8 +112,7 @@ def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray,
     if len(whole) < len(items):
         return next(item for item in items if isinstance(item, str))
     indices, pixels, unreadable = zip(*whole, strict=True)
-    same = all(p.ndim == 4 for p in pixels)
-    return np.array(indices), torch.stack(pixels) if same else list(pixels), [t for texts in unreadable for t in texts]
+    return np.array(indices), torch.stack(pixels), [text for texts in unreadable for text in texts]
 
 
 class _Sampler:
@@ -147,9 +132,8 @@ def batches(
     first: int,
     workers: int,
     device: str = "cpu",
-    encoded: bool = False,
 ) -> Iterator[Batch]:
-    """This process's batches from step `first` on; encoded: JPEGs are decoded on the device (nvJPEG on CUDA).
+    """This process's batches from step `first` on.
 
     Raises InputError: ten images in a row cannot be read, or a worker died.
     """
@@ -158,12 +142,11 @@ def batches(
         for epoch, images in plan.batches(first):
             yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device, non_blocking=True)], [])
         return
-    encoded = encoded and hasattr(data.images, "read")
     size = max(a.size or 0 for a in augmentations)
     waiting = AHEAD // max(1, workers * plan.batch_size // plan.world * len(augmentations) * 3 * size**2)
     keys = ([(epoch, int(i)) for i in images] for epoch, images in plan.batches(first))
     loader: DataLoader = DataLoader(
-        _Views(data, augmentations, plan.seed, encoded),
+        _Views(data, augmentations, plan.seed),
         batch_sampler=_Sampler(keys),
         num_workers=workers,
         prefetch_factor=min(4, max(1, waiting)) if workers else None,
@@ -176,32 +159,8 @@ def batches(
             if isinstance(item, str):
                 raise InputError(item)
             images, pixels, unreadable = item
-            if isinstance(pixels, list):
-                images, decoded, more = _decode(data, images, pixels, device)
-                pairs = zip(decoded, images.tolist(), strict=True)
-                pixels = torch.stack([_crops(one, augmentations, plan.seed, epoch, index) for one, index in pairs])
-                unreadable += more
             yield Batch(epoch, images, pixels, unreadable)
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
-
-
-def _decode(
-    data: Labelled, images: NDArray, items: list[Tensor], device: str
-) -> tuple[NDArray, list[Tensor], list[str]]:
-    """Indices and pixels (3, h, w) uint8, on the device, of the images read, and what could not be."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    jpegs = [item for item in items if item.ndim == 1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision announces that its decoders will move to torchcodec
-            decoded = iter(decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device) if jpegs else [])
-        return images, [next(decoded) if item.ndim == 1 else item.to(device) for item in items], []
-    except RuntimeError:  # one of them is damaged, or of a kind that this decoder does not know: Pillow, one by one
-        opened = [open_next(data.images, int(index)) for index in images]
-        indices, read, unreadable = zip(*opened, strict=True)
-        pixels = [_pixels(image).to(device) for image in read]
-        return np.array(indices), pixels, [text for texts in unreadable for text in texts]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse.covariance import Covariance
@@ -55,6 +54,7 @@ class Evaluation:
     def __init__(self, network: Network, train: Labelled, val: Labelled, count: int, workers: int, device: str) -> None:
         seed = network.config.seed
         self.network, self.device = network, device
+        self._exact = device if device.startswith("cuda") else None  # where covariances add up
         self.beat: Callable[[], None] = lambda: None
         self.held = _Share(_some(val, count, [seed, 1]), network, 256, workers)
         self.bank = _Share(_some(train, count, [seed, 2]), network, 256, workers)
@@ -66,7 +66,8 @@ class Evaluation:
         try:
             for pixels, labels in share:
                 x = share.preprocess.normalize(pixels.to(self.device))
-                yield self.network.backbone(x).float(), labels.to(self.device)
+                # forward: a compiled backbone would be compiled again, for evaluation and for the last, smaller batch.
+                yield self.network.backbone.forward(x).float(), labels.to(self.device)
                 self.beat()
         finally:
             self.network.train()
@@ -80,7 +81,9 @@ class Evaluation:
             for r, labels in self._pass(self.held):
                 z = self.network.projector(r).flatten(1)
                 for name, rows in (("representation", r), ("embedding", z)):
-                    sums.setdefault(name, Covariance(rows.shape[1], normalize=True)).update(rows.cpu().numpy())
+                    if name not in sums:
+                        sums[name] = Covariance(rows.shape[1], normalize=True, device=self._exact)
+                    sums[name].update(rows)
                 found += Accuracy.of(self.network.classifier(r), labels)
         if parallel.world() > 1:
             for total in sums.values():
@@ -95,10 +98,13 @@ class Evaluation:
         found = knn(keys, key_labels, queries, labels)
         return {"knn_top1": found.top1 / found.n}
 
-    def _all(self, share: _Share) -> tuple[NDArray, NDArray]:
-        rows = [(r.cpu().numpy(), labels.cpu().numpy()) for r, labels in self._pass(share)]
-        parts = parallel.collect(tuple(np.concatenate(columns) for columns in zip(*rows, strict=True)))
-        return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))  # type: ignore[return-value]
+    def _all(self, share: _Share) -> list[Tensor]:
+        """Representations and labels of all processes' images, on the device."""
+        mine = [torch.cat(columns) for columns in zip(*self._pass(share), strict=True)]
+        if parallel.world() == 1:
+            return mine
+        parts = parallel.collect([column.cpu().numpy() for column in mine])
+        return [torch.from_numpy(np.concatenate(columns)).to(self.device) for columns in zip(*parts, strict=True)]
 
 
 def rank_metrics(spectra: dict[str, Spectrum]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ Without `torch.distributed` (one process) every function here does what it would
 travel by gloo and CUDA tensors by NCCL, so that agreement between hosts never waits for a device.
 """
 
+import inspect
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -61,13 +63,26 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def largest(value: int) -> int:
-    """The largest `value` of all processes; every process calls it."""
+def largest(values: list[float]) -> list[float]:
+    """The largest of each of `values` over all processes; every process calls it."""
     if world() == 1:
-        return value
-    box = torch.tensor([value])
+        return values
+    box = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(box, dist.ReduceOp.MAX)
-    return int(box)
+    return box.tolist()
+
+
+def distributed(net: nn.Module) -> nn.Module:
+    """The network with its gradients averaged over the processes, if there are several.
+
+    Buffers are not sent: batch norms over all ranks keep them equal.
+    """
+    if world() == 1:
+        return net
+    wrapper = nn.parallel.DistributedDataParallel
+    new = "forward_sync_buffers"  # its name from torch 2.14 on
+    sync = {new if new in inspect.signature(wrapper).parameters else "broadcast_buffers": False}
+    return wrapper(net, gradient_as_bucket_view=True, **sync)  # type: ignore[arg-type]
 
 
 def mean(values: Tensor) -> Tensor:
@@ -96,6 +111,20 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
+def lead(act: Callable[[], Any]) -> Any:
+    """What `act` returns in the first process, in all; an InputError there is raised in all."""
+    result: Any = None
+    if rank() == 0:
+        try:
+            result = act()
+        except InputError as error:
+            result = error
+    result = broadcast(result)
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
 def agree(value: str, what: str) -> None:
     """Raise InputError, in every process, unless all hold the same `value`."""
     values = collect(value)
@@ -105,21 +134,26 @@ def agree(value: str, what: str) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks in the order of ranks; the gradient of a row is the sum of what every rank asks of it."""
+    """Rows of all ranks in the order of ranks; the gradient of a row is the sum of what every rank asks of it.
+
+    One message each way, by the operations that torch.compile knows as parts of a graph.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         """(n, ...) of this rank -> (world n, ...) of all."""
-        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        ops = torch.ops._c10d_functional
+        return ops.wait_tensor(ops.all_gather_into_tensor(rows.contiguous(), world(), _group()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         """The sum over ranks of the gradients of this rank's rows."""
-        grad = grads[0].contiguous()
-        dist.all_reduce(grad)
-        return grad.chunk(world())[rank()]
+        ops = torch.ops._c10d_functional
+        return ops.wait_tensor(ops.reduce_scatter_tensor(grads[0].contiguous(), "sum", world(), _group()))
+
+
+def _group() -> str:
+    return dist.group.WORLD.group_name  # type: ignore[union-attr]
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -127,26 +161,11 @@ def gather(rows: Tensor) -> Tensor:
     return rows if world() == 1 else _Gather.apply(rows)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the rows of all ranks in plain tensor operations: on any device, and one graph when compiled.
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """The sum over ranks."""
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """The sum over ranks of the gradients."""
-        return _Sum.forward(ctx, grads[0])
-
-
-class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the rows of all ranks in plain tensor operations, for the CPU, where torch's own refuses.
-
-    drop, act: what timm's norms do after theirs.
+    A rank sends the mean and the scatter of its rows in one message, and all are joined as Chan, Golub and LeVeque
+    (1983) do.  Every rank has as many rows.  drop, act: what timm's norms do after theirs.
     """
 
     def __init__(self, old: nn.modules.batchnorm._BatchNorm) -> None:
@@ -163,10 +182,13 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         dims = [d for d in range(input.ndim) if d != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = input if input.dtype == torch.float64 else input.float()
-        count = world() * x.numel() // x.shape[1]
-        mean = _Sum.apply(x.sum(dims)) / count
+        own = x.numel() // x.shape[1]
+        count, mean = world() * own, x.mean(dims)
+        scatter = (x - mean.view(shape)).square().sum(dims)
+        means, scatters = gather(torch.stack([mean, scatter])[None]).unbind(1)
+        mean = means.mean(0)
+        var = (scatters.sum(0) + own * (means - mean).square().sum(0)) / count
         centred = x - mean.view(shape)
-        var = _Sum.apply(centred.square().sum(dims)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum or 0.1)
@@ -178,15 +200,18 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return self.act(self.drop(y.to(input.dtype)))
 
 
-def synchronise(net: nn.Module, device: str) -> nn.Module:
-    """The same network with every batch norm over the rows of all ranks: torch's kernels on CUDA, ours on the CPU."""
+def synchronise(net: nn.Module, device: str, compiled: bool) -> nn.Module:
+    """The same network with every batch norm over the rows of all ranks.
+
+    torch's kernels on CUDA; ours on the CPU, which those refuse, and in compiled networks, whose graph those break.
+    """
     if world() == 1:
         return net
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and not compiled:
         return convert_sync_batchnorm(net)
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                new = _SyncBatchNorm(child)
+                new = SyncBatchNorm(child)
                 setattr(module, name, new.to(child.weight.dtype) if child.affine else new)
     return net

@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,21 @@ DIGEST = 32  # bytes of sha256 at the end of resume.pt
 class Run:
     """The folder, locked for this process until `close`.
 
-    config: as Config.as_dict gives it; data: what identifies the images.
+    config: as Config.as_dict gives it; data: what identifies the images; behind: states are written by a thread;
+    former: what version 1 kept of the images, by the names of `data`, where that was less.
     Raises InputError: another process trains in it, it cannot be made, or it holds a run of another configuration.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        self.folder, self.encoder = folder, folder / "encoder.safetensors"
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        data: Mapping[str, Any],
+        behind: bool = False,
+        former: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.encoder, self.behind = folder, folder / "encoder.safetensors", behind
+        self._writing: Future[None] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(folder)
@@ -51,7 +61,7 @@ class Run:
             raise InputError(f"{folder}: cannot be made a folder for a run ({error.strerror})") from error
         self.beat = self._lock.beat
         try:
-            self._same({"config": dict(config), "data": dict(data)})
+            self._same({"config": dict(config), "data": dict(data)}, former or {})
         except InputError:
             self.close()
             raise
@@ -59,10 +69,12 @@ class Run:
             partial.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others have it."""
+        """Let others have it, once what is being written is there."""
+        if self._writing is not None:
+            wait([self._writing])
         self._lock.release()
 
-    def _same(self, wanted: dict[str, Any]) -> None:
+    def _same(self, wanted: dict[str, Any], former: Mapping[str, Any]) -> None:
         path, wanted = self.folder / "config.json", json.loads(to_json(wanted))
         if not path.exists():
             if (self.folder / "resume.pt").exists() or self.encoder.exists():
@@ -71,6 +83,13 @@ class Run:
             save_text(path, to_json({**about, **wanted}))
             return
         stored = _stored(path)
+        less = [k for k, v in former.items() if stored["data"].get(k) == v != wanted["data"][k]]
+        if less and stored["schema"] == "collapse.run/1":
+            stored["data"] |= {key: wanted["data"][key] for key in less}
+            print(
+                f"warning: {path}: version 1 kept names and labels of the images; their contents were not checked",
+                file=sys.stderr,
+            )
         parts = [(stored[part], wanted[part]) for part in ("config", "data")]
         different = [(k, old.get(k), new[k]) for old, new in parts for k in new if old.get(k) != new[k]]
         if different:
@@ -95,9 +114,34 @@ class Run:
             )
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace resume.pt; its last 32 bytes are the sha256 of the rest. The one before becomes resume.prev.pt."""
-        buffer, path = io.BytesIO(), self.folder / "resume.pt"
+        """Replace resume.pt, in a thread and from a copy of the state if `behind`; `settle` waits for it.
+
+        Raises InputError: it, or the state before it, cannot be written; another process has the folder.
+        """
+        self.settle()
         self._lock.check()
+        if not self.behind:
+            self._save(state)
+            return
+        copied = snapshot(state)
+        ready = torch.cuda.Event() if torch.cuda.is_available() else None
+        if ready is not None:
+            ready.record()
+        writer = ThreadPoolExecutor(1)
+        self._writing = writer.submit(self._save, copied, ready)
+        writer.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait until the last state is on the disk. Raises InputError: it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save(self, state: Mapping[str, Any], ready: Any = None) -> None:
+        """The state's last 32 bytes are the sha256 of the rest. The one before becomes resume.prev.pt."""
+        if ready is not None:
+            ready.synchronize()
+        buffer, path = io.BytesIO(), self.folder / "resume.pt"
         if (log := self.folder / "metrics.jsonl").exists():  # a state says how long it is
             _sync(log)
         torch.save({"schema": SCHEMA, "version": __version__, **state}, buffer)
@@ -186,6 +230,15 @@ class Run:
             new = {name: np.concatenate([stored[name][kept], value]) for name, value in new.items()}
         with whole(path) as partial:
             np.savez(partial, **new)  # type: ignore[arg-type]
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of a state on the host; from CUDA into pinned memory, whole once the current stream comes to it."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    return [snapshot(item) for item in value] if isinstance(value, list) else value
 
 
 def spectra_of(path: Path) -> dict[str, NDArray] | None:

@@ -68,7 +68,8 @@ class Augmentation:
 
         Images of one channel too, if saturation and hue are 0.
         """
-        return self.colour(self.crop(images, u), u)
+        x = self.crop(images, u)
+        return self.colour(x, u) if x.device.type == "cpu" else self.masked(x, u)
 
     def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
         """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
@@ -125,8 +126,21 @@ class Augmentation:
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
     def colour(self, x: Tensor, u: Tensor) -> Tensor:
-        """Jitter, grayscale, blur and solarisation of views (n, 3, h, w) in 0..1; x itself may be changed."""
-        order = u[:, 29:33].argsort(1)
+        """Jitter, grayscale, blur and solarisation of views (n, 3, h, w) in 0..1; x itself may be changed.
+
+        Each change is made in the rows that it is drawn for, which a CPU does quickest; `masked` is for devices.
+        """
+        return self._colour(x, u, _where)
+
+    def masked(self, x: Tensor, u: Tensor) -> Tensor:
+        """As `colour`, to the bit: every change is made in all rows, and each row takes its own.
+
+        Nothing depends on what is drawn but numbers, so that it compiles to a few kernels and waits for nothing.
+        """
+        return self._colour(x, u.to(x.device, non_blocking=True), _mask)
+
+    def _colour(self, x: Tensor, u: Tensor, where: Callable[..., Tensor]) -> Tensor:
+        places = _places(u[:, 29:33])
         jittered = u[:, 24] < self.jitter
         strengths = (self.brightness, self.contrast, self.saturation, self.hue)
         for place in range(4):
@@ -134,11 +148,17 @@ class Augmentation:
                 if strength:
                     base = 0.0 if kind == 3 else 1.0
                     amount = base + strength * (2 * u[:, 25 + kind] - 1)
-                    x = _where(x, jittered & (order[:, place] == kind), change, amount)
-        x = _where(x, u[:, 33] < self.grayscale, lambda rows: _grey(rows).expand_as(rows))
+                    x = where(x, jittered & (places[:, kind] == place), change, amount)
+        x = where(x, u[:, 33] < self.grayscale, lambda rows: _grey(rows).expand_as(rows))
         low, high = self.sigma
-        x = _where(x, u[:, 34] < self.blur, partial(_blur, reach=math.ceil(3 * high)), low + (high - low) * u[:, 35])
-        return _where(x, u[:, 36] < self.solarize, _solarize)
+        x = where(x, u[:, 34] < self.blur, partial(_blur, reach=math.ceil(3 * high)), low + (high - low) * u[:, 35])
+        return where(x, u[:, 36] < self.solarize, _solarize)
+
+
+def _places(u: Tensor) -> Tensor:
+    """(n, k): the place of each column in the rising order of its row; of equal ones the first is earlier."""
+    first = torch.ones(u.shape[1], u.shape[1], dtype=torch.bool, device=u.device).tril(-1)
+    return ((u[:, None] < u[..., None]) | ((u[:, None] == u[..., None]) & first)).sum(2)
 
 
 def _where(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
@@ -146,11 +166,13 @@ def _where(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: T
     rows = chosen.nonzero()[:, 0]
     if len(rows) == 0:
         return x
-    amounts = tuple(a[rows].to(x, non_blocking=True).view(-1, 1, 1, 1) for a in amounts)
-    if len(rows) == len(x):
-        return change(x, *amounts)
-    rows = rows.to(x.device, non_blocking=True)
-    return x.index_copy_(0, rows, change(x.index_select(0, rows), *amounts))
+    amounts = tuple(a[rows].view(-1, 1, 1, 1) for a in amounts)
+    return change(x, *amounts) if len(rows) == len(x) else x.index_copy_(0, rows, change(x[rows], *amounts))
+
+
+def _mask(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
+    """As `_where`, without rows: chosen and amounts (n,) on the device of x."""
+    return torch.where(chosen.view(-1, 1, 1, 1), change(x, *(a.view(-1, 1, 1, 1) for a in amounts)), x)
 
 
 def _resampling(start: Tensor, length: Tensor, size: int, source: int) -> Tensor:
@@ -210,7 +232,7 @@ def _blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
         pixels = torch.arange(-reach, size + reach, device=x.device)
         distance = pixels - torch.arange(size, device=x.device)[:, None]
         kernel = torch.exp(-0.5 * (distance / sigma[:, 0]) ** 2) * (distance.abs() <= reach)
-        edges = F.one_hot(pixels.clamp(0, size - 1), size).to(x)
+        edges = (pixels.clamp(0, size - 1)[:, None] == torch.arange(size, device=x.device)).to(x)
         sides.append((kernel / kernel.sum(2, keepdim=True)) @ edges)
     return sides[0][:, None] @ x @ sides[1][:, None].mT
 

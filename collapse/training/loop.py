@@ -1,0 +1,195 @@
+"""The steps of a run, with its log, measurements and saves."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collapse import InputError
+from collapse.training import parallel
+from collapse.training.data import Labelled
+from collapse.training.loader import Batch, Unreadable, batches
+from collapse.training.network import save_encoder
+from collapse.training.online import Evaluation, rank_metrics
+from collapse.training.run import Run
+from collapse.training.state import Training
+
+SAVE_SECONDS = 600  # a save is due after so long, whatever the steps
+
+
+class Ask:
+    """Whether any process got a signal or finds a save overdue: one message about every second, not every step.
+
+    All processes ask at the same steps, since the steps between two questions follow from the slowest one's answer.
+    """
+
+    MOST = 50  # steps between two questions
+
+    def __init__(self, step: int, stop: Callable[[], int], late: Callable[[], bool]) -> None:
+        self.stop, self.late, self.asked, self.next, self.since = stop, late, step, step + 1, time.monotonic()
+
+    def __call__(self, step: int, now: bool) -> tuple[int, bool]:
+        """(number of the signal or 0, whether a save is overdue) after a step; `now` asks in any case."""
+        if step < self.next and not now:
+            return 0, False
+        pace = (time.monotonic() - self.since) / max(1, step - self.asked)
+        stopped, late, pace = parallel.largest([self.stop(), self.late(), pace])
+        apart = 1 if parallel.world() == 1 else min(self.MOST, max(1, int(1 / max(pace, 1e-9))))
+        self.asked, self.next, self.since = step, step + apart, time.monotonic()
+        return int(stopped), bool(late)
+
+
+class Loop:
+    """The steps of a run, with its log, measurements and saves; `run` is None in all processes but the first."""
+
+    def __init__(self, training: Training, run: Run | None, monitor: Evaluation | None) -> None:
+        self.training, self.run_folder, self.monitor, self.options = training, run, monitor, training.options
+        if monitor is not None:
+            monitor.beat = self._beat
+        self.unreadable = Unreadable(training.plan.n)
+        self.saved = self.marked = time.monotonic()
+        self.ask = Ask(training.step, lambda: self.options.stop(), lambda: time.monotonic() - self.saved > SAVE_SECONDS)
+        self.waited, self.marked_step = 0.0, training.step
+        self.board = self._board() if run is not None and self.options.tensorboard else None
+
+    def _board(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("--tensorboard: not installed; pip install tensorboard") from error
+        return SummaryWriter(str(self.run_folder and self.run_folder.folder), purge_step=self.training.step)
+
+    def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
+        """Steps until the end; yields the lines of the log as they are written."""
+        training, per_epoch = self.training, self.training.plan.per_epoch
+        labels = torch.from_numpy(data.labels)
+        options = (training.step, self.options.workers, training.device)
+        loader = batches(data, training.plan, training.augmentations, *options)
+        self._keep()
+        for batch, views in self._timed(ahead(loader, training.views, training.device)):
+            self.unreadable.note(batch.unreadable)
+            training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
+            self._beat()
+            step = training.step
+            ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
+            measures = self.options.spectrum_every != 0 and (self._due(self.options.spectrum_every, ends) or last)
+            if step % self.options.log_every == 0 or ends or (measures and self.monitor is not None):
+                yield self._line(ends, measures)
+            due = self._due(self.options.save_every, ends) or last
+            stopped, overdue = self.ask(step, due)
+            if due or stopped or overdue:
+                self._save()
+            if last or stopped:
+                self._write("settle")
+            if ends:
+                self._keep()
+            if stopped and self.run_folder is not None:
+                print(
+                    f"{self.run_folder.folder}: saved at step {step}; the same command goes on from it", file=sys.stderr
+                )
+            if stopped == signal.SIGINT:
+                raise KeyboardInterrupt
+            if stopped:
+                raise SystemExit(128 + stopped)
+
+    def _beat(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.beat()
+
+    def _keep(self) -> None:
+        """Keep the encoder of the epoch that has just ended, if it is due."""
+        epoch, within = divmod(self.training.step, self.training.plan.per_epoch)
+        every = self.options.keep_every
+        if self.run_folder is not None and every and within == 0 and epoch % every == 0:
+            save_encoder(self.run_folder.folder / f"encoder-{epoch:04d}.safetensors", self.training.network)
+
+    def _due(self, every: int | None, ends: bool) -> bool:
+        return ends if every is None else every > 0 and self.training.step % every == 0
+
+    def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same items; counts the time spent waiting for them."""
+        while True:
+            start = time.monotonic()
+            item = next(items, None)
+            self.waited += time.monotonic() - start
+            if item is None:
+                return
+            yield item
+
+    def _line(self, ends: bool, measures: bool) -> dict[str, Any]:
+        """Write and return one line: means since the last one, and what is due at this step."""
+        training, now = self.training, time.monotonic()
+        training.read()
+        line: dict[str, Any] = {
+            "step": training.step,
+            "epoch": training.step // training.plan.per_epoch,
+            "loss": math.fsum(training.window) / len(training.window),
+            "lr": training.optimizer.param_groups[0]["lr"],
+        }
+        if ends:
+            line["epoch_loss"] = math.fsum(training.epoch_losses) / len(training.epoch_losses)
+            training.epoch_losses = []
+        training.window = []
+        if self.monitor is not None:
+            line |= self._measure(self.monitor, ends, measures)
+        seconds = max(now - self.marked, 1e-9)
+        steps = training.step - self.marked_step
+        line["images_per_second"] = steps * training.plan.batch_size / seconds
+        line["waited"] = self.waited / seconds
+        self.marked, self.marked_step, self.waited = time.monotonic(), training.step, 0.0
+        training.log_bytes = self._write("log", line)
+        if self.board is not None:
+            for name, value in line.items():
+                self.board.add_scalar(name, value, training.step)
+            self.board.flush()
+        return line
+
+    def _measure(self, monitor: Evaluation, ends: bool, measures: bool) -> dict[str, Any]:
+        line: dict[str, Any] = {}
+        epoch, every = self.training.step // self.training.plan.per_epoch, self.options.knn_every
+        self._write("settle")  # before workers are forked
+        if measures:
+            spectra, line = monitor.spectra()
+            line |= rank_metrics(spectra)
+            values = {name: s.singular_values for name, s in spectra.items()}
+            self._write("add_spectra", self.training.step, values)
+            self.training.measured += 1
+        if ends and every and (epoch % every == 0 or epoch == self.training.config.epochs):
+            line |= monitor.neighbours()
+        return line
+
+    def _save(self) -> None:
+        self._write("save", self.training.state())
+        self.saved = time.monotonic()
+
+    def _write(self, what: str, *values: Any) -> Any:
+        """Call a method of the first process's run; its result, or its error, reaches all."""
+        return parallel.lead(lambda: getattr(self.run_folder, what)(*values))
+
+
+def ahead(
+    items: Iterable[Batch], prepare: Callable[[Batch], tuple[Tensor, Tensor]], device: str
+) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """(batch, its views); on CUDA the next batch is copied and augmented on a stream beside the current step."""
+    if not device.startswith("cuda"):
+        yield from ((batch, prepare(batch)) for batch in items)
+        return
+    stream, source = torch.cuda.Stream(device), iter(items)
+
+    def following() -> tuple[Batch, tuple[Tensor, Tensor]] | None:
+        with torch.cuda.stream(stream):  # the loader's own copies too
+            batch = next(source, None)
+            return None if batch is None else (batch, prepare(batch))
+
+    item = following()
+    while item is not None:
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for view in item[1]:
+            view.record_stream(torch.cuda.current_stream(device))
+        yield item  # its step is launched before the next batch is waited for
+        item = following()

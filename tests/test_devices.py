@@ -1,0 +1,228 @@
+"""What a GPU would be given, without one: graphs, messages, kernels and waits are counted, and order is recorded."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch._functorch.config
+from torch import distributed as dist
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import metrics
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from collapse.models import make_backbone
+from collapse.training import loop, parallel
+from collapse.training.config import make_config
+from collapse.training.loader import Batch, Plan
+from collapse.training.loop import Ask, ahead
+from collapse.training.state import Options, Training
+from collapse.training.views import Augmentation, uniforms
+
+SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), batch_size=16, image_size=16)
+
+
+class Count(TorchDispatchMode):
+    """Counts operations by name, those of the backward pass too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function).removesuffix(".default")
+        self.seen[name] = self.seen.get(name, 0) + 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def processes():
+    """A world of eight, of which the others are not there."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch.compile has made, with a compiler that needs no C++."""
+    torch._dynamo.reset()
+    counters.clear()
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: real(self, backend="aot_eager_decomp_partition"))
+    yield lambda: (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+    torch._dynamo.reset()
+    torch._functorch.config.activation_memory_budget = 1.0
+
+
+def training_of(config, **options):
+    return Training(config, 10, Plan(160, 16, 2, 0), Options(**options))
+
+
+def step_of(training):
+    views = torch.randn(2, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    training.run_step(views, torch.arange(16) % 10)
+
+
+def test_a_norm_over_all_ranks_sends_one_message_each_way(processes):
+    net = parallel.synchronise(make_backbone("resnet18", 16, (1, 1), (8, 16), 3), "cpu", True)
+    norms = sum(isinstance(module, parallel.SyncBatchNorm) for module in net.modules())
+    x = torch.randn(4, 3, 16, 16)
+    with Count() as count:
+        net(x).sum().backward()
+    sent = {name: n for name, n in count.seen.items() if name.startswith("_c10d_functional") and "wait" not in name}
+    both = ("_c10d_functional.all_gather_into_tensor", "_c10d_functional.reduce_scatter_tensor")
+    assert sent == dict.fromkeys(both, norms)
+
+
+def test_a_compiled_network_of_several_processes_is_one_graph(processes, graphs, monkeypatch):
+    monkeypatch.setattr(parallel, "distributed", lambda net: net)  # a wrapper that the fake group does not know
+    training = training_of(SMALL, compile=True)
+    for _ in range(2):
+        step_of(training)
+    training.network.eval()
+    training.network.train()
+    step_of(training)
+    assert graphs() == (1, 0)
+    assert any(isinstance(module, parallel.SyncBatchNorm) for module in training.network.backbone.modules())
+
+
+def test_eager_networks_on_cuda_have_torchs_own_norms(processes):
+    net = parallel.synchronise(make_backbone("resnet18", 16, (1,), (8,), 3), "cuda:0", False)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 3
+
+
+@pytest.mark.parametrize("size", [None, 24])
+def test_masked_colours_are_the_gathered_ones_to_the_bit(size):
+    images = torch.rand(24, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    augmentation = Augmentation(size, blur=0.5, solarize=0.3)
+    for epoch in range(3):
+        u = uniforms(0, epoch, np.arange(24), 0, augmentation.DRAWS)
+        assert torch.equal(augmentation.masked(images, u), augmentation.colour(images.clone(), u))
+
+
+def test_colours_wait_for_nothing_and_their_choices_travel_at_once():
+    """Operations on the device, and copies to it, of a whole colour chain; on a fake device, which cannot be read."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
+        x = torch.empty(16, 3, 24, 24, device="cuda")
+        made = Augmentation(24, blur=0.5, solarize=0.3).masked(x, torch.rand(16, Augmentation.DRAWS))
+    assert made.device.type == "cuda"
+    assert count.seen["aten._to_copy"] <= 3
+    assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & count.seen.keys()
+
+
+def test_a_compiled_colour_chain_is_one_graph_of_few_kernels_and_the_same_numbers():
+    torch._dynamo.reset()
+    counters.clear()
+    metrics.reset()
+    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    augmentation = Augmentation(24, blur=0.5, solarize=0.3)
+    compiled = torch.compile(augmentation.masked, dynamic=False)
+    for epoch in range(2):
+        u = uniforms(0, epoch, np.arange(8), 0, augmentation.DRAWS)
+        torch.testing.assert_close(compiled(images, u), augmentation.masked(images, u), rtol=0, atol=2e-6)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    with Count() as count:
+        augmentation.colour(images.clone(), u)
+    assert metrics.generated_kernel_count < sum(count.seen.values()) / 6
+    torch._dynamo.reset()
+
+
+def test_the_processes_keep_no_buffers_alike_and_no_second_copy_of_gradients(processes):
+    net = parallel.distributed(make_backbone("resnet18", 16, (1,), (8,), 3))
+    assert not net.will_sync_module_buffers()
+    assert net.gradient_as_bucket_view
+
+
+@pytest.mark.parametrize("head", ["mlp", "none", "linear"])
+def test_the_backbone_alone_is_compiled_whatever_the_head(graphs, head):
+    training = training_of(replace(SMALL, head=head), compile=True)
+    plain = training_of(replace(SMALL, head=head))
+    for each in (training, plain):
+        step_of(each)
+        each.read()
+    assert graphs() == (1, 0)
+    assert list(training.network.state_dict()) == list(plain.network.state_dict())
+    assert training.window == pytest.approx(plain.window, rel=1e-5)
+
+
+def kept(training):
+    """Bytes that one forward pass keeps for the backward pass, each storage once, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in training.network.parameters()}
+    seen = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    views = torch.randn(2, 16, 3, 16, 16).unbind()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        made = training.net(*views)
+    assert len(made) == 3
+    return sum(seen.values())
+
+
+def test_a_compiled_network_recomputes_activations_within_its_budget(graphs):
+    deep = replace(SMALL, blocks=(3, 3))
+    whole = kept(training_of(deep, compile=True))
+    torch._dynamo.reset()
+    part = kept(training_of(deep, compile=True, checkpoint=True))
+    assert part < 0.7 * whole
+
+
+def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
+    now, asked, signals = [0.0], [], [0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "largest", lambda values: asked.append(now[0]) or [max(v, 0.0) for v in values])
+    ask = Ask(0, lambda: signals[0], lambda: now[0] > 99)
+    for step in range(1, 2001):
+        now[0] += 0.05
+        if step == 1000:
+            signals[0] = 15
+        stopped, late = ask(step, step == 1500)
+        if stopped or late:
+            assert step - 1000 < 25 or step > 1500 or stopped == 15
+    assert len(asked) == pytest.approx(100, abs=4)  # 2000 steps in 100 s
+    assert now[0] > 99
+    assert late or ask(2001, True)[1]
+    monkeypatch.setattr(parallel, "world", lambda: 1)
+    alone = Ask(0, lambda: signals[0], lambda: False)
+    alone(1, False)
+    assert alone(2, False)[0] == 15  # one process asks itself, every step
+
+
+@contextmanager
+def _nothing(*arguments):
+    yield
+
+
+def test_a_step_is_launched_before_the_next_batch_is_waited_for(monkeypatch):
+    happened = []
+
+    class Stream:
+        def __init__(self, *arguments): ...
+
+        def wait_stream(self, other):
+            happened.append("wait")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", _nothing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+
+    def source():
+        for index in range(3):
+            happened.append(f"fetch {index}")
+            yield Batch(0, np.arange(2), torch.zeros(2), [])
+
+    for index, _ in enumerate(ahead(source(), lambda batch: (torch.zeros(2), torch.zeros(2)), "cuda")):
+        happened.append(f"launch {index}")
+    assert [h for h in happened if h != "wait"] == [f"{what} {i}" for i in range(3) for what in ("fetch", "launch")]
