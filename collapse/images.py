@@ -275,6 +275,7 @@ def pixel_batches(
         sampler=indices,
         num_workers=min(workers, len(indices)),
         collate_fn=_stack,
+        pin_memory=torch.cuda.is_available(),  # so that copies to the device wait for nothing
         worker_init_fn=_quiet,
     )
     try:

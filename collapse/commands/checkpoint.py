@@ -11,10 +11,10 @@ from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
-    choose_device,
     deliver,
     load_encoder,
     pixels_of,
+    place,
     positive,
     show,
     still_free,
@@ -111,7 +111,7 @@ def _write_embeddings(
     from collapse.outputs import NpyWriter, digest, whole
     from collapse.results import command, to_json, versions
 
-    device, layer = choose_device(options.device), net.layer(options.layer)
+    device, layer = place(options), net.layer(options.layer)
     skipped: list[dict[str, str]] = []
     with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:
         with NpyWriter(rows) as writer, closing(pixels_of(options, images, net, skipped)) as pixels:

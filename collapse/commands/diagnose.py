@@ -9,11 +9,11 @@ from collapse.commands.guard import files, images_of, protect, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
-    choose_device,
     count,
     deliver,
     groups,
     load_encoder,
+    place,
     positive,
     progress,
     share,
@@ -56,7 +56,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")
-    device, images = choose_device(options.device), Images(options.images)
+    device, images = place(options), Images(options.images)
     net = load_encoder(options, options.source)
     size = net.preprocess.crop or net.preprocess.resize
     if size is None:

@@ -61,8 +61,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
     model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
-    model.add_argument("--batch-size", type=positive, default=64)
-    model.add_argument("--workers", type=count, default=min(4, cores()), help="processes that decode images")
+    model.add_argument("--batch-size", type=positive, help="default: 64, or 256 on CUDA")
+    model.add_argument("--workers", type=count, help="processes that decode; default: up to 4, or 16 on CUDA")
     model.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     model.add_argument(
         "--precision", default="float32", choices=("float32", "bf16"), help="bf16 is faster on a GPU; see the floor"
@@ -267,6 +267,16 @@ def choose_device(name: str) -> str:
     if int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here")
     return name
+
+
+def place(options: argparse.Namespace) -> str:
+    """The device to run on; batch size and workers, where none are given, are filled in: more of both for a GPU."""
+    device = choose_device(options.device)
+    cuda = device.startswith("cuda")
+    options.batch_size = options.batch_size or (256 if cuda else 64)
+    if options.workers is None:
+        options.workers = min(16 if cuda else 4, cores())
+    return device
 
 
 def exact_float32() -> None:

@@ -14,12 +14,12 @@ from collapse.commands.shared import (
     add_model,
     add_output,
     check_plot,
-    choose_device,
     count,
     deliver,
     groups,
     load_encoder,
     pixels_of,
+    place,
     positive,
     progress,
     still_free,
@@ -180,7 +180,7 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     from collapse.images import Images
     from collapse.measure import Measurement
 
-    device = choose_device(options.device)
+    device = place(options)
     net = load_encoder(options, path)
     every = [*net.blocks, "representation", *(["projector"] if net.projector else [])]
     names = every if options.layer == "all" else [options.layer]
