@@ -3,6 +3,8 @@
 # make study     tables 1 and 2, figures 2, 8 and 10 and the map on real networks, drawn from the results that are here;
 #                DATA=cifar10:FOLDER trains anew, with seeds from SEED=3 on: the tables' runs at temperature 0.2
 #                in an hour, all with RUNS='*'
+# make gpu       everything that is measured on one GPU, in one command of less than nine minutes: DATA=FILE, see
+#                benchmarks/gpu.py; with the python3 that is there, nothing is installed
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
@@ -20,7 +22,7 @@ LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
 TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys study test notebooks docs mutants clean FORCE
+.PHONY: figures toys study gpu test notebooks docs mutants clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -62,6 +64,9 @@ study: .venv/installed
 	@for name in $(STUDY); do $(BIN)/python experiments/$$name.py $(FLAGS) || exit; done
 	$(if $(DATA),,@for name in table1 figure8; do \
 	    $(BIN)/python experiments/$$name.py --preset tiny-imagenet-narrow || exit; done)
+
+gpu:
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(if $(DATA),--data $(DATA)) $(FLAGS)
 
 test: .venv/installed-test
 	$(BIN)/ruff format --check .

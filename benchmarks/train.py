@@ -34,8 +34,9 @@ from collapse.results import provenance, save_text, to_json
 from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.loader import Plan, batches
+from collapse.training.loop import ahead
 from collapse.training.losses import infonce
-from collapse.training.train import Options, Training, ahead
+from collapse.training.state import Options, Training
 
 
 def random_images(n: int, size: int, seed: int) -> np.ndarray:
@@ -191,6 +192,10 @@ def measure(options: argparse.Namespace, save: Callable[[dict[str, Any]], None])
             bench.train()  # compilation, and the workers' start
         result |= rounds(bench, ["train", "synthetic", "bare"], options.rounds)
         save(result)
+        if cuda:  # longer than the batches that wait in a queue, so that a loader that is too slow shows
+            bench.steps = 120
+            result["images_per_second_in_a_row"] = config.batch_size / bench.time(bench.train)
+            save(result)
         result["flops_per_step"] = flops(bench)
         result["matrix_flops_per_second"] = matrix_rate(options.device)
         rate = statistics.median(result["images_per_second"]["train"]) / config.batch_size

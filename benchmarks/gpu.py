@@ -1,0 +1,129 @@
+"""Everything that is measured on one GPU, in one command of less than nine minutes.
+
+    make gpu DATA=cifar10.xz            # with python3 and the packages that are there; nothing is installed
+    PYTHONPATH=. python3 benchmarks/gpu.py --data cifar10.xz                                              # the same
+    PYTHONPATH=. python3 benchmarks/gpu.py --only card,correct --seconds 110
+    PYTHONPATH=. python3 benchmarks/gpu.py --tiny --device cpu --data FILE      # every line of it, in a minute or two
+
+Stages, in this order (gpu_stages.py):
+    card        versions, memory, rates of copies and products
+    correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods;
+                a resumed run to the bit; compiled against eager
+    table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS: heads none, mlp, directclr, linear at temperature 0.1 and 0.5;
+                probe and nearest neighbours with intervals, spectra
+    trainer224  ResNet-50 at 224 px: 120 steps in a row, the same on tensors in memory, bare passes, kernels
+    spectrum    products and eigenvalues at d = 512, 2048, 8192
+    extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16
+    figures     spectra of the heads, rates
+Each stage is a process with a limit of its own, so one that fails, hangs or breaks the device costs no other its time.
+--out is written again after every figure.  --data: see `read_packed` in gpu_stages.py.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from collapse.results import provenance, save_text, to_json
+
+# Shares of the time; what a stage leaves goes to those after it.
+SHARES = {
+    "card": 20, "correct": 55, "table1": 245, "trainer224": 115, "spectrum": 35, "extract": 35, "figures": 15,
+}  # fmt: skip
+
+
+class Document:
+    """The result, written again whenever it grows."""
+
+    def __init__(self, path: Path, options: argparse.Namespace) -> None:
+        about = {"schema": 1, **provenance(), "date": str(date.today()), "seed": options.seed, "tiny": options.tiny}
+        self.path, self.values = path, {**about, "stages": dict[str, Any](), "figures": dict[str, Any]()}
+
+    def save(self) -> None:
+        """Write it."""
+        save_text(self.path, to_json(self.values))
+
+    def add(self, lines: list[str]) -> None:
+        """Take figures, one JSON object of name and value a line."""
+        for line in lines:
+            self.values["figures"].update(json.loads(line))
+        if lines:
+            self.save()
+
+
+def run_stage(name: str, options: argparse.Namespace, limit: float, document: Document, folder: Path) -> None:
+    """Run one stage in a process of its own and take its figures as they come; it ends at its limit."""
+    figures, errors, start = folder / f"{name}.figures", folder / f"{name}.errors", time.monotonic()
+    figures.touch()
+    call = [sys.executable, str(Path(__file__).with_name("gpu_stages.py")), name, "--figures", str(figures)]
+    call += ["--device", options.device, "--seed", str(options.seed), "--seconds", f"{limit:.1f}"]
+    call += ["--result", str(options.out), *(["--data", str(options.data)] if options.data else [])]
+    call += ["--tiny"] if options.tiny else []
+    with open(errors, "wb") as log, open(figures, encoding="utf-8") as lines:
+        stage = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
+        while True:
+            ended = stage.poll() is not None  # asked first: what it wrote before it ended is read below
+            document.add(whole_lines(lines))
+            if ended or time.monotonic() - start > limit:
+                break
+            time.sleep(0.1)
+        if not ended:
+            os.killpg(stage.pid, signal.SIGKILL)
+            stage.wait()
+    last = (errors.read_text(errors="replace").strip().splitlines() or [""])[-1][:300]
+    status = "done" if stage.returncode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
+    document.values["stages"][name] = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
+    document.save()
+    print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def whole_lines(file: Any) -> list[str]:
+    """The lines that are complete by now; a half one is left for the next call."""
+    found: list[str] = []
+    while True:
+        place = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(place)
+            return found
+        found.append(line)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="CIFAR-10 in one file; without it, table1 is left out")
+    parser.add_argument("--only", default=",".join(SHARES), help=f"stages, of {','.join(SHARES)}")
+    parser.add_argument("--seconds", type=float, default=520, help="for all stages together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
+    parser.add_argument("--tiny", action="store_true", help="every line, on networks and images of no size")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    options = parser.parse_args()
+    names = [name for name in SHARES if name in options.only.split(",")]
+    unknown = sorted(set(options.only.split(",")) - SHARES.keys())
+    if unknown:
+        parser.error(f"--only: {unknown[0]} is not one of {', '.join(SHARES)}")
+    if options.data is None and "table1" in names:
+        print("table1: left out, for there is no --data", flush=True)
+        names.remove("table1")
+    document, start, spent = Document(options.out, options), time.monotonic(), 0
+    document.save()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            spent += SHARES[name]
+            end = start + options.seconds * spent / sum(SHARES[other] for other in names)
+            run_stage(name, options, max(1.0, end - time.monotonic()), document, Path(folder))
+    failed = [name for name in names if document.values["stages"][name]["status"] != "done"]
+    print(f"{options.out}: {len(names) - len(failed)} of {len(names)} stages done")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

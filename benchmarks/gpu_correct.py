@@ -1,0 +1,147 @@
+"""CPU against a device: what gpu.py checks before it measures anything."""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collapse.covariance import Covariance
+from collapse.models import HEADS, make_backbone
+from collapse.training.config import Config, make_config
+from collapse.training.data import of_arrays
+from collapse.training.network import Network, backward
+from collapse.training.optim import make_optimizer, parameter_groups
+from collapse.training.state import Options
+from collapse.training.train import train
+from collapse.training.views import Augmentation, uniforms
+
+TINY: dict[str, Any] = {"blocks": (1, 1), "planes": (8, 16)}
+
+
+def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> None:
+    """Each check says its error, its bound and whether it holds; one that raises says so and costs no other."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    checks: dict[str, tuple[Callable[[argparse.Namespace], float], float]] = {
+        "views": (views_error, 2e-5),
+        **{f"head_{head}": (partial(gradient_error, head=head), 1e-4) for head in (*HEADS, "directclr")},
+        **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
+        **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
+        "resumed_bytes_that_differ": (resume_error, 0.0),
+        "compiled": (compile_error, 1e-5),
+    }
+    failed = []
+    for name, (check, bound) in checks.items():
+        try:
+            error = check(options)
+            found: dict[str, Any] = {"error": error, "bound": bound, "holds": error <= bound}
+        except Exception as problem:  # whatever a card does, the other checks are made
+            found = {"problem": f"{type(problem).__name__}: {problem}"[:300], "bound": bound, "holds": False}
+        failed += [] if found["holds"] else [name]
+        say(name, found)
+    if failed:
+        raise SystemExit(f"does not hold: {', '.join(failed)}")
+
+
+def pixels_of(n: int, size: int, seed: int) -> Tensor:
+    """(n, 3, size, size) uint8, smooth."""
+    coarse = torch.rand(n, 3, 7, 7, generator=torch.Generator().manual_seed(seed))
+    fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")
+    return (fine * 255).clamp(0, 255).to(torch.uint8)
+
+
+def views_error(options: argparse.Namespace) -> float:
+    """Largest difference of augmented views."""
+    images, worst = pixels_of(8 if options.tiny else 64, 40, options.seed), 0.0
+    augmentation = Augmentation(32, blur=0.5, solarize=0.3, degrees=10)
+    for epoch in range(3):
+        u = uniforms(options.seed, epoch, np.arange(len(images)), 0, augmentation.DRAWS)
+        ours = augmentation.masked(augmentation.crop(images.to(options.device), u), u)
+        worst = max(worst, float((ours.cpu() - augmentation(images, u)).abs().max()))
+    return worst
+
+
+def _step(config: Config, device: str, backend: str | None = None) -> tuple[Tensor, list[Tensor]]:
+    """(loss, gradients) of one step on fixed views, on the CPU."""
+    net = Network(config, 10).to(device).train()
+    if backend is not None:
+        net.backbone.compile(backend=backend)
+    views = torch.randn(2, 64, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    loss = backward(net, net, (views[0], views[1]), torch.arange(64, device=device) % 10, device)
+    return loss.cpu(), [p.grad.cpu() for p in net.parameters() if p.grad is not None]
+
+
+def _distance(one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]) -> float:
+    """Relative error of the loss, or of all gradients as one vector."""
+    mine, theirs = (torch.cat([g.flatten() for g in grads]).double() for grads in (one[1], other[1]))
+    return max(float((one[0] / other[0] - 1).abs()), float((mine - theirs).norm() / theirs.norm()))
+
+
+def _small(**more: Any) -> Config:
+    return make_config("cifar10", **TINY, batch_size=64, precision="float32", **more)
+
+
+def gradient_error(options: argparse.Namespace, head: str) -> float:
+    """Of loss and gradients, relative."""
+    config = _small(method="directclr", dim=4) if head == "directclr" else _small(head=head)
+    return _distance(_step(config, options.device), _step(config, "cpu"))
+
+
+def optimizer_error(options: argparse.Namespace, name: str) -> float:
+    """Of the weights after five steps of given gradients, relative."""
+    made = []
+    for device in (options.device, "cpu"):
+        net = make_backbone("resnet18", 32, **TINY, stem=3)
+        generator = torch.Generator().manual_seed(options.seed)
+        for p in net.parameters():
+            p.data = torch.randn(p.shape, generator=generator)
+        net = net.to(device)
+        optimizer = make_optimizer(name, parameter_groups(net, 1e-4), 0.9, 1e-3)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        for _ in range(5):
+            for p in net.parameters():
+                p.grad = torch.randn(p.shape, generator=generator).to(device)
+            optimizer.step()
+        made.append(torch.cat([p.detach().cpu().double().flatten() for p in net.parameters()]))
+    return float((made[0] - made[1]).norm() / made[1].norm())
+
+
+def spectrum_error(options: argparse.Namespace, method: str) -> float:
+    """Of the singular values above 1e-12 of the largest, relative; by "covariance" of those above 1e-7."""
+    d = 32 if options.tiny else 256
+    generator = torch.Generator().manual_seed(options.seed)
+    z = torch.randn(20 * d, d, generator=generator, dtype=torch.float64) * torch.logspace(0, -5, d).double()
+    there, here = (Covariance(d, method, device=where).update(z).spectrum() for where in (options.device, None))
+    large = here.singular_values > (1e-12 if method == "qr" else 1e-7) * here.singular_values[0]
+    return float(np.abs(there.singular_values[large] / here.singular_values[large] - 1).max())
+
+
+def resume_error(options: argparse.Namespace) -> float:
+    """Bytes of the encoder in which a run that was left and went on differs from an unbroken one."""
+    torch.use_deterministic_algorithms(True)
+    data = of_arrays(pixels_of(256, 32, options.seed), np.arange(256) % 10)
+    how, made = Options(device=options.device, save_every=2, log_every=1), []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, lives in (("unbroken", [99]), ("broken", [3, 99])):
+                for lines in lives:
+                    running = train(Path(folder) / name, _small(epochs=2), data, options=how)
+                    for _ in zip(range(lines), running, strict=False):
+                        pass
+                    running.close()  # type: ignore[attr-defined]
+                made.append((Path(folder) / name / "encoder.safetensors").read_bytes())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return float(sum(a != b for a, b in zip(*made, strict=True)))
+
+
+def compile_error(options: argparse.Namespace) -> float:
+    """Of loss and gradients of a compiled network against the same one, relative."""
+    backend = "aot_eager" if options.tiny else "inductor"  # which takes half a minute of C++ on a CPU
+    return _distance(_step(_small(), options.device, backend), _step(_small(), options.device))

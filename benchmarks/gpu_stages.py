@@ -1,0 +1,275 @@
+"""The stages of gpu.py, each a process: python benchmarks/gpu_stages.py STAGE --figures FILE ...
+
+A figure is said as soon as it is known: one line of JSON in FILE.
+"""
+
+import argparse
+import io
+import json
+import lzma
+import os
+import resource
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products, for the resumed run
+
+import numpy as np
+import torch
+from gpu_correct import TINY, correct
+from PIL import Image
+from spectrum_gpu import CASES, measure, seconds
+from torch import Tensor
+from train import Bench, rounds, write_jpegs
+
+import collapse
+from collapse import InputError
+from collapse.evaluate import embed, features, knn, probe
+from collapse.images import Preprocessing
+from collapse.models import make_backbone
+from collapse.training.config import Config, make_config
+from collapse.training.data import Labelled, of_arrays, open_data
+from collapse.training.state import Options
+from collapse.training.train import train
+
+Say = Callable[[str, Any], None]
+
+
+def card(options: argparse.Namespace, say: Say) -> None:
+    """Versions, memory, rates of copies and products."""
+    cuda = options.device == "cuda"
+    say("versions", {"torch": torch.__version__, "cuda": torch.version.cuda, "python": sys.version.split()[0]})
+    say("cores", len(os.sched_getaffinity(0)))
+    say("open_files", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    shm = os.statvfs("/dev/shm")
+    say("shm_bytes", shm.f_frsize * shm.f_bavail)
+    if cuda:
+        about = torch.cuda.get_device_properties(0)
+        say("device", {"name": about.name, "bytes": about.total_memory, "capability": [about.major, about.minor]})
+    n = 128 if options.tiny else 8192
+    data = torch.empty(n * n * 4, dtype=torch.uint8, pin_memory=cuda)
+    there = data.to(options.device)
+    size = data.numel() / 1e9
+    say("copy_to_device_gb_per_second", size / seconds(lambda: there.copy_(data, non_blocking=True), 5, options.device))
+    say("copy_on_device_gb_per_second", 2 * size / seconds(lambda: there.clone(), 5, options.device))
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        a = torch.randn(n, n, device=options.device).to(dtype)
+        say(f"product_tflops_{str(dtype)[6:]}", 2 * n**3 / seconds(partial(torch.mm, a, a), 5, options.device) / 1e12)
+    b = torch.randint(-64, 64, (n, n), dtype=torch.int8, device=options.device)
+    say("product_tops_int8", 2 * n**3 / seconds(lambda: torch._int_mm(b, b.T), 5, options.device) / 1e12)
+
+
+def _decode(contents: list[bytes]) -> np.ndarray:
+    read = lambda data: np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB"))  # noqa: E731
+    return np.stack([read(data) for data in contents])
+
+
+def read_packed(path: Path) -> tuple[Labelled, Labelled]:
+    """Training and validation images of one lzma file.
+
+    It holds: 4 bytes, little-endian, the length of a JSON object {"n", "classes"}, the object, n uint16 lengths, n
+    uint8 labels, n uint8 (1: validation), and n JPEGs of one size, one after another.
+    Raises InputError: it does not.
+    """
+    try:
+        with lzma.open(path) as file:
+            about = json.loads(file.read(struct.unpack("<I", file.read(4))[0]))
+            n = about["n"]
+            lengths = np.frombuffer(file.read(2 * n), "<u2")
+            labels, held = (np.frombuffer(file.read(n), np.uint8) for _ in range(2))
+            images = [file.read(size) for size in lengths.tolist()]
+        parts = [images[start : start + 2000] for start in range(0, n, 2000)]
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            pixels = torch.from_numpy(np.concatenate(list(pool.map(_decode, parts)))).permute(0, 3, 1, 2).contiguous()
+    except (OSError, lzma.LZMAError, EOFError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise InputError(f"{path}: not images packed as --data wants them ({error}); see gpu_stages.py") from error
+    split = [np.flatnonzero(held == part) for part in (0, 1)]
+    train_set, val = (of_arrays(pixels[i], labels[i].astype(np.int64), about["classes"]) for i in split)
+    return train_set, val
+
+
+def table1(options: argparse.Namespace, say: Say) -> None:
+    """Table 1 in small: as many epochs as fit, the same for all heads; the largest contrast comes first."""
+    began = time.monotonic()
+    data, val = read_packed(options.data)
+    size = TINY if options.tiny else {}
+    batch = 32 if options.tiny else 512
+    # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
+    recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **size}
+    runs = [(t, head) for t in (0.1, 0.5) for head in ("none", "mlp", "directclr", "linear")]
+    base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, **recipe)
+    epoch = epoch_seconds(base, data, options)
+    left = options.seconds - (time.monotonic() - began)
+    fit = int(left / len(runs) * 0.65 / epoch)  # the rest of the time: evaluation and compilation
+    epochs = 2 if options.tiny else max(2, min(200, fit))
+    say("recipe", {**base.as_dict(), "epochs": epochs, "epoch_seconds": epoch, "images": len(data)})
+    for temperature, head in runs:
+        method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
+        config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
+        say(f"{head}, temperature {temperature}", table1_run(config, data, val, options))
+
+
+def _how(options: argparse.Namespace, **more: Any) -> Options:
+    return Options(device=options.device, compile=options.device == "cuda", **more)
+
+
+def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace) -> float:
+    """Of training alone, from some steps after compilation."""
+    bench = Bench(config, data, _how(options), 2 if options.tiny else 25)
+    bench.time(bench.train)
+    return bench.time(bench.train) * bench.plan.per_epoch
+
+
+def table1_run(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one head; probe, neighbours and spectra of what came out."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        how = _how(options, spectrum_every=0, knn_every=0, log_every=10**6)
+        lines = list(train(Path(folder) / "run", config, data, val, how))
+        trained = time.monotonic() - start
+        net = collapse.load(Path(folder) / "run/encoder.safetensors").to(options.device)
+    rows = [torch.from_numpy(_features(net, part, options)).to(options.device) for part in (data, val)]
+    with torch.no_grad():
+        z = rows[1] if net.projector is None else net.projector(rows[1])
+    four = (rows[0], data.labels, rows[1], val.labels)
+    found = {"knn": knn(*four).as_dict(), "probe": probe(*four).as_dict()}
+    spectra = {"representation": collapse.spectrum(rows[1].cpu()), "embedding": collapse.spectrum(z.cpu())}
+    about = {
+        name: {"effective_rank": s.metrics()["effective_rank"], "singular_values": s.singular_values}
+        for name, s in spectra.items()
+    }
+    times = {"train_seconds": trained, "evaluation_seconds": time.monotonic() - start - trained}
+    return {**found, **about, **times, "losses": [line["epoch_loss"] for line in lines]}
+
+
+def _features(net: Any, data: Labelled, options: argparse.Namespace) -> np.ndarray:
+    return features(net, data.batches(net.preprocess, 1000, 0), net.preprocess, options.device)
+
+
+def trainer224(options: argparse.Namespace, say: Say) -> None:
+    """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes."""
+    small: dict[str, Any] = {**TINY, "image_size": 32, "arch": "resnet18"} if options.tiny else {}
+    config = make_config("imagenet", batch_size=8 if options.tiny else 256, seed=options.seed, **small)
+    with tempfile.TemporaryDirectory() as folder:
+        write_jpegs(Path(folder), 16 if options.tiny else 1024, options.seed)
+        data = open_data(folder, "train")
+        workers = 0 if options.tiny else len(os.sched_getaffinity(0))
+        bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 20)
+        start = time.monotonic()
+        bench.train()
+        say("first_step_seconds", time.monotonic() - start)
+        say("rounds", rounds(bench, ["train", "synthetic", "bare"], 1))
+        bench.steps = 4 if options.tiny else 120
+        say("images_per_second_in_a_row", config.batch_size / bench.time(bench.train))
+        if options.device == "cuda":
+            say("memory_bytes", torch.cuda.max_memory_allocated())
+        say("kernels", kernels(bench))
+
+
+def kernels(bench: Bench) -> dict[str, Any]:
+    """How many kernels one step launches, and which take the longest."""
+    cuda = bench.device.startswith("cuda")
+    kinds = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        bench.train()
+        if cuda:
+            torch.cuda.synchronize()
+    taken = lambda event: event.self_device_time_total if cuda else event.self_cpu_time_total  # noqa: E731
+    events = sorted(profile.key_averages(), key=taken, reverse=True)
+    return {
+        "launched": sum(event.count for event in events),
+        "milliseconds": sum(map(taken, events)) / 1e3,
+        "longest": {event.key[:80]: taken(event) / 1e3 for event in events[:12]},
+    }
+
+
+def spectrum(options: argparse.Namespace, say: Say) -> None:
+    """Products and eigenvalues, narrow to wide."""
+    for d, rows in ((32, 512),) if options.tiny else CASES:
+        say(f"d = {d}", measure(d, rows, 1 if options.tiny else 5, options.device))
+
+
+def extract(options: argparse.Namespace, say: Say) -> None:
+    """Images a second of `embed` from pixels in pinned memory, and of the bare forward pass; which it comes to."""
+    shape = TINY if options.tiny else {"blocks": (), "planes": ()}
+    net = make_backbone("resnet18" if options.tiny else "resnet50", 224, stem=7, **shape).to(options.device).eval()
+    batch, count, size = (4, 2, 64) if options.tiny else (256, 12, 224)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, pin_memory=options.device == "cuda")
+    preprocess = Preprocessing()
+    for precision in ("float32", "bf16"):
+
+        def through(precision: str = precision) -> None:
+            for _ in embed(net, _repeat(pixels, count), preprocess, options.device, precision):
+                pass
+
+        layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+        x = preprocess.normalize(pixels.to(options.device)).contiguous(memory_format=layout)
+
+        def bare(precision: str = precision, x: Tensor = x) -> None:
+            kind = torch.device(options.device).type
+            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+                for _ in range(count):
+                    net(x)
+
+        rates = [batch * count / seconds(way, 2, options.device) for way in (through, bare)]
+        say(precision, {"images_per_second": rates[0], "bare": rates[1], "share": rates[0] / rates[1]})
+
+
+def _repeat(batch: Tensor, count: int) -> Iterator[Tensor]:
+    return (batch for _ in range(count))
+
+
+def figures(options: argparse.Namespace, say: Say) -> None:
+    """Spectra of the heads, beside the result."""
+    from collapse import plots
+
+    known = json.loads(options.result.read_text())["figures"]
+    made = []
+    for temperature in (0.1, 0.5):
+        end = f", temperature {temperature}"
+        runs = {key.removesuffix(end)[7:]: value for key, value in known.items() if key.endswith(end)}
+        if runs:
+            with plots.style():
+                fig, ax = plots.figure()
+                plots.plot_spectra(ax, {k: np.array(v["representation"]["singular_values"]) for k, v in runs.items()})
+                stem = options.result.with_name(f"{options.result.stem}-{temperature}")
+                plots.save_figure(fig, stem, [".png"])
+            made.append(stem.with_suffix(".png").name)
+    say("drawn", made)
+
+
+STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
+    for name in ("figures", "data", "result"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    stage = next(stage for stage in STAGES if stage.__name__ == options.stage)
+    with open(options.figures, "a", buffering=1, encoding="utf-8") as file:
+        from collapse.results import strict
+
+        stage(options, lambda name, value: print(json.dumps(strict({f"{options.stage}/{name}": value})), file=file))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"gpu: {error}") from error

@@ -1,0 +1,74 @@
+"""The one command for a GPU, on the CPU: every line of it runs, and a stage that fails or hangs costs only itself."""
+
+import io
+import json
+import lzma
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """64 training and 32 validation images of 32 px in one file; the class is the colour."""
+    rng, n, files = np.random.default_rng(0), 96, []
+    for index in range(n):
+        pixels = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        pixels[..., index % 3] += 160
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    head = json.dumps({"n": n, "classes": ["r", "g", "b"]}).encode()
+    parts = [struct.pack("<I", len(head)), head, np.array([len(f) for f in files], "<u2").tobytes()]
+    parts += [(np.arange(n) % 3).astype(np.uint8).tobytes(), (np.arange(n) >= 64).astype(np.uint8).tobytes(), *files]
+    path = tmp_path_factory.mktemp("packed") / "images.xz"
+    path.write_bytes(lzma.compress(b"".join(parts), preset=0))
+    return path
+
+
+def gpu(tmp_path, *flags, environment=None):
+    """(exit code, the document, what was printed) of the command on the CPU."""
+    call = [sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json"]
+    values = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
+    ran = subprocess.run([*map(str, call), *flags], capture_output=True, text=True, timeout=1600, env=values)
+    return ran.returncode, json.loads((tmp_path / "gpu.json").read_text()), ran.stdout + ran.stderr
+
+
+def test_every_stage_runs_on_the_cpu(tmp_path, packed):
+    code, document, printed = gpu(tmp_path, "--data", str(packed), "--seconds", "1500")
+    assert code == 0, (printed, document)
+    assert {stage["status"] for stage in document["stages"].values()} == {"done"}
+    figures = document["figures"]
+    assert {name.partition("/")[0] for name in figures} == set(document["stages"])
+    checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
+    assert len(checks) == 16
+    assert all(value["holds"] for value in checks.values()), checks
+    for head in ("none", "mlp", "directclr", "linear"):
+        run = figures[f"table1/{head}, temperature 0.5"]
+        assert run["probe"]["top1_interval"][0] <= run["probe"]["top1"] <= run["probe"]["top1_interval"][1]
+        assert len(run["representation"]["singular_values"]) == 16
+    assert figures["trainer224/images_per_second_in_a_row"] > 0
+    assert figures["spectrum/d = 32"]["relative_errors"]["int8, 4 slices"] < 1e-7
+    assert (tmp_path / "gpu-0.1.png").exists()
+
+
+def test_a_stage_that_fails_or_hangs_costs_only_its_own_time(tmp_path, packed):
+    """table1 finds no images; the stage before it is too slow for its limit and leaves what it had said."""
+    (tmp_path / "damaged.xz").write_bytes(packed.read_bytes()[:-100])
+    flags = ("--data", str(tmp_path / "damaged.xz"), "--only", "table1,figures", "--seconds", "1500")
+    code, document, printed = gpu(tmp_path, *flags)
+    assert code == 1
+    assert "table1: failed: gpu: " in printed
+    assert document["stages"]["figures"]["status"] == "done"
+    code, document, printed = gpu(tmp_path, "--only", "card", "--seconds", "0.2")
+    assert code == 1
+    assert document["stages"]["card"]["status"].startswith("ended at its limit")
+    assert document["stages"]["card"]["seconds"] < 30
