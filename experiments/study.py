@@ -197,7 +197,7 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
     first = parallel.rank() == 0
     try:
         with Signals() as signals:
-            how = {"compile": cuda and not given.checkpoint, "checkpoint": given.checkpoint, "stop": signals}
+            how = {"compile": cuda, "checkpoint": given.checkpoint, "stop": signals}
             options = Options(device, workers, knn_every=0, keep_every=int(not choosing), **how)
             for _ in train(places.runs / name, config, train_set, test_set, options):
                 pass
@@ -281,8 +281,9 @@ def augmented(net: nn.Module, config: Config, data: Labelled, images: int, devic
             indices = np.arange(start, start + len(pixels))
             start += len(pixels)
             for view in range(VIEWS):
-                x = augmentation(pixels, uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS))
-                found[view].append(net.eval().to(device)(preprocess.standardise(x).to(device)).cpu().numpy())
+                u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
+                x = preprocess.standardise(augmentation(pixels.to(device), u))
+                found[view].append(net.eval().to(device)(x).cpu().numpy())
     return np.stack([np.concatenate(one) for one in found], axis=1).astype(np.float64)
 
 
@@ -324,7 +325,7 @@ def modes_of(views: NDArray, W: NDArray) -> Arrays:
 def product(projector: nn.Module | None, d: int) -> list[NDArray]:
     """The linear layers of a head, the first first, and their product; no head is the identity."""
     layers = (
-        [m.weight.detach().double().numpy() for m in projector.modules() if isinstance(m, nn.Linear)]
+        [m.weight.detach().cpu().double().numpy() for m in projector.modules() if isinstance(m, nn.Linear)]
         if projector
         else []
     )
