@@ -1,6 +1,10 @@
 """What several test files need: images, checkpoints on disk, and the data that may lie beside the project."""
 
 import os
+import resource
+import signal
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,3 +55,27 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "resnet18.pth"
     torch.save(net.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def in_child() -> Callable[..., None]:
+    """Calls a function in a fork; it may raise nothing, and take no more than some seconds of CPU and 500 MB."""
+
+    def call(act: Callable[[], object], seconds: float = 2.0, megabytes: int = 500) -> None:
+        pid = os.fork()
+        if not pid:
+            signal.alarm(60)
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            try:
+                act()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(3)
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+            os._exit((used > seconds) + 2 * (after.ru_maxrss - before.ru_maxrss > megabytes << 10))
+        codes = {0: "well", 1: "too slow", 2: "too much memory", 3: "an error, or slow and large"}
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert codes.get(code, f"signal {-code}") == "well"
+
+    return call

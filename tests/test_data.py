@@ -1,12 +1,15 @@
 """Data sets of every kind, and the batches that training takes from them."""
 
+import hashlib
 import io
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import struct
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ import torch
 from PIL import Image
 
 from collapse import InputError
-from collapse.images import Images, Preprocessing
+from collapse.files import limits, tars
+from collapse.files.descriptor import opened
+from collapse.files.pictures import UnreadableImage
+from collapse.images import Preprocessing
 from collapse.training.config import make_config
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
 from collapse.training.loader import Plan, Unreadable, batches
@@ -73,9 +79,15 @@ def test_cifar_is_read_as_torchvision_stores_it(tmp_path, monkeypatch):
     for name, *_ in [*CIFAR10.train_list, *CIFAR10.test_list]:
         (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [3, 1, 4, 1]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [*"abcdefghij"]}))
-    with pytest.raises(InputError, match="holds no CIFAR-10"):
-        open_data(f"cifar10:{tmp_path}", "train")  # checksums differ
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
+    with pytest.raises(InputError, match="data_batch_1: is not the file of CIFAR-10 that torchvision knows"):
+        open_data(f"cifar10:{tmp_path}", "train")
+    with pytest.raises(InputError, match=r"holds no CIFAR-10 as torchvision stores it .*: no such file"):
+        open_data(f"cifar10:{folder}", "train")
+    md5 = lambda entry: (entry[0], hashlib.md5((folder / entry[0]).read_bytes()).hexdigest())
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, name, [*map(md5, getattr(CIFAR10, name))])
+    meta = {**CIFAR10.meta, "md5": md5([CIFAR10.meta["filename"]])[1]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
     train, val = (open_data(f"cifar10:{tmp_path}", split) for split in ("train", "val"))
     assert (len(train), len(val), train.classes) == (20, 4, tuple("abcdefghij"))
     assert np.array_equal(train.images.pixels[1].numpy(), rows[1].reshape(3, 32, 32))
@@ -127,7 +139,9 @@ def test_what_is_no_data_set_is_refused(tmp_path, jpegs):
         (np.array([0, -1, 1]), "expected 3 class numbers from 0"),
         (np.array([0.0, 1.0, 1.0]), "y_train is float64"),
         (np.array([0, 1]), "expected 3 class numbers"),
-        (None, "cannot read x_train and y_train"),
+        (np.array([0, 1, 40_000_000]), "y_train: a class number 40000000, expected 0 to 32767"),
+        (np.array([0, 1, 2**63], np.uint64), "y_train: a class number 9223372036854775807"),
+        (None, "truncated zip"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path, labels, message):
@@ -139,14 +153,6 @@ def test_labels_that_are_none_are_refused(tmp_path, labels, message):
         np.savez(path, x_train=noise(3, 4, 4), y_train=labels)
     with pytest.raises(InputError, match=message):
         open_data(path, "train")
-
-
-def test_a_zip_travels_to_workers_that_are_not_forked(tmp_path, jpegs):
-    path = shutil.make_archive(tmp_path / "set", "zip", jpegs)
-    images = Images(f"{path}/train")
-    first = images.open(0)
-    copy = pickle.loads(pickle.dumps(images))
-    assert np.array_equal(np.array(copy.open(0)), np.array(first))
 
 
 def test_16_bit_grey_is_scaled_for_training_as_for_evaluation(tmp_path):
@@ -177,12 +183,257 @@ def test_small_sets_of_one_size_are_decoded_once(tmp_path, jpegs):
     for damaged in ("train/0/0.png", "train/1/3.png"):  # the first, the last
         shutil.copytree(tmp_path / "train", tmp_path / "copy/train", dirs_exist_ok=True)
         (tmp_path / "copy" / damaged).write_bytes(b"nothing")
-        lost = open_data(tmp_path / "copy", "train")
-        assert to_memory(lost, 0) is lost
+        assert isinstance(to_memory(open_data(tmp_path / "copy", "train"), 0).images, Pixels)
     whole = Preprocessing(16, 16)
     assert torch.equal(torch.cat(list(data.batches(whole, 2, 0))), torch.cat(list(kept.batches(whole, 2, 0))))
     small = Preprocessing(8, 8)
     assert torch.equal(torch.cat(list(data.batches(small, 2, 0))), torch.cat(list(kept.batches(small, 2, 0))))
+
+
+def written(folder, count=12, size=(24, 20)):
+    """A set of PNGs of one size in two classes, and their pixels (n, 3, h, w) in order."""
+    images = [Image.fromarray(smooth(1, *size, seed=k)[0]) for k in range(count)]
+    for index, image in enumerate(images):
+        path = folder / f"train/{'ab'[index >= count // 2]}/{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return folder
+
+
+def test_a_lost_image_is_replaced_alike_in_memory_and_by_workers_and_the_way_stays(tmp_path):
+    folder = written(tmp_path)
+    (folder / "train/b/11.png").write_bytes(b"nothing")
+    (folder / "train/a/03.png").unlink()
+    (folder / "train/a/03.png").mkdir()
+    (folder / "train/a/03.png/x.png").symlink_to("nowhere")
+    data = open_data(folder, "train")
+    kept, plan = to_memory(data, 2), Plan(12, 12, 2, 0)
+    assert isinstance(kept.images, Pixels)
+    whole = Augmentation(20, scale=(1, 1), ratio=24 / 20, flip=0, jitter=0, grayscale=0)
+    for here, there in zip(batches(kept, plan, (whole,), 0, 0), batches(data, plan, (whole,), 0, 2), strict=True):
+        np.testing.assert_array_equal(here.images, there.images)
+        assert sorted(here.images.tolist()) == [0, 0, 1, 2, 4, 4, *range(5, 11)]  # label and all
+        assert sorted(here.unreadable) == sorted(there.unreadable)
+        assert [text.partition(":")[0][-13:] for text in sorted(here.unreadable)] == [
+            "a/03.png/x.png"[1:],
+            "rain/b/11.png",
+        ]
+    part = kept.subset(np.array([11, 3, 5]))
+    assert part.labels.tolist() == [0, 0, 0]
+    assert torch.equal(part.images.pixels, kept.images.pixels[[0, 4, 5]])
+    for path in sorted((folder / "train").rglob("*.png"))[:-2]:
+        if path.is_file():
+            path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"ten images in a row cannot be read, the last: .*png: not a readable"):
+        to_memory(open_data(folder, "train"), 0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "shards"])
+def test_a_set_is_another_when_an_image_is_another_of_the_same_name_and_size(tmp_path, kind):
+    def make(place, tone, label=b"1"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (tone, 0, 0)).save(buffer, "BMP")
+        files = {"a/0.bmp": bytes(buffer.getvalue()), "b/1.bmp": bytes(199)}
+        (tmp_path / place).mkdir()
+        if kind == "folder":
+            for name, data in files.items():
+                (tmp_path / place / "train" / name).parent.mkdir(parents=True)
+                (tmp_path / place / "train" / name).write_bytes(data)
+            return open_data(tmp_path / place, "train")
+        if kind == "zip":
+            with zipfile.ZipFile(tmp_path / place / "set.zip", "w") as archive:
+                for name, data in files.items():
+                    archive.writestr(f"train/{name}", data)
+            return open_data(tmp_path / place / "set.zip", "train")
+        shard(tmp_path / place / "train.tar", {**files, "a/0.cls": b"0", "b/1.cls": label})
+        return open_data(tmp_path / place, "train")
+
+    one, same, other = make("one", 7), make("same", 7), make("other", 8)
+    assert one.digest == same.digest != other.digest
+    assert one.names_digest == same.names_digest == other.names_digest
+    names = "\n".join(f"{name} {label}" for name, label in zip(one.images.names, [0, 1], strict=True))
+    assert one.names_digest == hashlib.sha256(names.encode()).hexdigest()  # as runs of version 1 have it
+    parts = [one.subset(np.array(indices)) for indices in ((0, 1), (1, 0))]
+    assert len({one.digest, *(part.digest for part in parts)}) == 3
+    assert {part.names_digest for part in parts} == {one.names_digest}
+
+
+def test_contents_of_a_large_set_are_sampled_and_sizes_never(tmp_path, monkeypatch):
+    folder = written(tmp_path)
+    whole = open_data(folder, "train").digest
+    monkeypatch.setattr(limits, "DIGESTED", 100)
+    monkeypatch.setattr(limits, "SAMPLED", 3)
+    digests = {open_data(folder, "train").digest}
+    assert whole not in digests
+    for name, change in (("a/01.png", b""), ("a/00.png", b""), ("a/01.png", b"longer")):
+        path = folder / f"train/{name}"
+        path.write_bytes(path.read_bytes()[:-1] + b"?" + change)
+        digests.add(open_data(folder, "train").digest)
+    assert len(digests) == 3  # the first change is of a file that is not in the sample
+    data = [open_data(folder, "train", most).digest for most in (1000, 2000)]
+    assert data[0] != data[1]
+
+
+def shard(path, files, format=tarfile.PAX_FORMAT):
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def tar_header(name, size, kind=b"0"):
+    """A header of ustar; size: its 12 bytes."""
+    block = bytearray(512)
+    block[: len(name)], block[100:108], block[124:136], block[156:157] = name, b"0000644\0", size, kind
+    block[257:265], block[148:156] = b"ustar\x0000", b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+octal = lambda size: b"%011o\0" % size
+LABEL = tar_header(b"a.cls", octal(1)) + b"0".ljust(512, b"\0")
+IMAGE = tar_header(b"a.png", octal(4)) + b"\x89PNG".ljust(512, b"\0")
+PAX = lambda text: tar_header(b"x", octal(len(text)), b"x") + text.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_index_of_a_tar_is_that_of_pythons_own_reader(tmp_path, format):
+    long = "d" * 90 + "/" + ("n" * (90 if format == tarfile.USTAR_FORMAT else 160))
+    files = {"plain.png": b"x" * 700, "empty.png": b"", f"{long}.png": b"y" * 512, "é\udcff.png": b"z", "v7": b"1"}
+    path = shard(tmp_path / "x.tar", files, format)
+    with tarfile.open(path, "a", format=format) as archive:
+        for name, kind in (("folder", tarfile.DIRTYPE), ("soft.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE),
+                           ("pipe.png", tarfile.FIFOTYPE), ("device.png", tarfile.CHRTYPE)):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "plain.png"
+            archive.addfile(member)
+    with opened(path) as source:
+        members, links = tars.members(source)
+        assert {member.name: source.read(member.start, member.size) for member in members} == files
+    assert links == ["soft.png", "hard.png"]
+    with tarfile.open(path) as archive:
+        theirs = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+    assert [tuple(member) for member in members] == theirs
+
+
+ATTACKS = {
+    "a negative size": (tar_header(b"a.png", b"-0000001000\0"), "without a size of bytes"),
+    "a negative size in base 256": (tar_header(b"a.png", b"\xff" * 12), "without a size of bytes"),
+    "a negative size by pax": (PAX(b"13 size=-512\n") + IMAGE, "a member's size is '-512'"),
+    "a size beyond the end": (LABEL + tar_header(b"a.png", octal(1 << 30)), "truncated"),
+    "a size beyond all ends": (LABEL + tar_header(b"a.png", b"\x80" + b"\x7f" * 11), "truncated"),
+    "a size by pax beyond the end": (PAX(b"22 size=9999999999999\n") + IMAGE, "truncated"),
+    "a long name without end": (tar_header(b"l", octal(1 << 30), b"L"), "a header of 1073741824 bytes"),
+    "a pax record of no length": (PAX(b"0 path=a\n") + IMAGE, "a damaged pax header"),
+    "a pax record of another length": (PAX(b"99 path=a\n") + IMAGE, "a damaged pax header"),
+    "a sparse label of gnu": (IMAGE + tar_header(b"a.cls", octal(1), b"S") + b"0".ljust(512, b"\0"), "stored sparse"),
+    "a sparse label of pax": (IMAGE + PAX(b"22 GNU.sparse.major=1\n") + LABEL, "stored sparse"),
+    "two files of one name": (LABEL + IMAGE + IMAGE, "two files are called 'a.png'"),
+    "a checksum": (LABEL + IMAGE[:5] + b"x" + IMAGE[6:], "damaged at byte 1024"),
+    "no end": (b"", "truncated"),
+    "a large label": (tar_header(b"a.cls", octal(1 << 17)) + bytes(1 << 17) + IMAGE, "a label of 131072 bytes"),
+    "a huge class": (tar_header(b"a.cls", octal(8)) + b"40000000".ljust(512, b"\0") + IMAGE, "a class number 40000000"),
+    "an endless class": (
+        tar_header(b"a.cls", octal(13)) + b"1099511627776".ljust(512, b"\0") + IMAGE,
+        "class number 1099",
+    ),
+    "a negative class": (
+        tar_header(b"a.cls", octal(2)) + b"-5".ljust(512, b"\0") + IMAGE,
+        "class number from 0, got -5",
+    ),
+    "a class and a half": (
+        tar_header(b"a.cls", octal(3)) + b"1.5".ljust(512, b"\0") + IMAGE,
+        "class number from 0, got 1.5",
+    ),
+    "an infinite class": (
+        tar_header(b"a.cls", octal(5)) + b"1e999".ljust(512, b"\0") + IMAGE,
+        "expected a class number",
+    ),
+    "a class in brackets": (
+        tar_header(b"a.cls", octal(9999)) + b"[" * 9999 + bytes(241) + IMAGE,
+        "expected a class number",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_shard_that_lies_is_one_line(tmp_path, in_child, attack):
+    content, message = ATTACKS[attack]
+    (tmp_path / "train.tar").write_bytes(
+        content + bytes(1024 if attack != "no end" else 0) if content else LABEL + IMAGE
+    )
+
+    def act():
+        with pytest.raises(InputError, match=message) as caught:
+            open_data(tmp_path, "train")
+        assert "\n" not in str(caught.value)
+
+    in_child(act)
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_is_another(tmp_path, jpegs):
+    image = (jpegs / "train/a/00.jpg").read_bytes()
+    shard(tmp_path / "train.tar", {"a.jpg": image, "a.cls": b"0", "b.jpg": image, "b.cls": b"1", "notes.txt": b"x"})
+    data = open_data(tmp_path, "train")
+    assert data.warnings == ("1 members of the shards are no images, first 'train.tar/notes.txt'; left out",)
+    assert pickle.loads(pickle.dumps(data.images)).open(1).size == data.images.open(1).size
+    os.utime(tmp_path / "train.tar", (0, 0))
+    with pytest.raises(UnreadableImage, match=r"train\.tar/b\.jpg: .*the shard is another file than at the start"):
+        data.images.open(1)
+
+
+def npz(path, **records):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def npy(shape, data, descr="|u1"):
+    head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + data
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (npy((100, 32, 32, 1000), bytes(102_400_000)), "unpacks to .* bytes, at most 67108864 are read"),
+        (npy((1 << 60, 32, 32, 3), bytes(3072)), "x_train is damaged, or no numbers"),
+        (npy((-1, 32, 32, 3), bytes(3072)), "x_train is damaged, or no numbers"),
+        (npy((1, 32, 32, 3), bytes(3072), "|O"), "x_train is damaged, or no numbers"),
+        (npy((1, 32, 32, 3), bytes(3071)), "x_train is damaged, or no numbers"),
+        (npy("(1, " * 3000, b""), "x_train has a damaged header"),
+        (b"no array", "x_train has a damaged header"),
+        (npy((0, 32, 32, 3), b""), r"x_train is uint8 \(0, 32, 32, 3\), expected"),
+    ],
+)
+def test_an_array_of_images_that_lies_is_one_line(tmp_path, in_child, x, message):
+    path = npz(tmp_path / "set.npz", x_train=x, y_train=npy((1,), b"\0"))
+    del x
+
+    def act():
+        with pytest.raises(InputError, match=message) as caught:
+            open_data(path, "train")
+        assert "\n" not in str(caught.value)
+
+    in_child(act)
+
+
+def test_jpegs_for_the_device_are_jpegs_and_not_too_large(jpegs, tmp_path):
+    shutil.copytree(jpegs, tmp_path / "set")
+    place = tmp_path / "set/train/a/00.jpg"
+    data = place.read_bytes()
+    start = data.find(b"\xff\xc0") + 5
+    for content in (data[:start] + b"\xff\xdc" * 2 + data[start + 4 :], b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"):
+        place.write_bytes(content)
+        (batch,) = batches(
+            open_data(tmp_path / "set", "train"), Plan(20, 20, 1, 0), (Augmentation(24),), 0, 0, encoded=True
+        )
+        assert sorted(batch.images.tolist()) == [1, 1, *range(2, 20)]
+        (text,) = batch.unreadable
+        assert text.startswith(f"{place}: not a readable image (")
 
 
 def test_the_plan_shows_every_image_once_an_epoch_however_many_processes_share_it():

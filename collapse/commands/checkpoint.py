@@ -95,7 +95,7 @@ def _embed(options: argparse.Namespace) -> None:
     about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
     inputs = [*sources(options.source), *images_of(options.images)]
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
-    net, images = load_encoder(options, options.source), Images(options.images)
+    net, images = load_encoder(options, options.source), Images(options.images, options.max_pixels)
     document = _write_embeddings(options, net, images, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
     note = f"; {skipped} images were skipped" if skipped else ""
@@ -117,16 +117,14 @@ def _write_embeddings(
         with NpyWriter(rows) as writer, closing(pixels_of(options, images, net, skipped)) as pixels:
             for batch in embed(layer, pixels, net.preprocess, device, options.precision):
                 writer.write(batch.cpu().numpy())
-        if not writer.shape[0]:
-            first = skipped[0]
-            raise InputError(f"{images.source}: none of its images can be read, first {first['path']} ({first['why']})")
         lost = {entry["path"] for entry in skipped}
-        names = [name for name in images.names[: options.limit] if str(images.source / name) not in lost]
+        names = [name for k, name in enumerate(images.names[: options.limit]) if images.path(k) not in lost]
         lines.write_bytes(b"".join(os.fsencode(line_of(name)) + b"\n" for name in names))
         document = {
             "schema": "collapse.embeddings/1",
             "source": {**net.source(options.layer), "warnings": net.report["warnings"]},
             "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
+            "warnings": images.warnings,
             "shape": list(writer.shape),
             "files": {options.out.name: digest(rows), listed.name: digest(lines)},
             "command": command(),

@@ -56,7 +56,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")
-    device, images = place(options), Images(options.images)
+    device, images = place(options), Images(options.images, options.max_pixels)
     net = load_encoder(options, options.source)
     size = net.preprocess.crop or net.preprocess.resize
     if size is None:
@@ -67,10 +67,11 @@ def _diagnose(options: argparse.Namespace) -> None:
     how = (step, options.workers, options.limit, None if options.strict else skipped)
     pixels = progress(pixel_batches(images, before_crop(net.preprocess), *how), "images", total)
     about: dict[str, Any] = {"path": str(images.source), "skipped": skipped}
+    about["warnings"] = images.warnings
     if total < len(images):
-        about["warnings"] = [
+        about["warnings"].append(
             f"the first {total} of {len(images)} images; in folders by class, of the first classes alone"
-        ]
+        )
     about["augmentation"] = describe(augmentations, options.augmentation or "the paper's")
     try:
         found = diagnose(

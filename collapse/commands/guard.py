@@ -79,10 +79,10 @@ def _beside(place: Path) -> list[Path]:
 def images_of(text: str | None) -> Iterator[Input]:
     """A folder of images, a zip, or a list and the images that it names."""
     for place in given(text or ""):
-        from collapse.images import SUFFIXES, Images
+        from collapse.images import Images, may_be_image
 
         if place.is_dir():
-            yield _folder(place, lambda name: os.path.splitext(name)[1].lower() in SUFFIXES)
+            yield _folder(place, may_be_image)
             continue
         yield _file(place)
         if place.suffix == ".txt":

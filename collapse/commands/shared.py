@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from collapse import InputError
+from collapse.files import limits
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
@@ -60,6 +61,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"))
     model.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
+    add_max_pixels(model)
     model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
     model.add_argument("--batch-size", type=positive, help="default: 64, or 256 on CUDA")
     model.add_argument("--workers", type=count, help="processes that decode; default: up to 4, or 16 on CUDA")
@@ -67,6 +69,14 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--precision", default="float32", choices=("float32", "bf16"), help="bf16 is faster on a GPU; see the floor"
     )
+
+
+def add_max_pixels(command: Any) -> None:
+    """How large an image may be."""
+    command.add_argument(
+        "--max-pixels", type=positive, default=limits.PIXELS, metavar="N",
+        help=f"images of more, height times width, are not decoded ({limits.PIXELS:,})",
+    )  # fmt: skip
 
 
 def add_output(command: argparse.ArgumentParser) -> None:

@@ -186,7 +186,7 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
     names = every if options.layer == "all" else [options.layer]
     if options.layer != "all":
         net.layer(options.layer).taps.remove()  # refuses an unknown name with the list of those that are
-    images = Images(images_path)
+    images = Images(images_path, options.max_pixels)
     count = len(range(len(images))[: options.limit])
     if count < 2:
         raise InputError(f"{images.source}: holds 1 image; a covariance needs at least 2")
@@ -201,10 +201,10 @@ def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list
         for name in names:
             measured[name].update(rows[name])
     if len(skipped) > count - 2:
-        raise InputError(
-            f"{images.source}: {len(skipped)} of {count} images cannot be read, first {skipped[0]['path']}"
-        )
-    notes = net.report["warnings"] + ([f"{len(skipped)} of {count} images were skipped"] if skipped else [])
+        first = f"{skipped[0]['path']} ({skipped[0]['why']})"
+        raise InputError(f"{images.source}: {len(skipped)} of {count} images cannot be read, first {first}")
+    notes = [*net.report["warnings"], *images.warnings]
+    notes += [f"{len(skipped)} of {count} images were skipped"] if skipped else []
     seen = {"path": str(images.source), "count": count - len(skipped), "skipped": skipped}
     about = {"images": seen, "warnings": notes}
     return [

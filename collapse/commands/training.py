@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
 from collapse.commands.guard import RUN, data_of, files, protect, sources, spare_all
-from collapse.commands.shared import above_zero, choose_device, cores, count, deliver, positive, progress, tell
+from collapse.commands.shared import (
+    above_zero,
+    add_max_pixels,
+    choose_device,
+    cores,
+    count,
+    deliver,
+    positive,
+    progress,
+    tell,
+)
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Encoder
@@ -44,6 +54,7 @@ def add_train(commands: Any) -> None:
     fast = command.add_argument_group("computing")
     fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory")
+    add_max_pixels(fast)
     values = command.add_argument_group("the recipe (defaults: the preset's)")
     for name, kind, many in flags():
         options: dict[str, Any] = {"type": kind, "nargs": many, "metavar": kind.__name__.upper()}
@@ -65,7 +76,7 @@ def _train(options: argparse.Namespace) -> None:
     written = {name: options.out / name for name in RUN}
     spare_all([*data_of(options.data), *files(options.preset)], written)
     config = resolve(make_config(options.preset, **given))
-    data, val = (open_data(options.data, split) for split in ("train", "val"))
+    data, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
     same_classes(data, val, options.data)
     device = parallel.start(choose_device(options.device))
     compiled = device.startswith("cuda") if options.compile is None else options.compile
@@ -74,6 +85,7 @@ def _train(options: argparse.Namespace) -> None:
     lead = parallel.rank() == 0
     size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
     if lead:
+        _warn(data, val)
         tell("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()))
         tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
     try:
@@ -85,6 +97,12 @@ def _train(options: argparse.Namespace) -> None:
         parallel.stop()
     if lead:
         _finish_run(options, last)
+
+
+def _warn(*parts: Any) -> None:
+    """Say on stderr what was left out of the sets."""
+    for text in (text for part in parts for text in part.warnings):
+        tell(f"warning: {text}")
 
 
 def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str, Any] | None:
@@ -164,6 +182,7 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
     command.add_argument("--data", required=True, help="train/CLASS/* and val/CLASS/*, as a folder or a zip")
     command.add_argument("--batch-size", type=positive, default=256)
     command.add_argument("--workers", type=count, default=min(16, cores()), help="processes that decode")
+    add_max_pixels(command)
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     command.add_argument("--seed", type=count, default=0)
     command.add_argument("--json", action="store_true", help="print one JSON document")
@@ -220,8 +239,9 @@ def _open_evaluation(options: argparse.Namespace) -> tuple["Encoder", Any, Any, 
 
     protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
     device = choose_device(options.device)
-    train, val = (open_data(options.data, split) for split in ("train", "val"))
+    train, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
     same_classes(train, val, options.data)
+    _warn(train, val)
     return load(options.checkpoint).to(device), train, val, device
 
 

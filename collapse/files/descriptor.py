@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,23 @@ class Descriptor:
             raise InputError(f"{path}: is {'empty' if stat.S_ISREG(about.st_mode) else 'not a regular file'}")
         return cls(path, number, about.st_size, 0, _state(about))
 
+    @classmethod
+    def kept(cls, path: Path) -> "Descriptor":
+        """Open `path`; it closes when nobody holds it any more. Raises InputError as `opened` does."""
+        source = cls.of(path)
+        weakref.finalize(source, os.close, source.number)
+        return source
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "number": -1}  # another process opens the file anew, when it reads
+
+    def _again(self) -> None:
+        source = Descriptor.kept(self.path)
+        if source.state != self.state:
+            raise InputError(f"{self.path}: is another file than at the start; begin again")
+        self.number = os.dup(source.number)
+        weakref.finalize(self, os.close, self.number)
+
     def close(self) -> None:
         """Let the file go."""
         os.close(self.number)
@@ -78,6 +96,8 @@ class Descriptor:
         """Fill a writable buffer with the bytes from `start` on. Raises InputError: there are fewer."""
         view = memoryview(target).cast("B")
         self._within(start, len(view) if size is None else size)
+        if self.number < 0:
+            self._again()
         done = 0
         while done < len(view):
             got = os.preadv(self.number, [view[done : done + (1 << 30)]], self.start + start + done)

@@ -15,7 +15,9 @@ PICKLE = 256 << 20  # bytes of a pickle without its tensors
 OPCODES = 10_000_000  # steps of a pickle; a network of 3,000 blocks needs 1 million
 INTEGER = 64  # bytes of one integer in a pickle; the state of numpy's generators needs 16
 ENTRIES = 2_000_000  # files in a zip
-IMAGE_FILE = 256 << 20  # bytes of one image file in an archive
+IMAGE_FILE = 256 << 20  # bytes of one image file; in proportion more with a larger --max-pixels
+LIST = 1 << 30  # bytes of a list of images
+TAR_HEADER = 1 << 20  # bytes of a header of long names in a tar
 UNPACKED_RATIO, UNPACKED_FREE = 100, 64 << 20  # an array may unpack to this many times its bytes, or to this many bytes
 TENSORS = 100_000  # tensors of a file; real ones have below 5,000
 NPY_HEADER = 10_000  # bytes of the header of a .npy, as numpy has it
@@ -23,6 +25,17 @@ COLUMNS = 1 << 24  # of an array
 NODES = 100_000  # groups and arrays in an HDF5 file or a zarr folder
 BLOCK = 16 << 20  # bytes of rows that are read at a time
 THRIFT = 4_000_000  # values in the description of a Parquet file, which is at its end
+
+# Images. What decoding takes grows with the pixels, 4 to 16 bytes each, whatever the bytes of the file.
+PIXELS = 89_478_485  # height times width of an image, decoded or resized, without --max-pixels; Pillow's own limit too
+SCANS = 100  # passes over a progressive JPEG, pieces of its Exif; real ones have about ten
+JOINED = 8 << 20  # bytes of a JPEG up to which its Exif may be in any number of pieces
+RUN_WIDTH = 1 << 16  # pixels of a row in a packed BMP
+TILES, TILES_OF_TIFF = 16_384, 500_000  # of a JPEG 2000; strips or tiles of a TIFF
+
+CLASSES = 32_768  # classes that numbers may name, of fewer images; a network has an output for each
+LABEL = 1 << 16  # bytes of a label in a tar
+DIGESTED, SAMPLED = 1 << 30, 1024  # bytes of a set whose contents are digested whole; of more, so many files are
 
 
 def memory() -> int:
@@ -39,3 +52,13 @@ def memory() -> int:
             most -= int(Path("/proc/self/statm").read_text().split()[0]) * page
         room.append(max(0, most))
     return min(room)
+
+
+def image_file(pixels: int) -> int:
+    """Bytes that the file of an image of at most `pixels` may have."""
+    return max(IMAGE_FILE, IMAGE_FILE * pixels // PIXELS)
+
+
+def unpacked(packed: int) -> int:
+    """Bytes that `packed` ones may unpack to."""
+    return max(UNPACKED_FREE, UNPACKED_RATIO * packed)

@@ -139,8 +139,10 @@ def batches(
     """
     if isinstance(data.images, Pixels):
         pixels = data.images.pixels.to(device)
-        for epoch, images in plan.batches(first):
-            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device, non_blocking=True)], [])
+        for epoch, chosen in plan.batches(first):
+            images = data.images.stands[chosen]
+            unreadable = [data.images.unreadable[i] for i in chosen.tolist() if i in data.images.unreadable]
+            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device, non_blocking=True)], unreadable)
         return
     size = max(a.size or 0 for a in augmentations)
     waiting = AHEAD // max(1, workers * plan.batch_size // plan.world * len(augmentations) * 3 * size**2)
