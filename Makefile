@@ -8,6 +8,7 @@
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
+# make fuzz      COUNT=200000 damaged files of all formats, of a SEED; hours, at low priority; the same command goes on
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +23,7 @@ LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
 TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys study gpu test notebooks docs mutants clean FORCE
+.PHONY: figures toys study gpu test notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -83,6 +84,10 @@ docs: .venv/installed-docs
 
 mutants: .venv/installed-mutants
 	$(BIN)/python tests/mutants.py
+
+COUNT ?= 200000
+fuzz: .venv/installed-test
+	nice -n 19 $(BIN)/python tests/fuzz.py --count $(COUNT) --seed $(SEED) --out benchmarks/results/fuzz.json
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("collapse needs Python 3.10 or newer; give one as PYTHON=...") if sys.version_info < (3, 10) else None'

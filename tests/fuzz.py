@@ -120,7 +120,7 @@ def _keep(record: Record, seeds: dict, options: argparse.Namespace) -> None:
         first = failures[0]
         name, target = first["format"], FORMATS[first["format"]].target
         made, _ = mutant(options.seed, name, first["index"], seeds[name])
-        small = shrink(target, made, seeds[name], options.shrink)
+        small = shrink(target, made, seeds[name], options.shrink) if options.shrink else made
         slug = f"{name}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}".replace(" ", "-")
         (folder / f"{slug}.json").write_text(pack(small, target, f"{kind} {first['text'][:200]}"))
         print(f"{len(failures):6} x {kind}\n         mutant {first['index']}, {made.what[:110]}\n"
@@ -147,19 +147,23 @@ def result(record: Record) -> dict[str, Any]:
     }
 
 
-def one_case(path: Path) -> int:
-    """Read a case again and leave its files."""
+def read_cases(paths: list[Path]) -> int:
+    """Read cases again; returns how many fail. The files of a single one are left."""
     import fuzz_mutants
     from fuzz_engine import alone, unpack
 
-    made, target = unpack(path.read_text())
-    outcome = alone(target, made)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    fuzz_mutants.write_folder(made.files, BUILD / "case")
-    print(
-        f"{outcome.kind} {outcome.where} {outcome.text}\n{made.what}; read by {target}: {BUILD / 'case' / made.entry}"
-    )
-    return int(outcome.failed)
+    failed = 0
+    for path in paths:
+        made, target = unpack(path.read_text())
+        outcome = alone(target, made)
+        failed += outcome.failed
+        if outcome.failed or len(paths) == 1:
+            print(f"{path.name}: {outcome.kind} {outcome.where} {outcome.text}\n{made.what}; read by {target}")
+    if len(paths) == 1:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        fuzz_mutants.write_folder(made.files, BUILD / "case")
+        print(BUILD / "case" / made.entry)
+    return failed
 
 
 def main() -> int:
@@ -179,15 +183,15 @@ def main() -> int:
 
     torch.set_num_threads(1)
     if options.case:
-        return one_case(options.case)
+        return min(1, read_cases([options.case]))
     names = options.formats or [name for name, found in FORMATS.items() if found.quick or not options.quick]
-    record = fuzz(options, names)
-    document = result(record)
+    record, cases = fuzz(options, names), sorted(CASES.glob("*.json"))
+    document = result(record) | {"cases": len(cases), "failing_cases": read_cases(cases)}
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     counts = ", ".join(f"{document[name]} {name}" for name in ("mutants", "answers", "refusals", "failures"))
-    print(f"{counts} in {document['seconds']} s (seed {options.seed})")
-    return int(document["failures"] > 0)
+    print(f"{counts} in {document['seconds']} s (seed {options.seed}); {len(cases)} cases of before")
+    return int(document["failures"] + document["failing_cases"] > 0)
 
 
 if __name__ == "__main__":

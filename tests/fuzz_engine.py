@@ -28,7 +28,7 @@ from fuzz_mutants import Mutant
 from fuzz_watch import Forbidden, watched
 
 PROCESSOR, WALL, KILL = 2.0, 30.0, 120.0  # seconds: a reader's own, waiting included, until the process is ended
-LINE = 1000  # characters of a refusal
+LINE = 10_000  # characters of a refusal
 MEMORY, ADDRESSES = 1 << 30, 3 << 30  # bytes that a mutant may take, and that it can take
 
 
@@ -85,15 +85,12 @@ def load_seeds(names: list[str]) -> dict[str, list[tuple[str, dict[str, bytes]]]
         call = [sys.executable, str(Path(fuzz_seeds.__file__)), folder, *names]
         subprocess.run(call, check=True, stderr=subprocess.DEVNULL, timeout=600)
         return {
-            name: [(_entry(place), mutants.read_folder(place)) for place in sorted((Path(folder) / name).iterdir())]
+            name: [
+                (fuzz_seeds.entry(place), mutants.read_folder(place))
+                for place in sorted((Path(folder) / name).iterdir())
+            ]
             for name in names
         }
-
-
-def _entry(place: Path) -> str:
-    """What is opened of a seed: the only thing there, or the one that is no neighbour of the others."""
-    names = sorted(path.name for path in place.iterdir())
-    return next((n for n in names if n.endswith((".txt", ".json"))), names[0])
 
 
 def mutant(seed: int, name: str, index: int, seeds: list) -> tuple[Mutant, int]:
@@ -140,7 +137,12 @@ def attempt(call: Any, made: Mutant, root: Path, truth: str | None = None) -> Ou
         file.write("5")  # the highest memory so far is forgotten
     before, began = _bytes_of("VmRSS"), time.process_time()
     try:
-        with limited(), watched(root, root if call.__name__ == "run" else None) as seen:
+        with (
+            limited(),
+            watched(
+                Path("/") if made.entry.endswith(".txt") else root, root if call.__name__ == "run" else None
+            ) as seen,
+        ):
             outcome = _read(call, root / made.entry, root, truth)
     except Hang:
         outcome = Outcome("hang", f"over {PROCESSOR} s of processor time, or {WALL} s")
@@ -153,6 +155,19 @@ def attempt(call: Any, made: Mutant, root: Path, truth: str | None = None) -> Ou
     if not outcome.failed and any(path.name != root.name for path in root.parent.iterdir()):
         outcome = replace(outcome, kind="forbidden", text="a file appeared beside what was read", where="")
     return outcome
+
+
+def warm(call: Any, seeds: list, root: Path) -> list[str | None]:
+    """Read seeds unwatched, so that what libraries load at first use is loaded; digests of the answers."""
+    from fuzz_targets import digest
+
+    truths: list[str | None] = []
+    for entry, files in seeds:
+        mutants.write_folder(files, root)
+        truths.append(None)
+        with contextlib.suppress(Exception, Hang), limited():
+            truths[-1] = digest(call(root / entry))
+    return truths
 
 
 def _read(call: Any, path: Path, root: Path, truth: str | None) -> Outcome:
@@ -189,18 +204,13 @@ def _place(error: BaseException) -> str:
 
 def _work(job: Job, seed: int, seeds: list, pipe: int) -> None:
     """What a forked process does; it says where it is and how each mutant ended, a line each."""
-    from fuzz_targets import SEALED, TARGETS, digest
+    from fuzz_targets import SEALED, TARGETS
 
     call = TARGETS[fuzz_seeds.FORMATS[job.format].target]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "case"
         os.chdir(folder)
-        truths: list[str | None] = []
-        for entry, files in seeds:  # what libraries load at first use is loaded now
-            mutants.write_folder(files, root)
-            truths.append(None)
-            with contextlib.suppress(Exception):
-                truths[-1] = digest(call(root / entry))
+        truths = warm(call, seeds, root)
         for index in range(job.start, job.stop):
             made, origin = mutant(seed, job.format, index, seeds)
             os.write(pipe, b"%d\n" % index)
@@ -226,6 +236,8 @@ def _fork(work: Any, *arguments: Any) -> tuple[int, int]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         work(*arguments, writer)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -299,8 +311,9 @@ def run_jobs(jobs: Iterator[Job], seed: int, seeds: dict, processes: int) -> Ite
                     yield lane.job
     finally:
         for lane in lanes:
-            os.kill(lane.pid, signal.SIGKILL)
-            os.waitpid(lane.pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # the one that failed is gone
+                os.kill(lane.pid, signal.SIGKILL)
+                os.waitpid(lane.pid, 0)
 
 
 def alone(target: str, made: Mutant, seeds: list = ()) -> Outcome:  # type: ignore[assignment]
@@ -310,10 +323,7 @@ def alone(target: str, made: Mutant, seeds: list = ()) -> Outcome:  # type: igno
     def work(pipe: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            for entry, files in seeds:
-                mutants.write_folder(files, Path(folder) / "case")
-                with contextlib.suppress(Exception):
-                    TARGETS[target](Path(folder) / "case" / entry)
+            warm(TARGETS[target], seeds, Path(folder) / "case")
             os.write(pipe, json.dumps(vars(attempt(TARGETS[target], made, Path(folder) / "case"))).encode())
 
     pid, pipe = _fork(work)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import features
 
 New = Callable[[str], Path]
 ROWS = np.random.default_rng(0).standard_normal((12, 5))
@@ -61,6 +62,12 @@ def make(name: str, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         FORMATS[name].write(new)
+
+
+def entry(place: Path) -> str:
+    """What is opened of a seed: the only thing there, or the one that is no neighbour of the others."""
+    names = sorted(path.name for path in place.iterdir())
+    return next((n for n in names if n.endswith((".txt", ".json"))), names[0])
 
 
 def _network():
@@ -311,6 +318,10 @@ _images("gif", {"mode": "P"}, {"mode": "L"})
 _images("bmp", {}, {"mode": "P"}, {"mode": "1"})
 _images("ppm", {})
 _images("pgm", {"mode": "L"}, {"mode": "I;16"})
+_images("tga", {}, {"mode": "P"}, {"compression": "tga_rle"})
+_images("jp2", {}, {"mode": "L"}, {"irreversible": True})
+if features.check("avif"):  # Pillow before 11.3 has no AVIF
+    _images("avif", {}, {"mode": "RGBA"})
 _images("tif", {}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"},
         {"mode": "1", "compression": "group4"}, {"mode": "CMYK"}, {"mode": "I;16"}, {"mode": "F"})  # fmt: skip
 
@@ -387,13 +398,16 @@ def run(new):
         generator = torch.Generator().get_state()
         for step in (1, 2):
             opened.add_spectra(step, {"representation": np.ones(5), "projector": np.ones(3)})
-            size = opened.log({"step": step, "epoch": 1, "loss": 0.5, "effective_rank": 3.0, "images_per_second": 9.0})
-            opened.save({"net": net.state_dict(), "step": step, "log": size, "generator": generator, "best": None})
+            opened.log({"step": step, "epoch": 1, "loss": 0.5, "effective_rank": 3.0, "images_per_second": 9.0})
+            opened.save({"net": net.state_dict(), "step": step, "generator": generator, "best": None})
+        lock = (folder / ".lock").read_text()
         opened.close()
         if finished:
             from safetensors.torch import save_file
 
             save_file(net.state_dict(), folder / "encoder.safetensors", {"collapse": "{}"})
+        else:  # killed: its lock is that of a process that is no more
+            (folder / ".lock").write_text(lock)
 
 
 if __name__ == "__main__":  # python tests/fuzz_seeds.py FOLDER FORMAT ...: what the writers load stays in this process

@@ -13,13 +13,11 @@ from PIL import Image
 
 import collapse
 from collapse.compare import comparison
-from collapse.files.arrays import open_array
 from collapse.images import Images, Preprocessing, pixel_batches
-from collapse.measure import spectrum
 from collapse.spectra import load_results
 from collapse.training.config import Config, make_config
 from collapse.training.data import open_data, same_classes, to_memory
-from collapse.training.run import Run
+from collapse.training.run import Run, last_line, spectra_of
 
 PICTURE = Image.new("RGB", (40, 30), (10, 200, 90))
 
@@ -50,8 +48,7 @@ def checkpoint(path: Path) -> Any:
 
 def array(path: Path) -> Any:
     """collapse spectrum of an array."""
-    source, rows = open_array(path)
-    found = spectrum(rows, source=source, vectors=True)
+    found = collapse.spectrum(path, vectors=True)
     _check(found)
     return found.singular_values, found.n
 
@@ -91,7 +88,7 @@ def images(path: Path) -> Any:
         require(batch.dtype == torch.uint8 and batch.shape[1:] == (3, 16, 16), f"{batch.dtype} {tuple(batch.shape)}")
     for entry in skipped:
         require(entry["why"].strip() and "\n" not in entry["why"], f"skipped without a reason: {entry}")
-        require(str(path) in entry["path"], f"skipped without a place: {entry}")
+        require(str(path.parent) in entry["path"], f"skipped without a place: {entry}")
     require(batches or skipped, "neither images nor reasons")
     return batches, [entry["path"] for entry in skipped]
 
@@ -122,12 +119,16 @@ def run(path: Path) -> Any:
     opened = Run(path, Config().as_dict(), {"train": "a digest"})
     try:
         state = opened.load()
-        if state is not None and not opened.finished:
-            opened.cut_log(state["log"])
-            opened.add_spectra(3, {"representation": np.ones(5), "projector": np.ones(3)})
+        if opened.encoder.exists():
+            return state, last_line(path)
+        opened.cut_log(150)
+        opened.check_spectra(2, 2)
+        opened.add_spectra(3, {"representation": np.ones(5), "projector": np.ones(3)})
+        found = spectra_of(path / "spectra.npz")
+        require(found is not None and found["steps"][-1] == 3, "spectra.npz does not hold what was added")
     finally:
         opened.close()
-    return state
+    return state, found
 
 
 TARGETS: dict[str, Callable[[Path], Any]] = {
@@ -139,8 +140,8 @@ TARGETS: dict[str, Callable[[Path], Any]] = {
     "data": data,
     "run": run,
 }
-# Formats in which every byte is under a checksum: what differs in a byte is refused, or means the same.
-SEALED = {"torch zip", "npz", "training npz", "class zip", "RUN"}
+# Formats in which every byte is under a checksum: where one differs the file is refused, or means the same.
+SEALED = {"torch zip", "npz", "training npz"}
 
 
 def digest(answer: Any) -> str:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import collapse
+
 # What no reader of a file needs: other programs, the network, code of the file, other files changed.
 NEVER = (
     "code.__new__", "ctypes.", "ensurepip.", "fcntl.", "ftplib.", "http.", "imaplib.", "marshal.dump",
@@ -23,7 +25,12 @@ LIBRARIES = {
     "zarr",
 }  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-PROGRAMS = tuple({os.path.realpath(place) for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1])})
+PROGRAMS = tuple(
+    {
+        os.path.realpath(place)
+        for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1], Path(collapse.__file__).parent)
+    }
+)
 SYSTEM = ("/proc/", "/sys/", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo", "/etc/localtime")
 
 
@@ -57,10 +64,12 @@ class _Watch:
             return self._imported(arguments[0])
         if event in ("exec", "compile"):
             return self._executed(event, arguments)
-        if not event.startswith(NEVER):
+        if not event.startswith(NEVER) or (event == "os.kill" and arguments[1] == 0):  # 0: is the process there?
             return ""
         inside = event.startswith(IN_OUTPUT) and all(
-            self._within(value, self.writable) for value in arguments if isinstance(value, (str, bytes, os.PathLike))
+            self._within(value, self.writable, _itself)
+            for value in arguments
+            if isinstance(value, (str, bytes, os.PathLike))
         )
         return "" if inside and self.writable else f"{event} {arguments!r:.100}"
 
@@ -68,7 +77,7 @@ class _Watch:
         if isinstance(path, int):
             return ""
         writes = flags & WRITES or (isinstance(mode, str) and set(mode) & set("wax+"))
-        if writes and self._within(path, self.writable):
+        if writes and self._within(path, (*self.writable, os.devnull)):
             return ""
         # Links in a folder of images may lead anywhere: they are the user's.
         if not writes and self._within(path, (*self.readable, *self.writable, *PROGRAMS, *SYSTEM), os.path.abspath):
@@ -95,10 +104,15 @@ class _Watch:
         if any(name.startswith("<frozen importlib") for name in callers):
             return ""
         makers = ("/ast.py",) if event == "compile" else ("/dataclasses.py", "/collections/__init__.py")
-        makers = (*makers, "/collections/__init__.py", "/dataclasses.py")
+        makers = (*makers, "/collections/__init__.py", "/dataclasses.py", "/typing.py")  # annotations
         return (
             "" if any(name.endswith(makers) for name in callers[:2]) else f"{event} {arguments!r:.100} in {callers[0]}"
         )
+
+
+def _itself(path: str) -> str:
+    """Where a name really lies, be it that of a link."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _callers(count: int) -> list[str]:

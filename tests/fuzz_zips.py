@@ -31,7 +31,7 @@ class Entry:
         """As it is stored."""
         if self.packed is not None:
             return self.packed
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
         return packer.compress(self.data) + packer.flush() if self.method == 8 else self.data
 
     def fields(self, changes: dict) -> dict:
@@ -183,7 +183,7 @@ def edit(data: bytes, rng: Random, inner: Inner, integers: tuple[int, ...]) -> t
         return zip64(build(entries, align=align), rng), "zip64"
     if kind == 12:
         chosen.method = 8 - chosen.method if chosen.method in (0, 8) else 0
-        chosen.data = rng.choice((chosen.data, b"", bytes(rng.choice((1 << 16, 1 << 24, 200 << 20)))))
+        chosen.data = rng.choice((chosen.data, b"", bytes(rng.choice((1 << 16, 1 << 22, 1 << 26)))))
         return build(entries, align=align), f"{chosen.name!r} packed by {chosen.method}, {len(chosen.data)} bytes"
     if kind == 13:
         chosen.name = rng.choice((*NAMES, chosen.name.upper(), rng.choice(entries).name, b"data/" + chosen.name))

@@ -97,17 +97,6 @@ def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image
         raise UnreadableImage(path, reason(error)) from error
 
 
-def check_jpeg(contents: bytes, path: str, most: int = limits.PIXELS) -> None:
-    """Raise UnreadableImage if a JPEG that another decoder than Pillow's shall read is no JPEG, or too large."""
-    try:
-        with _quietly(most):
-            image = JpegImageFile(io.BytesIO(_little_exif(contents, most)))
-            _within(image.size, most)
-            _check_work(image, contents)
-    except Exception as error:
-        raise UnreadableImage(path, reason(error)) from error
-
-
 def reason(error: Exception) -> str:
     """An error of somebody else's in a few words."""
     if isinstance(error, (struct.error, IndexError, KeyError, AssertionError)):
