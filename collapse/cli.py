@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            self.error(f"unknown argument {unknown[0]!r}{_near(flag, self._option_string_actions)}")
+            self.error(f"unrecognized argument {unknown[0]!r}{_near(flag, self._option_string_actions)}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
