@@ -224,7 +224,9 @@ def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options =
 # Arguments of timm's networks that a config may give, and what they may be; no other reaches timm.
 ARGUMENTS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("img_size", "patch_size", "embed_dim", "num_heads"), partial(whole, low=1, high=1 << 14)),
-    **dict.fromkeys(("depth", "reg_tokens", "num_classes"), partial(whole, low=0, high=1 << 14)),
+    **dict.fromkeys(("depth", "reg_tokens"), partial(whole, low=0, high=1 << 14)),
+    "num_classes": partial(whole, low=0, high=1 << 24),
+    "in_chans": partial(whole, low=3, high=3),
     **dict.fromkeys(("init_values", "mlp_ratio"), partial(number, low=0, high=100)),
     **dict.fromkeys(("dynamic_img_size", "class_token", "no_embed_class", "qkv_bias", "qk_norm", "pre_norm", "fc_norm",
                      "dynamic_img_pad", "strict_img_size", "final_norm", "ls_init_value"), flag),
