@@ -280,7 +280,7 @@ def require_memory(
 ) -> None:
     """Raise InputError if accumulators of `dim` columns, or the QR of so many rows, need more memory than there is.
 
-    At the end a covariance has five matrices (d, d) at once. A QR has four copies of the rows that wait for it.
+    At the end a covariance holds five matrices (d, d) at once, and a QR five copies of the rows that wait for it.
     """
     if device not in (None, "cpu"):
         return
@@ -288,7 +288,7 @@ def require_memory(
         what, needed = f"the covariance of {dim} columns", 8 * (groups + 4) * dim**2
     else:
         waiting = min(rows or 0, 4096 + 3 * dim)
-        what, needed = f"the QR decomposition of {waiting} rows of {dim} columns", 32 * waiting * (dim + 1)
+        what, needed = f"the QR decomposition of {waiting} rows of {dim} columns", 40 * waiting * (dim + 1)
     hint = "; take fewer columns" + (", or, for few rows, --method qr" if method == "covariance" else "")
     if needed > 1 << 30:
         check_memory(name, needed, what, hint)

@@ -46,6 +46,8 @@ class Descriptor:
             if path.is_dir():
                 raise InputError(f"{path}: is a folder, not a file")
             number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not be waited for
+        except InputError:
+            raise
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file") from error
         except (OSError, ValueError) as error:

@@ -48,7 +48,7 @@ def no_key(path: Path, key: str | None) -> None:
 
 def check_shape(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
     """Raise InputError unless it is (n, d) real numbers, of a width that is read; kind: numpy's letter of the dtype."""
-    if kind not in "fiu":
+    if kind not in ("f", "i", "u"):
         raise InputError(f"{where}: dtype {dtype} is not real numbers; store floats")
     if len(shape) != 2:
         raise InputError(f"{where}: shape {tuple(shape)}, expected (n, d); pool or flatten the rest first")

@@ -35,7 +35,7 @@ ABSENT = 2**64 - 1  # where a shard says that a chunk is, which it does not have
 
 def is_zarr(path: Path) -> bool:
     """Whether it is a folder of zarr."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+    return any(os.path.isfile(path / name) for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 @contextmanager
