@@ -378,4 +378,6 @@ def pixel_batches(
             raise InputError("images differ in size; give --resize and --crop")
     if lost and not some:
         where = f"{images.source}: " if isinstance(images, Images) else ""
-        raise InputError(f"{where}none of its images can be read, first {lost[0].path} ({lost[0].why})")
+        raise InputError(
+            f"{where}none of its images can be read, first {pictures.printable(lost[0].path)} ({lost[0].why})"
+        )

@@ -39,7 +39,12 @@ class UnreadableImage(InputError):
         self.path, self.why = path, why
 
     def __str__(self) -> str:
-        return f"{self.path}: not a readable image ({self.why})"
+        return f"{printable(self.path)}: not a readable image ({self.why})"
+
+
+def printable(name: str) -> str:
+    """A name as a message shows it: control characters escaped."""
+    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in name)
 
 
 class _Refused(Exception):

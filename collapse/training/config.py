@@ -90,14 +90,14 @@ class Config:
             value = getattr(self, name)
             wanted = (int, float) if kind is float else kind
             if not isinstance(value, tuple) if many else not isinstance(value, wanted):
-                raise InputError(f"{name}: got {value!r}, expected {'a list of ' if many else ''}{kind.__name__}")
+                raise InputError(f"{name}: got {_short(value)}, expected {'a list of ' if many else ''}{kind.__name__}")
             if many and (not all(isinstance(v, wanted) for v in value) or many not in ("*", len(value))):
-                raise InputError(f"{name}: got {list(value)}, expected {many} of {kind.__name__}")
+                raise InputError(f"{name}: got {_short(list(value))}, expected {many} of {kind.__name__}")
         for name, known in (("method", METHODS), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name}: got {getattr(self, name)!r}, expected {' or '.join(known)}")
+                raise InputError(f"{name}: got {_short(getattr(self, name))}, expected {' or '.join(known)}")
         if self.negatives not in NEGATIVES:
-            raise InputError(f"negatives: got {self.negatives!r}, expected {' or '.join(NEGATIVES)}")
+            raise InputError(f"negatives: got {_short(self.negatives)}, expected {' or '.join(NEGATIVES)}")
         if self.method == "directclr" and self.head not in ("", "none", "lowrank-diagonal"):
             raise InputError(f"directclr has no projector: --head none, not {self.head}")
         for name in ("image_size", "epochs", "batch_size", "lr", "temperature", "chunks", "ratio"):
@@ -115,6 +115,12 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def presets() -> list[str]:

@@ -181,7 +181,10 @@ class Run:
         """Leave the log's first `size` bytes: what was written after the state was saved will be written again."""
         path = self.folder / "metrics.jsonl"
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = b""
+            if path.exists() and path.stat().st_size:
+                with opened(path) as source:
+                    content = source.read(0, source.size)
             kept = content[:size]
             if len(content) < size:
                 print(f"warning: {path}: lines are missing; the run goes on without them", file=sys.stderr)
