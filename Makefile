@@ -1,5 +1,5 @@
 # make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
-# make test      format, lint, types, tests with coverage
+# make test      format, lint, types, tests; `make coverage` says which lines they run
 # make study     tables 1 and 2, figures 2, 8 and 10 and the map on real networks, drawn from the results that are here;
 #                DATA=cifar10:FOLDER trains anew, with seeds from SEED=3 on: the tables' runs at temperature 0.2
 #                in an hour, all with RUNS='*'
@@ -23,7 +23,7 @@ LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
 TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys study gpu test notebooks docs mutants fuzz clean FORCE
+.PHONY: figures toys study gpu test coverage notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -73,6 +73,10 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+# Tracing makes the suite about twice as long.
+coverage: .venv/installed-test
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 notebooks: .venv/installed-notebooks
