@@ -182,6 +182,8 @@ class Run:
         path = self.folder / "metrics.jsonl"
         try:
             content = b""
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is not a regular file; remove it, the run goes on without its log")
             if path.exists() and path.stat().st_size:
                 with opened(path) as source:
                     content = source.read(0, source.size)
