@@ -21,7 +21,6 @@ CASES = {
     "mlp": {"head": "mlp"},
     "mlp, all negatives": {"head": "mlp", "negatives": "all"},
     "linear, no batch norm, in chunks": {"head": "linear", "arch": "mlp", "planes": (24, 16), "chunks": 2},
-    "mlp, compiled": {"head": "mlp"},
     "directclr": {"method": "directclr", "dim": 24},
     "group": {"head": "group"},
 }
@@ -52,8 +51,6 @@ def step(rank, world, folder, port):
         if "no batch norm" in name:
             without_norms(net)
         net = parallel.synchronise(net.double(), "cpu", False).train()
-        if "compiled" in name and world == 2:
-            net.backbone.compile(backend="aot_eager", fullgraph=True)
         wrapped = parallel.distributed(net)
         views = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         part = slice(rank * 16 // world, (rank + 1) * 16 // world)
