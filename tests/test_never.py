@@ -79,7 +79,7 @@ PLACES = {
     "files/npy.py": {"ast": 1},
     "files/packed.py": {"zlib": 1},
     "files/parquet.py": {"pyarrow": 3},
-    "files/pictures.py": {"PIL": 13, "importlib": 1},
+    "files/pictures.py": {"PIL": 12, "importlib": 1},
     "files/rows.py": {"importlib": 1},
     "files/zarrs.py": {"json.loads": 1, "zarr": 7},
     "files/zips.py": {"zlib": 6},

@@ -250,11 +250,3 @@ def test_the_limit_of_pixels_can_be_raised_beyond_pillows(monkeypatch):
         with pytest.raises(UnreadableImage, match=r"48 x 41 pixels, over 1967; give a larger --max-pixels"):
             decode(data, "x", (48 * 41 - 1) * share)
         assert Image.MAX_IMAGE_PIXELS == 100
-
-
-def test_a_jpeg_for_another_decoder_is_measured_first():
-    pictures.check_jpeg(SAMPLES["jpeg"](), "x", 48 * 41)
-    cases = {"48 x 41 pixels, over 1000": SAMPLES["jpeg"](), "not a JPEG": b"\x89PNG", "scans": scans(2000)}
-    for message, data in cases.items():
-        with pytest.raises(UnreadableImage, match=message):
-            pictures.check_jpeg(data, "x", 1000 if "1000" in message else limits.PIXELS)
