@@ -108,7 +108,7 @@ def test_the_engine_sees_all_that_a_reader_may_not_do():
     ended = program(f"import sys; sys.path.insert(0, {str(HERE)!r})\n{READERS}")
     assert ended.returncode == 0, ended.stderr
     seen = dict(line.split(": ") for line in ended.stdout.splitlines())
-    assert len(seen) == 31
+    assert len(seen) == 30
     for name, kind in seen.items():
         assert name == kind or name.startswith(f"{kind} "), (name, kind)
 
