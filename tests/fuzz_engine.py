@@ -28,6 +28,7 @@ from fuzz_mutants import Mutant
 from fuzz_watch import Forbidden, watched
 
 PROCESSOR, WALL, KILL = 2.0, 30.0, 120.0  # seconds: a reader's own, waiting included, until the process is ended
+POLL = 0.5  # seconds between two looks; what counts is looks, since a machine may stop all its processes for a while
 LINE = 10_000  # characters of a refusal
 MEMORY, ADDRESSES = 1 << 30, 3 << 30  # bytes that a mutant may take, and that it can take
 
@@ -105,8 +106,18 @@ def _bytes_of(key: str) -> int:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))
 
 
-def _late(number: int, frame: Any) -> None:
-    raise Hang
+class _Late:
+    """The handler of both clocks. A process that was stopped for a while finds one alarm, one that waits gets them all."""
+
+    alarms = 0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.alarms += number == signal.SIGALRM
+        if number == signal.SIGPROF or self.alarms >= 3:
+            raise Hang
+
+
+_LATE = _Late()
 
 
 @contextlib.contextmanager
@@ -114,13 +125,14 @@ def limited() -> Iterator[None]:
     """Processor time, time and addresses are limited inside."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, _late)
+        signal.signal(number, _LATE)
+    _LATE.alarms = 0
     resource.setrlimit(resource.RLIMIT_AS, (_bytes_of("VmSize") + ADDRESSES, hard))
     ends = resource.getrlimit(resource.RLIMIT_CPU)[1]
     # A loop in C hears no signal of Python's: SIGXCPU ends the process.
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + 2 * PROCESSOR) + 1, ends))
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR)
-    signal.setitimer(signal.ITIMER_REAL, WALL)
+    signal.setitimer(signal.ITIMER_REAL, WALL / 3, WALL / 3)
     try:
         yield
     finally:
@@ -250,13 +262,13 @@ class Lane:
     seed: int
     seeds: list
     at: int = -1
-    heard: float = 0.0
+    silent: int = 0
     ended: bool = False
     _rest: bytes = b""
 
     def begin(self) -> None:
         """Fork, from `job.start` or behind the last mutant."""
-        self.heard, self._rest = time.monotonic(), b""
+        self.silent, self._rest = 0, b""
         rest = Job(self.job.number, self.job.format, max(self.at + 1, self.job.start), self.job.stop)
         self.pid, self.pipe = _fork(_work, rest, self.seed, self.seeds)
 
@@ -264,7 +276,7 @@ class Lane:
         """Take down what was said; a process that died or was silent for too long is a failure of its mutant."""
         said = os.read(self.pipe, 1 << 16) if ready else b""
         if said:
-            self.heard = time.monotonic()
+            self.silent = 0
             *lines, self._rest = (self._rest + said).split(b"\n")
             for line in lines:
                 told = json.loads(line)
@@ -274,10 +286,12 @@ class Lane:
                     self.job.note(told[0], Outcome(**told[1]))
         elif ready:
             self._end(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
-        elif time.monotonic() - self.heard > KILL:
+        elif (silent := self.silent + 1) > KILL / POLL:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self._end(None)
+        else:
+            self.silent = silent
 
     def _end(self, code: int | None) -> None:
         os.close(self.pipe)
@@ -303,7 +317,7 @@ def run_jobs(jobs: Iterator[Job], seed: int, seeds: dict, processes: int) -> Ite
                 lanes[-1].begin()
             if not lanes:
                 return
-            ready = select.select([lane.pipe for lane in lanes], [], [], 0.5)[0]
+            ready = select.select([lane.pipe for lane in lanes], [], [], POLL)[0]
             for lane in [*lanes]:
                 lane.hear(lane.pipe in ready)
                 if lane.ended:
