@@ -208,6 +208,8 @@ def test_results_may_lie_in_folders_that_are_read(inputs, monkeypatch, capsys):
         assert run(capsys, "spectrum", "z.npy", "--out", place)[0] == 0
     for force in ([], ["--force"]):  # the natural name, and once more
         assert run(capsys, "spectrum", "z.npy", "--out", "z.json", *force)[0] == 0
+    Path("digits").mkdir()  # a preset's name too
+    assert "is the input" not in run(capsys, "train", "--data", "data", "--preset", "digits", "--out", "digits/run")[2]
     Path("hub/spectra.npz").write_bytes(b"")
     assert "is the input" not in run(capsys, "spectrum", "hub/model.safetensors", "photos", "--vectors", "--out",
                                      "hub/spectra.json", "--force")[2]  # fmt: skip

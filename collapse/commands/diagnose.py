@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
-from collapse.commands.guard import files, images_of, protect, sources
+from collapse.commands.guard import images_of, protect, recipe, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
@@ -52,7 +52,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     from collapse.images import Images, pixel_batches
     from collapse.report import table
 
-    inputs = [*sources(options.source), *images_of(options.images), *files(options.augmentation)]
+    inputs = [*sources(options.source), *images_of(options.images), *recipe(options.augmentation)]
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")

@@ -24,7 +24,7 @@ Input = tuple[Path, Callable[[Path], bool]]
 def protect(inputs: Iterable[Input], outputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse, before any work, an output that has no place, is read by the command, or exists and may not be replaced.
 
-    inputs: of `sources`, `images_of`, `data_of` and `files`.  outputs: what each is -> its path, None if not wanted.
+    inputs: of `sources`, `images_of`, `data_of` and `recipe`.  outputs: what each is -> its path, None if not wanted.
 
     Raises InputError: as said, or two outputs are one file.
     """
@@ -51,19 +51,19 @@ def spare_all(inputs: Iterable[Input], written: Mapping[str, Path]) -> None:
             raise InputError(f"{path}: is the input{part}; give another name")
 
 
-def files(*texts: object) -> Iterator[Input]:
-    """The files and folders that inputs name, as FILE, FILE:KEY or FILE.zip/some/folder."""
-    for text in filter(None, texts):
-        for place in given(str(text)):
-            yield _folder(place, _checkpoint(place)) if place.is_dir() else _file(place)
-
-
 def sources(*texts: str) -> Iterator[Input]:
-    """Checkpoints, arrays and results, and what belongs to them beside them."""
+    """Checkpoints, arrays and results, as FILE, FILE:KEY or a folder, and what belongs to them beside them."""
     for text in texts:
-        yield from files(text)
-        for place in filter(os.path.isfile, given(text)):
-            yield from map(_file, filter(os.path.exists, _beside(place)))
+        for place in given(text):
+            if place.is_dir():
+                yield _folder(place, _checkpoint(place))
+            else:
+                yield from map(_file, filter(os.path.lexists, [place, *_beside(place)]))
+
+
+def recipe(text: str | None) -> Iterator[Input]:
+    """A JSON file of settings, where a name may stand instead."""
+    yield from map(_file, filter(os.path.isfile, given(text or "")))
 
 
 def _beside(place: Path) -> list[Path]:
@@ -106,7 +106,9 @@ def _file(place: Path) -> Input:
 
 
 def _listed(place: Path, names: Iterable[str]) -> Input:
-    return place, lambda path: path.exists() and any(same(path, place.parent / name) for name in names)
+    """The images of a list; a name that leads to no file yet is nobody's."""
+    images = [place.parent / name for name in names]
+    return place, lambda path: path.exists() and any(image.exists() and path.samefile(image) for image in images)
 
 
 def _checkpoint(folder: Path) -> Callable[[str], bool]:

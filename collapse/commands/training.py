@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
-from collapse.commands.guard import RUN, data_of, files, protect, sources, spare_all
+from collapse.commands.guard import RUN, data_of, protect, recipe, sources, spare_all
 from collapse.commands.shared import (
     above_zero,
     add_max_pixels,
@@ -74,7 +74,7 @@ def _train(options: argparse.Namespace) -> None:
     given = {k[7:]: v for k, v in vars(options).items() if k.startswith("config_") and v is not None}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     written = {name: options.out / name for name in RUN}
-    spare_all([*data_of(options.data), *files(options.preset)], written)
+    spare_all([*data_of(options.data), *recipe(options.preset)], written)
     config = resolve(make_config(options.preset, **given))
     data, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
     same_classes(data, val, options.data)
