@@ -24,6 +24,7 @@ LIBRARIES = {
     "collapse", "h5py", "numcodecs", "numpy", "PIL", "pyarrow", "safetensors", "scipy", "timm", "torch", "torchvision",
     "zarr",
 }  # fmt: skip
+STANDARD = os.path.dirname(os.__file__)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PROGRAMS = tuple(
     {
@@ -66,6 +67,8 @@ class _Watch:
             return self._executed(event, arguments)
         if not event.startswith(NEVER) or (event == "os.kill" and arguments[1] == 0):  # 0: is the process there?
             return ""
+        if event.startswith("ctypes.") and any(name.endswith("/torch/cuda/__init__.py") for name in _callers(4)):
+            return ""  # is there a driver?
         inside = event.startswith(IN_OUTPUT) and all(
             self._within(value, self.writable, _itself)
             for value in arguments
@@ -102,12 +105,19 @@ class _Watch:
         """A module's own file may run as it is imported, a dataclass may write its __init__; ast.parse runs none."""
         callers = _callers(6)
         if any(name.startswith("<frozen importlib") for name in callers):
-            return ""
+            return _computed(getattr(arguments[0], "co_filename", ""))
         makers = ("/ast.py",) if event == "compile" else ("/dataclasses.py", "/collections/__init__.py")
         makers = (*makers, "/collections/__init__.py", "/dataclasses.py", "/typing.py")  # annotations
         return (
             "" if any(name.endswith(makers) for name in callers[:2]) else f"{event} {arguments!r:.100} in {callers[0]}"
         )
+
+
+def _computed(file: str) -> str:
+    """A module of Python's own that runs because of importlib.import_module, which raises no event of its own."""
+    above = [name for name in _callers(20) if not name.startswith("<frozen importlib")]
+    asked = bool(above) and above[0].endswith("importlib/__init__.py")
+    return f"import {file}" if asked and file.startswith(STANDARD) and "site-packages" not in file else ""
 
 
 def _itself(path: str) -> str:

@@ -64,6 +64,7 @@ def swallow(path):
 
 READERS = {
     "answer": lambda path: path.read_bytes(),
+    "answer whether there is a driver": lambda path: torch.cuda.is_available(),
     "refusal": lambda path: refuse(f"{path}: damaged"),
     "names no file": lambda path: refuse("damaged"),
     "several lines": lambda path: refuse(f"{path}: damaged\\nby somebody"),
@@ -79,6 +80,7 @@ READERS = {
     "forbidden eval": lambda path: eval("1 + 1"),
     "forbidden exec": lambda path: exec("a = 1"),
     "forbidden eval that is swallowed": swallow,
+    "forbidden module": lambda path: importlib.import_module("antigravity"),
     "forbidden pickle": lambda path: pickle.loads(pickle.dumps(Path)),
     "forbidden program": lambda path: subprocess.run(["true"]),
     "forbidden fork": lambda path: os.fork(),
@@ -95,6 +97,7 @@ READERS = {
     "forbidden folder": lambda path: path.with_name("b").mkdir(),
 }
 import fuzz_engine
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 fuzz_engine.WALL, fuzz_engine.MEMORY = 5.0, 50 << 20
 for name, reader in READERS.items():
     def call(path, reader=reader):
@@ -108,7 +111,7 @@ def test_the_engine_sees_all_that_a_reader_may_not_do():
     ended = program(f"import sys; sys.path.insert(0, {str(HERE)!r})\n{READERS}")
     assert ended.returncode == 0, ended.stderr
     seen = dict(line.split(": ") for line in ended.stdout.splitlines())
-    assert len(seen) == 30
+    assert len(seen) == 32
     for name, kind in seen.items():
         assert name == kind or name.startswith(f"{kind} "), (name, kind)
 

@@ -60,4 +60,4 @@ def table():
 
 
 def test_the_document_lists_what_is_tested_and_nothing_else():
-    assert table() == [(row.project, row.taken, row.branch, row.flags) for row in LAYOUTS]
+    assert sorted(table()) == sorted((row.project, row.taken, row.branch, row.flags) for row in LAYOUTS)

@@ -177,7 +177,7 @@ def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
     ended = time.monotonic() + 200
     while not all(log.exists() for log in logs) and time.monotonic() < ended:
         time.sleep(0.5)
-    held = [int((log.parent / ".lock").read_text().split()[0]) for log in logs]
+    held = [json.loads((log.parent / ".lock").read_text())["pid"] for log in logs]
     queue.kill()
     queue.wait()
     while any(Path(f"/proc/{pid}").exists() for pid in held) and time.monotonic() < ended:

@@ -323,12 +323,14 @@ def test_a_log_that_lost_its_end_is_cut_at_a_whole_line(digits, tmp_path, capsys
 
 
 def test_only_what_a_killed_writer_left_is_removed(digits, tmp_path):
-    names = [".notes.md.swp", ".resume.pt.bak", ".encoder.1234.safetensors", ".resume.77.pt"]
+    left = f".collapse-{'a' * 12}-{'b' * 8}-77-{'c' * 16}"
+    names = [".notes.md.swp", ".resume.pt.bak", ".collapse-notes", f"x{left}", f"{left}.safetensors", left]
     for name in names:
         (tmp_path / name).write_text("")
-    (tmp_path / ".a.b.c").mkdir()
+    names.append(left.replace("a", "d"))
+    (tmp_path / names[-1]).mkdir()
     list(train(tmp_path, replace(TINY, epochs=1), data_of(digits, 200)))
-    assert [(tmp_path / name).exists() for name in names] == [True, True, False, False]
+    assert [(tmp_path / name).exists() for name in names] == [True, True, True, True, False, False, True]
 
 
 def test_a_worker_that_outlives_its_run_does_not_hold_it(tmp_path):
@@ -419,7 +421,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, photos, capsys):
         (["--data", folder, "--arch", "resnet9"], "arch: got 'resnet9'"),
         (["--data", folder, "--out", tmp_path / "file"], "cannot be made a folder"),
         (["--data", folder, "--out", tmp_path / "file/run"], "cannot be made a folder"),
-        (["--data", folder, "--out", tmp_path / "broken"], "config.json: cannot be read"),
+        (["--data", folder, "--out", tmp_path / "broken"], "config.json: not readable as JSON"),
         (["--data", tmp_path / "nothing"], "no such folder or zip"),
         (["--data", folder, "--device", "cuda:7"], "CUDA devices here"),
         (["--data", folder, "--preset", "nothing"], "preset: no 'nothing'"),

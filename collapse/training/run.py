@@ -65,8 +65,9 @@ class Run:
         except InputError:
             self.close()
             raise
-        for partial in filter(lambda path: LEFTOVER.fullmatch(path.name), folder.iterdir()):
-            partial.unlink(missing_ok=True)
+        for partial in folder.iterdir():
+            if LEFTOVER.fullmatch(partial.name) and not partial.is_dir():
+                partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let others have it, once what is being written is there."""
