@@ -362,12 +362,12 @@ def _start() -> None:
 
 
 def _follow(parent: int) -> None:
-    """Stop this process when its parent is gone, however that ended: save and leave; ten seconds later, at once."""
+    """Stop this process when its parent is gone, however that ended: save and leave; a minute later, at once."""
     while os.getppid() == parent:
         time.sleep(1)
     while True:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        time.sleep(60)
 
 
 def queue(names: list[str], options: argparse.Namespace) -> None:
