@@ -31,9 +31,10 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -362,12 +363,14 @@ def _start() -> None:
 
 
 def _follow(parent: int) -> None:
-    """Stop this process when its parent is gone, however that ended: save and leave; a minute later, at once."""
+    """Stop this process when its parent is gone, however that ended: a run has a minute to save."""
     while os.getppid() == parent:
         time.sleep(1)
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    ended = time.monotonic() + 60
+    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL and time.monotonic() < ended:
+        time.sleep(0.1)
+    os._exit(128 + signal.SIGTERM)
 
 
 def queue(names: list[str], options: argparse.Namespace) -> None:
@@ -388,10 +391,12 @@ def queue(names: list[str], options: argparse.Namespace) -> None:
         ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _start) as pool,
         tqdm(total=total, unit=" epochs", desc=f"{len(todo)} runs", disable=None) as bar,
     ):
-        left = {pool.submit(perform, *job) for job in jobs}
+        waiting = iter(jobs)  # a process that stops with its queue finds no other run to begin
+        left = {pool.submit(perform, *job) for job in islice(waiting, 2)}
         try:
             while left:
-                done, left = wait(left, timeout=2)
+                done, left = wait(left, timeout=2, return_when=FIRST_COMPLETED)
+                left |= {pool.submit(perform, *job) for job in islice(waiting, len(done))}
                 bar.update(sum(_epochs(folder / name) for name in todo) - bar.n)
                 for ended in done:
                     tqdm.write(ended.result())

@@ -306,6 +306,14 @@ def test_a_tensor_never_leaves_its_storage(tmp_path, offset, size, stride):
     refused(path, "refused")
 
 
+def test_a_shape_is_a_short_list_of_numbers(tmp_path):
+    many = tensor(storage("1", 1 << 20), 0, (1 << 20,), (1,))  # iterating over a tensor takes seconds
+    for size in (many, b"X\x02\x00\x00\x0012", b"N", b"}", b"K\x04"):
+        source = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage("0", 4) + b"K\x00" + size + size + b"\x89NtR"
+        path = with_pickle(tmp_path / "x.pt", program(source), {"w": torch.ones(4), "v": torch.ones(1 << 20)})
+        refused(path, "no short list of numbers")
+
+
 def test_a_storage_has_the_bytes_that_it_declares(tmp_path):
     path, whole = tmp_path / "x.pt", (0, (4,), (1,))
     assert torch.equal(containers.read(with_pickle(path, program(tensor(storage("0", 4), *whole)))).tree, torch.ones(4))

@@ -499,6 +499,10 @@ def test_a_preset_file_of_ones_own(tmp_path):
     path.write_text('{"archs": "mlp"}')
     with pytest.raises(InputError, match="unknown value 'archs'; known are arch, batch_size"):
         make_config(str(path))
+    path.write_text('{"%s": 1}' % ("a" * 20_000))
+    with pytest.raises(InputError, match="unknown value 'aaa") as caught:
+        make_config(str(path))
+    assert len(str(caught.value)) < 1000
     path.write_text("[]")
     with pytest.raises(InputError, match="unknown value"):
         make_config(str(path))

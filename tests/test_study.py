@@ -174,7 +174,7 @@ def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
     call = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "100", "--only", "mlp-s?"]
     queue = subprocess.Popen([*map(str, call)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     logs = [tmp_path / f"runs/study-{study.PRESET}-x100/mlp-s{seed}/metrics.jsonl" for seed in (0, 1)]
-    ended = time.monotonic() + 200
+    ended = time.monotonic() + 400
     while not all(log.exists() for log in logs) and time.monotonic() < ended:
         time.sleep(0.5)
     held = [json.loads((log.parent / ".lock").read_text())["pid"] for log in logs]

@@ -172,8 +172,10 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtyp
     """The view of a storage that torch._utils._rebuild_tensor and its successors describe."""
     if not isinstance(storage, Storage):
         raise InputError("a tensor without numbers of its own; refused")
+    if not all(isinstance(part, (tuple, list)) for part in (size, stride)) or max(len(size), len(stride)) > 64:
+        raise InputError("a tensor whose shape or strides are no short list of numbers; refused")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > 64 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
+    if len(size) != len(stride) or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
         raise InputError(f"a tensor of shape {str(tuple(size))[:80]} with impossible strides; refused")
     if math.prod(size) >= 1 << 62:
         raise InputError(f"a tensor of {math.prod(size)} numbers; refused")

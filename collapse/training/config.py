@@ -140,7 +140,7 @@ def load_preset(name: str) -> dict[str, Any]:
     known = {field.name for field in fields(Config)}
     unknown = sorted(values.keys() - known) if isinstance(values, dict) else ["(no object)"]
     if unknown:
-        raise InputError(f"{path}: unknown value {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise InputError(f"{path}: unknown value {unknown[0]!r:.80}; known are {', '.join(sorted(known))}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         Config(**values).check()
