@@ -468,6 +468,10 @@ BOMBS = {
     "a storage": lambda path: with_pickle(path, program(tensor(storage("0", 1 << 33), 0, (1,), (1,)))),
     "deflated zeros": lambda path: deflated(path),
     "a script's record": lambda path: script_bomb(path),
+    **{
+        f"millions of {what}": lambda path, code=code: with_pickle(path, program(code * 3_100_000))
+        for what, code in {"lists": b"]", "marks": b"(", "remembered dicts": b"}\x94"}.items()
+    },
     "a safetensors header": lambda path: path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}") and path,
 }
 

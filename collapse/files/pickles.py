@@ -5,6 +5,7 @@ that `known` gives it, each bound to a function of the caller. Every other class
 keeps its name and the state that the file gives it. Sets and frozensets become lists.
 """
 
+import gc
 import struct
 from collections.abc import Callable, Mapping
 from typing import IO, Any
@@ -61,12 +62,17 @@ def unpickle(
         InputError: damaged, over `limits.OPCODES` steps, or an opcode that data has no use for.
     """
     machine = _Machine(file, size, known, values, foreign, persistent)
+    collects = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it among millions of containers takes most of the time
     try:
         return machine.run()
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("a damaged pickle") from error
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Machine:
