@@ -107,7 +107,7 @@ def _bytes_of(key: str) -> int:
 
 
 class _Late:
-    """The handler of both clocks. A process that was stopped for a while finds one alarm, one that waits gets them all."""
+    """The handler of both clocks. A process that was stopped finds one alarm; one that waits gets them all."""
 
     alarms = 0
 
