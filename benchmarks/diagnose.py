@@ -81,7 +81,7 @@ def main() -> None:
             bare_net(batch)
         before = os.times()
         start = time.process_time()
-        diagnose(net, taking_turns(), VIEWS, batch_size=ROWS)
+        diagnose(net, taking_turns(), views=VIEWS, batch_size=ROWS)
         whole = time.process_time() - start - sum(bare)
         after = os.times()
     an_image = ROWS // VIEWS

@@ -117,7 +117,7 @@ def spectrum_error(options: argparse.Namespace, method: str) -> float:
     d = 32 if options.tiny else 256
     generator = torch.Generator().manual_seed(options.seed)
     z = torch.randn(20 * d, d, generator=generator, dtype=torch.float64) * torch.logspace(0, -5, d).double()
-    there, here = (Covariance(d, method, device=where).update(z).spectrum() for where in (options.device, None))
+    there, here = (Covariance(d, method, False, where).update(z).spectrum() for where in (options.device, None))
     large = here.singular_values > (1e-12 if method == "qr" else 1e-7) * here.singular_values[0]
     return float(np.abs(there.singular_values[large] / here.singular_values[large] - 1).max())
 

@@ -42,7 +42,7 @@ SETTINGS = (
 
 
 def streamed(z: NDArray, method: str) -> None:
-    total = Covariance(z.shape[1], method)
+    total = Covariance(z.shape[1], method, False)
     for block in blocks(z):
         total.update(block)
     total.spectrum()
@@ -121,7 +121,7 @@ def peak(name: str, path: str) -> None:
     if name == "official":
         official(np.array(z))
     elif name != "nothing":
-        total = Covariance(z.shape[1], name)
+        total = Covariance(z.shape[1], name, False)
         with open(path, "rb") as file:  # read, not mapped: mapped pages count, though they are only cache
             file.seek(z.offset)
             step = (1 << 22) // z.shape[1]

@@ -7,34 +7,61 @@ Learning", ICLR 2022 (arXiv 2110.09348). This file imports nothing heavy: each n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from collapse.errors import CollapseWarning, InputError
+
 __version__ = "0.1.0"
 
 
-class InputError(ValueError):
-    """Bad input: what is wrong, where, and what to do, in one line. The command prints it and exits with 2."""
-
-
 if TYPE_CHECKING:
-    from collapse import metrics, theory
-    from collapse.checkpoints import load
+    from collapse import metrics, plots, theory
+    from collapse.checkpoints import Checkpoint, inspect, load
+    from collapse.comparison import Comparison, compare
     from collapse.covariance import Covariance
-    from collapse.diagnosis import diagnose
-    from collapse.measure import spectrum
+    from collapse.diagnosis import Diagnosis, diagnose
+    from collapse.embedding import embed
+    from collapse.measure import layer_spectra, spectrum
     from collapse.monitor import Monitor
     from collapse.spectra import Spectrum
 
 _HOME = {
+    "Checkpoint": "collapse.checkpoints",
+    "Comparison": "collapse.comparison",
     "Covariance": "collapse.covariance",
+    "Diagnosis": "collapse.diagnosis",
     "Monitor": "collapse.monitor",
     "Spectrum": "collapse.spectra",
-    "spectrum": "collapse.measure",
+    "compare": "collapse.comparison",
     "diagnose": "collapse.diagnosis",
+    "embed": "collapse.embedding",
+    "inspect": "collapse.checkpoints",
+    "layer_spectra": "collapse.measure",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
+    "plots": "collapse.plots",
+    "spectrum": "collapse.measure",
     "theory": "collapse.theory",
 }
 
-__all__ = ["Covariance", "InputError", "Monitor", "Spectrum", "diagnose", "load", "metrics", "spectrum", "theory"]
+__all__ = [
+    "Checkpoint",
+    "CollapseWarning",
+    "Comparison",
+    "Covariance",
+    "Diagnosis",
+    "InputError",
+    "Monitor",
+    "Spectrum",
+    "compare",
+    "diagnose",
+    "embed",
+    "inspect",
+    "layer_spectra",
+    "load",
+    "metrics",
+    "plots",
+    "spectrum",
+    "theory",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,8 +83,9 @@ def attribute(
     threshold: float,
     n: int,
     views: int,
+    line: float = LINE,
 ) -> Attribution:
-    """Apply the rule above.
+    """Apply the rule above, with the line between augmentation and implicit at a signal fraction of `line`.
 
     total, signal, augmentation: (d, d) C, S and A.  dead: (d,) bool, constant units.  floor: variances up to it are
     rounding.  threshold: collapsed is below it times the largest variance.  n, views: for `thin`.
@@ -107,9 +108,9 @@ def attribute(
     found[first:last] = fractions
     causes = np.array(["alive"] * first + ["implicit"] * (last - first) + ["rounding"] * (len(live) - last)
                       + ["dead"] * (d - len(live)), dtype="<U12")  # fmt: skip
-    causes[first:last][fractions < LINE] = "augmentation"
+    causes[first:last][fractions < line] = "augmentation"
     thin = np.zeros(d, bool)
-    thin[first:last] = undecided(fractions, n, views)
+    thin[first:last] = undecided(fractions, n, views, line)
     variances = np.einsum("ij,ij->j", directions, total @ directions)
     return Attribution(directions, causes, variances, found.clip(0, 1), thin)
 
@@ -149,8 +150,19 @@ def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
     return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
 
 
-def undecided(fractions: NDArray, n: int, views: int) -> NDArray:
-    """(k,) bool: whether the truth may lie on the other side of LINE, for k directions found together in n images.
+def water_level(fractions: NDArray, temperature: float) -> float:
+    """The signal fraction l, in 0..1, below which a cosine loss lets no direction live: temperature sum (rho - l)+ = 1.
+
+    fractions: (k,) signal fractions of the embedding that the loss sees; see theory.cosine_modes.
+    """
+    rho = np.sort(fractions)[::-1]
+    levels = (np.cumsum(rho) - 1 / temperature) / np.arange(1, len(rho) + 1)
+    above = np.flatnonzero(rho > levels)
+    return float(np.clip(levels[above[-1]], 0, 1)) if len(above) else 0.0
+
+
+def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDArray:
+    """(k,) bool: whether the truth may lie on the other side of the line, for k directions found together in n images.
 
     The ratio of mean squares between and within images is 1 + V S / A.  Of k directions of white noise in n rows the
     largest and least deviations are within a factor 1 +- (sqrt k + t) / sqrt n with probability 1 - 2 e^{-t^2 / 2}
@@ -161,8 +173,8 @@ def undecided(fractions: NDArray, n: int, views: int) -> NDArray:
     low = max(0.0, 1 - between) ** 2 / (1 + within) ** 2
     high = (1 + between) ** 2 / max(1e-9, 1 - within) ** 2
     inner = fractions.clip(0, 1 - 1e-12)
-    ratio, line = 1 + views * inner / (1 - inner), 1 + views * LINE / (1 - LINE)
-    return np.where(fractions < LINE, ratio >= low * line, ratio <= high * line)
+    ratio, at_line = (1 + views * share / (1 - share) for share in (inner, min(line, 1 - 1e-12)))
+    return np.where(fractions < line, ratio >= low * at_line, ratio <= high * at_line)
 
 
 def through(

@@ -5,14 +5,17 @@ Exit 0 done, 2 bad input, 130 interrupted; 1 is a bug.
 
 import argparse
 import os
+import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NoReturn
 
-from collapse import InputError, __version__
+from collapse import CollapseWarning, InputError, __version__
 from collapse.commands import checkpoint, diagnose, spectrum, training
 from collapse.commands.shared import INTERRUPTED, interrupt, show, tell
 
@@ -57,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     INTERRUPTED.clear()
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        options = parser().parse_args(arguments)
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way
+            options = parser().parse_args(arguments)
+            options.run(options)
         return 0
     except SystemExit as end:  # of --help and --version
         return int(end.code or 0)
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def explained(error: Exception) -> str | None:
     """The line for an error of the input or the machine; None for a bug."""
     if isinstance(error, InputError):
-        return str(error)
+        return with_flags(str(error))
     if isinstance(error, OSError):
         return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     if isinstance(error, MemoryError):
@@ -84,6 +89,32 @@ def explained(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for arrays
         return "the device has not enough memory; give a smaller --batch-size, or another --device"
     return None
+
+
+def with_flags(text: str) -> str:
+    """A message of the library with its arguments as the flags of the command: resize= is --resize."""
+    names = "|".join(sorted(_flags(), key=len, reverse=True))
+    text = re.sub(rf"^({names}):", lambda found: f"{_flag(found[1])}:", text)
+    return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|([\w:]*))", _as_flag, text)
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    name, value = found[1], found[2] or found[3]
+    if value == "False":
+        return "--raw" if name == "normalize" else _flag(f"no_{name}")
+    return _flag(name) + (f" {value}" if value and value != "True" else "")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """The names of all flags, as arguments of the library."""
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
+    flags = {flag for command in commands.values() for flag in command._option_string_actions}
+    return frozenset({flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")} | {"normalize"})
 
 
 def _end(text: str, code: int) -> int:

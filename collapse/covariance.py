@@ -5,7 +5,7 @@ and 10 (arXiv 2110.09348, section 3).  `Covariance` checks, normalises and accum
 and says what of its spectrum is rounding; the result is a `Spectrum` (spectra.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from collapse import InputError
 from collapse.accumulators import Gram, Triangle, is_tensor
+from collapse.arguments import choice, device_of, flag, share, whole
+from collapse.errors import warn
 from collapse.files.rows import check_memory
 from collapse.metrics import marchenko_pastur_edges
 from collapse.spectra import EPS, Spectrum
@@ -31,7 +33,8 @@ class Covariance:
         dim: d, the width of a row.
         method: "covariance" (float64 products; right down to about 1e-7 of the largest singular value of Z) or
             "qr" (right down to about 1e-12 of it; about four times slower).
-        normalize: divide each row by its Euclidean norm first (a zero row stays zero and is counted).
+        normalize: divide each row by its Euclidean norm first, as the paper does (a zero row stays zero and is
+            counted).
         device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.
         name: what errors call the rows.
 
@@ -42,14 +45,15 @@ class Covariance:
         self,
         dim: int,
         method: str = "covariance",
-        normalize: bool = False,
+        normalize: bool = True,
         device: str | None = None,
         name: str = "embeddings",
     ) -> None:
-        if dim < 1:
-            raise InputError(f"{name}: width {dim}; a covariance needs at least 1 column")
-        if method not in METHODS[1:]:
-            raise InputError(f"method: got {method!r}, expected covariance or qr")
+        whole("dim", dim, 1)
+        choice("method", method, METHODS[1:])
+        flag("normalize", normalize)
+        if device not in (None, "cpu"):
+            device_of(device)
         require_memory(name, dim, method, device)
         self.dim, self.method, self.normalize, self.device, self.name = dim, method, normalize, device, name
         self.zero_rows = 0
@@ -217,19 +221,43 @@ class Covariance:
         return total
 
     def spectrum(
-        self, threshold: float = 1e-6, vectors: bool = False, rounding: NDArray | None = None, **about: Any
+        self,
+        threshold: float = 1e-6,
+        vectors: bool = False,
+        rounding: NDArray | None = None,
+        *,
+        source: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+        warnings: Sequence[str] = (),
     ) -> Spectrum:
-        """The singular values of C and what the rank measures need.
+        """The singular values of C and what the rank measures need; what it warns of are Python warnings too.
 
         threshold: what counts as collapsed, as a share of the largest; vectors: keep the singular vectors;
-        rounding: (b, d) errors that some rows are known to have, for the floor; about: further fields of `Spectrum`.
+        rounding: (b, d) errors that some rows are known to have, for the floor; source, images, warnings: provenance
+        for the result.
 
-        Raises InputError if fewer than two rows were seen.
+        Raises InputError: fewer than two rows were seen, an impossible threshold.
         """
+        result = self.measured(threshold, vectors, rounding, source=source, images=images, warnings=warnings)
+        warn(result.warnings)
+        return result
+
+    def measured(
+        self,
+        threshold: float = 1e-6,
+        vectors: bool = False,
+        rounding: NDArray | None = None,
+        *,
+        source: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> Spectrum:
+        """What `spectrum` gives, without a Python warning: a part of a larger result."""
+        share("threshold", threshold)
         if self.n < 2:
             raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")
         scatter, moment, column = self._sum.eigenvalues()
-        notes = list(about.pop("warnings", []))
+        notes = list(warnings)
         if self.zero_rows:
             notes.append(f"{self.zero_rows} of {self.n} rows are zero and were left zero by the normalisation")
         if self.n <= self.dim:
@@ -261,7 +289,8 @@ class Covariance:
             l2_normalized=self.normalize,
             threshold=threshold,
             warnings=notes,
-            **about,
+            source={"kind": "array"} if source is None else source,
+            images=images,
         )
 
     def _white(self, variance: float) -> float:
@@ -289,7 +318,7 @@ def require_memory(
     else:
         waiting = min(rows or 0, 4096 + 3 * dim)
         what, needed = f"the QR decomposition of {waiting} rows of {dim} columns", 40 * waiting * (dim + 1)
-    hint = "; take fewer columns" + (", or, for few rows, --method qr" if method == "covariance" else "")
+    hint = "; take fewer columns" + (", or, for few rows, give method=qr" if method == "covariance" else "")
     if needed > 1 << 30:
         check_memory(name, needed, what, hint)
 
@@ -326,3 +355,25 @@ def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
     step, stop = max(1, BLOCK // max(1, z.shape[1])), z.shape[0] if limit is None else min(limit, z.shape[0])
     for start in range(0, stop, step):
         yield z[start : min(start + step, stop)]
+
+
+def reservoir(batches: Iterable[Any], size: int, seed: int) -> tuple[Any, int]:
+    """(rows, n): `size` rows at random of all n that pass, in their order, as one batch (Vitter's algorithm R).
+
+    Raises InputError: no row.
+    """
+    rng, kept, n = np.random.default_rng(seed), list[tuple[int, Any]](), 0
+    for batch in batches:
+        for row in batch:
+            place = len(kept) if n < size else int(rng.integers(n + 1))
+            if place < size:
+                kept[place : place + 1] = [(n, row.clone() if is_tensor(row) else np.array(row))]
+            n += 1
+    if not kept:
+        raise InputError("embeddings: no rows to draw from")
+    rows = [row for _, row in sorted(kept, key=lambda pair: pair[0])]
+    if not is_tensor(rows[0]):
+        return np.stack(rows), n
+    import torch
+
+    return torch.stack(rows), n

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ def embed(
     precision: "float32", or "bf16" for autocast and channels_last: faster on a GPU, and three digits instead of seven.
     """
     net = _ready(net, device, precision)
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
     for pixels in batches:
-        x = preprocess.normalize(pixels.to(device, non_blocking=True))
+        x = preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             rows = net(x)
         yield rows.float()
@@ -76,12 +78,14 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
     """The rounding errors of some rows of each layer, {name: (n, d)} float64.
 
     A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
-    twice, in the precision of `options` (those of `embed_layers`) and in float64.
+    twice, in the precision of `options` (those of `embed_layers`) and in float64.  The weights must be float32.
     """
     (single,) = embed_layers(net, names, [pixels], **options)
-    net.double()
-    (double,) = embed_layers(net, names, [pixels], **{**options, "precision": "float32"})
-    net.float()  # the weights were float32: exact both ways
+    try:
+        net.double()
+        (double,) = embed_layers(net, names, [pixels], **{**options, "precision": "float32"})
+    finally:
+        net.float()  # the weights were float32: exact both ways
     found = {}
     for name in names:
         pair = [z[name].double() for z in (single, double)]
@@ -89,6 +93,30 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
             pair = [torch.nn.functional.normalize(z) for z in pair]
         found[name] = (pair[0] - pair[1]).cpu().numpy()
     return found
+
+
+def is_single(net: nn.Module) -> bool:
+    """Whether all numbers of a network are float32, so that `rounding` brings them back as they were."""
+    held = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
+    return all(dtype == torch.float32 for dtype in held)
+
+
+def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
+    """The blocks that run, once or more, and give features of each of the `rows` every time."""
+    fit: dict[str, bool] = {}
+
+    def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:
+        good = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == len(rows)
+        fit[name] = good and fit.get(name, True)
+
+    hooks = [net.backbone.get_submodule(name).register_forward_hook(partial(see, name=name)) for name in net.blocks]
+    try:
+        for _ in embed_layers(net, ["representation"], [rows], **options):
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name for name, good in fit.items() if good}
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

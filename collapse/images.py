@@ -206,6 +206,12 @@ class Images:
             raise InputError(f"{found.source}: holds no image")
         return found
 
+    def some(self, indices: Sequence[int]) -> "Images":
+        """Those at `indices`, in that order."""
+        found = copy(self)
+        found.names = [self.names[index] for index in indices]
+        return found
+
     @property
     def warnings(self) -> list[str]:
         """How many files were left out, in words."""

@@ -102,7 +102,7 @@ class Monitor:
             total.all_reduce()
         if total.n < 2:
             return None
-        result = total.spectrum()
+        result = total.measured()
         report = {"step": self.count, "n": result.n, **result.metrics()}
         self.history.append(report)
         self._values.append(result.singular_values)

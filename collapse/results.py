@@ -3,12 +3,14 @@
 Each document has a schema, `collapse.NAME/VERSION`; a reader refuses a later version by its name (docs/results.md).
 """
 
+import html
 import io
 import json
 import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +23,7 @@ from collapse import InputError, __version__
 from collapse.files import limits
 from collapse.files.descriptor import opened
 from collapse.files.zips import Zip
-from collapse.outputs import whole
+from collapse.outputs import spare, whole
 
 EXPERIMENT = "collapse.experiment/1"
 LARGEST = 1e304  # of a number in a document: its product with a dimension is finite, its square never taken
@@ -161,6 +163,14 @@ def number_of(document: Mapping[str, Any], key: str, where: str, below: float = 
     return float(value)
 
 
+def number_or_nan(document: Mapping[str, Any], key: str, where: str) -> float:
+    """A finite number, a whole one as it is; NaN for null."""
+    value = value_of(document, key, where, int, float, type(None))
+    if value is not None and not abs(value) <= LARGEST:
+        raise InputError(f"{where}: {key} is {str(value)[:40]}, expected a finite number")
+    return math.nan if value is None else value
+
+
 def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | None = None) -> NDArray:
     """A list of finite numbers, descending, not negative, as float64."""
     found = list_of(document, key, where, int, float)
@@ -282,3 +292,99 @@ def r_squared(measured: NDArray, predicted: NDArray) -> float:
         raise InputError("R^2 of logarithms needs positive values; drop what is zero first")
     x, y = np.log(measured), np.log(predicted)
     return float(1 - np.sum((x - y) ** 2) / np.sum((x - x.mean()) ** 2))
+
+
+ROWS = 14  # of a table on a screen
+NOTES = 4  # warnings on a screen
+SCREEN = 79
+
+
+class Result:
+    """A result: strict JSON in a file, equal by what it says, a sentence and a table where it is shown.
+
+    A subclass gives `to_dict`, `sentence` and `table`, and reads its own document in `_of`.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document, with values that may still be NaN."""
+        raise NotImplementedError
+
+    def sentence(self) -> str:
+        """The main numbers in a sentence or two."""
+        raise NotImplementedError
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The heads, then a row each; every cell is text."""
+        return []
+
+    def notes(self) -> list[str]:
+        """What a reader should know before using the numbers."""
+        return []
+
+    def inputs(self) -> list[str]:
+        """The paths that it was measured from."""
+        return []
+
+    @classmethod
+    def _of(cls, document: Any, where: str) -> Any:
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Strict JSON text of `to_dict`."""
+        return to_json(self.to_dict())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `to_json` to a file, whole or not at all.
+
+        Raises InputError: it cannot be written, or is a file that the result was measured from.
+        """
+        for text in self.inputs():
+            spare(text, Path(path))
+        save_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Any:
+        """Read what `save` wrote. Raises InputError: no such file, or no document of this kind."""
+        return cls._of(load_json(Path(path)), str(path))
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return strict(self.to_dict()) == strict(other.to_dict())  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        lines = textwrap.wrap(f"{type(self).__name__}: {self.sentence()}", SCREEN)
+        rows = cut(self.table())
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]
+            lines.append("  " + "  ".join(cells).rstrip())
+        for note in _first(self.notes()):
+            lines += textwrap.wrap(f"warning: {note}", SCREEN, subsequent_indent="    ", max_lines=2)
+        return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p><b>{type(self).__name__}</b>: {_escaped(self.sentence())}</p>"]
+        rows = ""
+        for index, row in enumerate(cut(self.table())):
+            kind = "td" if index else "th"
+            rows += f"<tr>{''.join(f'<{kind}>{_escaped(cell)}</{kind}>' for cell in row)}</tr>"
+        parts += [f"<table>{rows}</table>"] if rows else []
+        return "".join([*parts, *(f"<p>Warning: {_escaped(note)}</p>" for note in _first(self.notes()))])
+
+
+def cut(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The rows of a table that a screen takes: the heads, and the first and last where there are many."""
+    if len(rows) <= ROWS:
+        return list(rows)
+    gap = (f"... {len(rows) - ROWS + 1} more", *[""] * (len(rows[0]) - 1))
+    return [*rows[: ROWS // 2], gap, *rows[-(ROWS - ROWS // 2 - 1) :]]
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _first(notes: list[str]) -> list[str]:
+    more = [f"... and {len(notes) - NOTES} more, in the document"] if len(notes) > NOTES else []
+    return [*notes[:NOTES], *more]

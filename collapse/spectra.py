@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from collapse import InputError, metrics
 from collapse.outputs import digest, spare, whole
 from collapse.results import (
     LARGEST,
+    Result,
     command,
     integer_of,
     list_of,
@@ -36,11 +38,21 @@ from collapse.results import (
 EPS = float(np.finfo(np.float64).eps)
 SPECTRUM, SPECTRA, VECTORS = "collapse.spectrum/1", "collapse.spectra/1", "collapse.vectors/1"
 METHODS = ("covariance", "qr")
+# The metrics, in the order of the document; those that a screen shows.
+METRICS = (
+    "collapsed_dimensions", "collapsed_dimensions_1e-03", "collapsed_dimensions_1e-04", "collapsed_dimensions_1e-08",
+    "numerical_rank", "effective_rank", "rankme", "rankme_centered", "stable_rank", "participation_ratio", "alpha",
+    "alpha_r2", "condition", "auc", "isoscore", "vendi", "self_clustering", "mp_edge", "above_edge",
+)  # fmt: skip
+SHOWN = ("effective_rank", "rankme", "rankme_centered", "participation_ratio", "stable_rank", "numerical_rank",
+         "collapsed_dimensions", "alpha")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Result):
     """Singular values of the covariance of n embeddings, and where they came from.
+
+    Each metric is an attribute too: `s.effective_rank` is `s.metrics()["effective_rank"]`.
 
     Attributes:
         singular_values: (d,) float64, descending, >= 0, natural scale; divisor n - 1.
@@ -81,8 +93,20 @@ class Spectrum:
     def metrics(self) -> dict[str, float]:
         """Every rank measure that follows from the spectrum, by name; NaN where it is undefined.
 
-        What lies at or below the floor counts as zero in all of them.
+        What lies at or below the floor counts as zero in all of them.  They are computed once.
         """
+        return dict(self._metrics)
+
+    def __getattr__(self, name: str) -> float:
+        if name not in METRICS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._metrics[name]
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *filter(str.isidentifier, METRICS)})
+
+    @cached_property
+    def _metrics(self) -> dict[str, float]:
         values = np.where(self.singular_values > self.floor, self.singular_values, 0.0)
         squared = self.dim * EPS * self.moments[0] if self.method == "covariance" else 0.0
         moments = np.where(self.moments > max(self.floor, squared), self.moments, 0.0)
@@ -131,13 +155,10 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """The document of schema collapse.spectrum/1, with values that may still be NaN."""
-        measures = self.metrics()
-        undefined = [name for name, value in measures.items() if math.isnan(value)]
-        notes = self.warnings + ([f"undefined for this input: {', '.join(undefined)}"] if undefined else [])
         empty = dict.fromkeys(("path", "sha256", "architecture", "branch", "layer", "keys", "preprocessing"))
         return {
             "schema": SPECTRUM,
-            "source": {"kind": "array", **empty, "foreign": [], **self.source, "warnings": notes},
+            "source": {"kind": "array", **empty, "foreign": [], **self.source, "warnings": self.notes()},
             "images": self.images,
             "n": self.n,
             "dim": self.dim,
@@ -147,16 +168,42 @@ class Spectrum:
             "moments": self.moments,
             "floor": self.floor,
             "threshold": self.threshold,
-            "metrics": measures,
+            "metrics": self.metrics(),
             "errors": self.errors,
             "files": {},
             "command": self.command,
             "versions": self.versions,
         }
 
-    def to_json(self) -> str:
-        """Strict JSON text of schema collapse.spectrum/1."""
-        return to_json(self.to_dict())
+    def notes(self) -> list[str]:
+        """The warnings, and which metrics are undefined."""
+        undefined = [name for name, value in self._metrics.items() if math.isnan(value)]
+        return self.warnings + ([f"undefined for this input: {', '.join(undefined)}"] if undefined else [])
+
+    def sentence(self) -> str:
+        """What was measured, its effective rank, and what is collapsed."""
+        rank = self.effective_rank
+        effective = f"have effective rank {rank:.4g}" if rank == rank else "do not vary"
+        unit = "of unit length" if self.l2_normalized else "as they are"
+        below = f"{self.collapsed_dimensions} are collapsed (below {self.threshold:g} of the largest singular value)"
+        name = "" if self.name == "spectrum" else f"{self.name}, "
+        return f"{name}{self.n} rows of {self.dim} dimensions, {unit}, {effective}; {below}."
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The metrics of SHOWN, with standard errors where they were asked for."""
+        errors = self.errors["metrics"] if self.errors else {}
+        rows: list[tuple[str, ...]] = [("metric", "value", "+-")] if errors else [("metric", "value")]
+        for name in SHOWN:
+            row = (name, f"{self._metrics[name]:.4g}")
+            rows.append((*row, f"{errors.get(name, math.nan):.2g}") if errors else row)
+        return rows
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Spectrum):
+            return NotImplemented
+        if self.vectors is None or other.vectors is None:
+            return self.vectors is other.vectors and super().__eq__(other)
+        return np.array_equal(self.vectors, other.vectors) and super().__eq__(other)
 
     def save(self, path: str | PathLike) -> None:
         """Write `to_json` to a file and, if the vectors were kept, these beside it, as .npz, which the JSON then names.

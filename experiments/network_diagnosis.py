@@ -46,7 +46,7 @@ def simulate(data: str = "cifar10.zip", seed: int = 0, threshold: float = 1e-3) 
     names, verdicts = [], []
     for name, net in encoders().items():
         pixels = chosen.batches(config.preprocessing(), 64, 0)
-        diagnosis = collapse.diagnose(net, pixels, study.VIEWS, threshold=threshold, **how)
+        diagnosis = collapse.diagnose(net, pixels, views=study.VIEWS, threshold=threshold, **how)
         block = next(block for block in diagnosis.blocks if block.layer == "representation")
         found["counts"].append(list(block.found.counts().values()))
         lines = at_other_lines(block.found)

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +259,8 @@ def zarr(new):
 def _spectra():
     import collapse
 
-    return [collapse.spectrum(ROWS, vectors=True, jackknife=2, source={"kind": "array", "path": "z.npy", "layer": name})
+    measured = collapse.spectrum(ROWS, vectors=True, jackknife=2)
+    return [replace(measured, source={"kind": "array", "path": "z.npy", "layer": name})
             for name in ("layer1", "representation")]  # fmt: skip
 
 

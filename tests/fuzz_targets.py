@@ -13,7 +13,7 @@ from PIL import Image
 
 import collapse
 import collapse.checkpoints.library  # timm asks for packages that it can do without
-from collapse.compare import comparison
+from collapse.comparison import comparison
 from collapse.images import Images, Preprocessing, pixel_batches
 from collapse.spectra import load_results
 from collapse.training.config import Config, make_config

@@ -44,12 +44,12 @@ shards = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda size
 @settings(max_examples=60, deadline=None)
 def test_any_shards_in_any_order_merge_to_the_spectrum_of_the_whole(method, sizes, d, shift, seed, as_tree):
     z = rows(seed, sum(sizes), d, shift)
-    parts = [Covariance(d, method) for _ in sizes]
+    parts = [Covariance(d, method, False) for _ in sizes]
     for part, shard in zip(parts, np.split(z, np.cumsum(sizes)[:-1]), strict=True):
         for batch in np.array_split(shard, 3):
             part.update(batch)
     order = np.random.default_rng(seed).permutation(len(parts))
-    total = Covariance(d, method)
+    total = Covariance(d, method, False)
     if as_tree and len(parts) > 1:
         parts[order[0]].merge(parts[order[1]])
         order = np.delete(order, 1)
@@ -117,7 +117,7 @@ def test_tensors_and_arrays_of_the_same_numbers_give_the_same(dtype):
     z = (8 * torch.randn(300, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
     from_tensor = spectrum(z, method="covariance")
     from_array = spectrum(z.double().numpy(), method="covariance")
-    on_device = spectrum(z, method="covariance", device="cpu")
+    on_device = Covariance(7, device="cpu").update(z).spectrum()
     np.testing.assert_array_equal(from_tensor.singular_values, from_array.singular_values)
     np.testing.assert_allclose(on_device.singular_values, from_array.singular_values, rtol=1e-12)
 
@@ -127,7 +127,7 @@ def test_float32_rows_are_accumulated_in_float64_on_a_device_too():
     exact = reference(z.astype(np.float64))
     for batch in (z, torch.tensor(z)):
         for device in (None, "cpu"):
-            found = spectrum(batch, normalize=False, method="covariance", device=device).singular_values
+            found = Covariance(7, normalize=False, device=device).update(batch).spectrum().singular_values
             np.testing.assert_allclose(found, exact, rtol=0, atol=bound(z, 50.0))
 
 
@@ -149,7 +149,7 @@ def test_a_saved_accumulator_goes_on(method, device):
 def test_shards_add_up_their_zero_rows():
     z = rows(0, 30, 4, 0.0)
     z[[2, 20, 21]] = 0
-    parts = [Covariance(4, normalize=True).update(part) for part in (z[:10], z[10:])]
+    parts = [Covariance(4).update(part) for part in (z[:10], z[10:])]
     assert parts[0].merge(parts[1]).zero_rows == 3
     assert parts[1].zero_rows == 2
 
@@ -180,7 +180,11 @@ def test_vectors_are_kept_only_if_asked_for():
 
 def test_a_device_accumulates_by_qr_as_numpy_does():
     z = rows(0, 200, 9, 3.0)
-    on_device = Covariance(9, "qr", device="cpu").update(z[:50]).merge(Covariance(9, "qr", device="cpu").update(z[50:]))
+    on_device = (
+        Covariance(9, "qr", False, device="cpu")
+        .update(z[:50])
+        .merge(Covariance(9, "qr", False, device="cpu").update(z[50:]))
+    )
     np.testing.assert_allclose(on_device.spectrum().singular_values, reference(z), rtol=1e-10)
 
 
@@ -222,7 +226,7 @@ def test_an_iterable_of_batches_is_the_whole():
 @pytest.mark.parametrize("method", ["covariance", "qr"])
 def test_a_bad_batch_is_refused_and_changes_nothing(method):
     z = rows(6, 40, 5, 0.0)
-    total = Covariance(5, method, normalize=True).update(z)
+    total = Covariance(5, method).update(z)
     before = total.spectrum().singular_values
     nan = z.copy()
     nan[3, 2] = math.nan
@@ -238,7 +242,7 @@ def test_a_bad_batch_is_refused_and_changes_nothing(method):
 
 
 def test_an_overflow_is_said_and_changes_nothing():
-    total = Covariance(2).update([[1.0, 2.0], [3.0, 5.0]])
+    total = Covariance(2, normalize=False).update([[1.0, 2.0], [3.0, 5.0]])
     with pytest.raises(InputError, match="overflow"):
         total.update([[1e200, 0.0], [-1e200, 0.0]])
     assert total.n == 2
@@ -259,7 +263,7 @@ def test_fewer_rows_than_dimensions_is_answered_with_a_warning():
 
 
 def test_accumulators_of_different_kinds_do_not_merge():
-    for other in (Covariance(4), Covariance(3, "qr"), Covariance(3, normalize=True)):
+    for other in (Covariance(4), Covariance(3, "qr"), Covariance(3, normalize=False)):
         with pytest.raises(InputError, match="merge"):
             Covariance(3).merge(other)
     for arguments in ((0,), (3, "svd")):
@@ -304,7 +308,7 @@ def _one_process(rank, processes, store, method, shares, out):
     z = rows(11, sum(shares), 6, 3.0).astype(np.float32 if rank == 1 else np.float64)
     z[0] = 0
     mine = np.split(z, np.cumsum(shares)[:-1])[rank]
-    result = Covariance(6, method, normalize=True).update(mine).all_reduce().spectrum()
+    result = Covariance(6, method).update(mine).all_reduce().spectrum()
     (out / f"{rank}.json").write_text(result.to_json())
     distributed.destroy_process_group()
 
@@ -317,7 +321,7 @@ def test_processes_join_to_the_spectrum_of_all_rows_even_one_without_rows(tmp_pa
     )
     z = rows(11, sum(shares), 6, 3.0)
     z[0] = 0
-    alone = Covariance(6, method, normalize=True).update(z).spectrum()
+    alone = Covariance(6, method).update(z).spectrum()
     for rank in range(len(shares)):
         joined = Spectrum.from_json((tmp_path / f"{rank}.json").read_text())
         assert joined.n == alone.n
@@ -346,7 +350,7 @@ def test_qr_is_right_to_1e_6_at_1e_11_of_the_largest_whatever_the_mean_and_the_b
             for b in range(d):
                 gram[a, b] = mpmath.fdot(columns[a], columns[b])
         truth = [float(mpmath.sqrt(value / (n - 1))) for value in mpmath.eigsy(gram, eigvals_only=True)][::-1]
-        total = Covariance(d, "qr")
+        total = Covariance(d, "qr", False)
         for block in np.array_split(z, 7):
             total.update(block)
         np.testing.assert_allclose(np.sqrt(total.spectrum().singular_values), truth, rtol=1e-6)
@@ -359,7 +363,7 @@ def test_the_matrix_and_the_constant_columns_are_those_of_the_rows(method, devic
     z = (rng.standard_normal((300, 8)) * np.geomspace(1, 1e-3, 8) + rng.uniform(-50, 50, 8)).astype(np.float32)
     z[:, 2], z[:, 5] = 0, 1234.5678
     z[:, 6] = np.float32(7) * (1 + 1e-7 * rng.standard_normal(300)).astype(np.float32)  # rounding of a constant
-    total = Covariance(8, method, device=device)
+    total = Covariance(8, method, False, device=device)
     for part in np.array_split(z, 7):
         total.update(part)
     expected = np.cov(z.T.astype(np.float64))

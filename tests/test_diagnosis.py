@@ -21,7 +21,8 @@ import collapse
 from collapse import InputError, cli, metrics
 from collapse.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
 from collapse.diagnosis import as_encoder, last_map, paper_augmentations
-from collapse.report import page, table
+from collapse.diagnosis.page import page
+from collapse.diagnosis.wording import table
 from collapse.results import load_result
 from collapse.training.views import uniforms
 
@@ -154,7 +155,7 @@ def test_one_pass_gives_what_all_rows_at_once_give():
     W1, W2 = rng.standard_normal((10, 12)) / 3, rng.standard_normal((7, 10)) / 3
     net, noise = linear(W1, W2), Noise(np.full(12, 0.7))
     x = torch.tensor(rng.standard_normal((30, 12))).float()
-    found = collapse.diagnose(net, x, 3, augmentations=[noise], seed=5, batch_size=12)
+    found = collapse.diagnose(net, x, views=3, augmentations=[noise], seed=5, batch_size=12)
     views = [noise(x, uniforms(5, 0, np.arange(30), v, 12)) for v in range(3)]
     with torch.no_grad():
         h = torch.stack([net[0](view) for view in views], 1).double().numpy()
@@ -168,9 +169,9 @@ def test_one_pass_gives_what_all_rows_at_once_give():
         S, A = signal_and_augmentation(np.cov(flat.T), np.cov(rows.mean(1).T), 30, 3)
         expected = scipy.linalg.eigh(S, S + A, eigvals_only=True)[::-1].clip(0)
         np.testing.assert_allclose(block.signal_fraction, expected, atol=1e-5)
-    again = collapse.diagnose(net, [x[:11], x[11:]], 3, augmentations=[noise], seed=5, batch_size=96)
+    again = collapse.diagnose(net, [x[:11], x[11:]], views=3, augmentations=[noise], seed=5, batch_size=96)
     np.testing.assert_allclose(again.blocks[-1].found.variances, found.blocks[-1].found.variances, rtol=1e-6)
-    other = collapse.diagnose(net, x, 3, augmentations=[noise], seed=6)
+    other = collapse.diagnose(net, x, views=3, augmentations=[noise], seed=6)
     assert abs(other.blocks[-1].found.variances / found.blocks[-1].found.variances - 1).max() > 1e-3
 
 
@@ -213,9 +214,9 @@ def test_a_batch_norm_behind_the_last_map_is_folded_in():
 def test_python_callers_get_one_clear_line(problem):
     net, x = linear(np.eye(4)), torch.zeros(3, 4)
     how = {"augmentations": [Noise(np.ones(4))]}
-    wrong = {"views": (x, 1), "images": (x[:1], 2), "none": ([], 2), "nan": (x + torch.nan, 2)}[problem]
-    with pytest.raises(InputError, match={"nan": "NaN"}.get(problem, "needs at least 2|wants 2 or more")):
-        collapse.diagnose(net, *wrong, **how)
+    images, views = {"views": (x, 1), "images": (x[:1], 2), "none": ([], 2), "nan": (x + torch.nan, 2)}[problem]
+    with pytest.raises(InputError, match={"nan": "NaN", "views": "views= is 1"}.get(problem, "needs at least 2")):
+        collapse.diagnose(net, images, views=views, **how)
 
 
 def test_the_papers_views_keep_their_blur_in_proportion_to_the_image():
@@ -243,12 +244,12 @@ def test_any_module_is_read_where_it_can_be_and_comes_back_in_its_mode():
     net, views = Odd(), [Noise(np.full(6, 0.1))]
     net.rnn.eval()
     modes = [module.training for module in net.modules()]
-    found = collapse.diagnose(net, torch.randn(60, 6), 2, augmentations=views)
+    found = collapse.diagnose(net, torch.randn(60, 6), views=2, augmentations=views)
     assert [module.training for module in net.modules()] == modes
     assert [block.layer for block in found.blocks] == ["body", "representation"]
     notes = [note.split(":")[0] for note in found.about["warnings"]]
     assert notes[:3] == ["layer rnn", "layer unused", "layer mixer"]
-    flat = collapse.diagnose(nn.Flatten(), torch.randn(60, 6), 2, augmentations=views)
+    flat = collapse.diagnose(nn.Flatten(), torch.randn(60, 6), views=2, augmentations=views)
     assert sum(flat.blocks[-1].found.counts().values()) == 6
 
 
@@ -373,14 +374,14 @@ def test_bad_input_is_one_line(capsys, resnet18, photos, tmp_path):
 
 def test_a_page_says_what_a_name_means_and_escapes_it():
     net = linear(np.diag([1.0, 1e-3]))
-    found = collapse.diagnose(net, torch.randn(40, 2), 2, augmentations=[Noise(np.full(2, 0.1))], threshold=1e-3)
+    found = collapse.diagnose(net, torch.randn(40, 2), views=2, augmentations=[Noise(np.full(2, 0.1))], threshold=1e-3)
     found.about["source"]["path"] = "<b>.pth"
     assert "&lt;b&gt;.pth" in page(found)
     assert "<b>" not in page(found)
 
 
 def test_complete_collapse_is_all_units_dead_and_nothing_is_made_up():
-    found = collapse.diagnose(linear(np.zeros((3, 4))), torch.randn(40, 4), 2, augmentations=[Noise(np.ones(4))])
+    found = collapse.diagnose(linear(np.zeros((3, 4))), torch.randn(40, 4), views=2, augmentations=[Noise(np.ones(4))])
     assert found.blocks[-1].found.counts() == {"alive": 0, "augmentation": 0, "implicit": 0, "rounding": 0, "dead": 3}
     document = json.loads(found.to_json())
     assert document["blocks"][-1]["signal_fraction"] == [None] * 3

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -319,7 +320,7 @@ def test_names_that_are_not_utf8_are_shown_and_written(tmp_path, z, capsys):
 
 @pytest.mark.parametrize("name", ["a$b$", r"$\frac$", "_x", "a\nb", "\udce9", "\x1b"])
 def test_a_label_shows_a_name_as_it_is(name, tmp_path):
-    result = collapse.spectrum(np.random.default_rng(0).standard_normal((60, 4)), source={"path": name})
+    result = replace(collapse.spectrum(np.random.default_rng(0).standard_normal((60, 4))), source={"path": name})
     ax = result.plot()
     assert ax.get_legend().get_texts()[0].get_text().strip() == results.printable(name).replace("$", r"\$")
     plots.save_figure(ax.figure, tmp_path / "figure")
@@ -351,10 +352,10 @@ def test_a_result_names_its_vectors_and_stale_ones_are_not_taken(inputs, capsys,
     assert "moved.npz: is not the file that moved.json was written with" in err
     # A result without vectors, over one with them.
     assert run(capsys, "spectrum", "z.npy", "--raw", "--out", "b.json", "--force")[0] == 0
-    code, out, _ = run(capsys, "compare", "b.json", "z.npz:a")
+    code, out, err = run(capsys, "compare", "b.json", "z.npz:a")
     assert code == 0
     assert "% of the variance" not in out
-    assert "warning: b.npz beside b.json is not named by it" in out
+    assert "warning: b.npz beside b.json is not named by it" in err
     assert Path("b.npz").exists()
     # A result whose vectors are gone.
     Path("moved.npz").unlink()
@@ -414,7 +415,7 @@ def test_a_kill_between_two_files_of_embeddings_is_noticed(tmp_path, resnet18, p
         stop_at_replacement(2, patch)
         assert embed(capsys, resnet18, photos, out, "--limit", 20, "--force")[0] == 130
     assert np.load(out).shape == (20, 512)
-    assert "warning: e.json beside it describes another e.npy" in run(capsys, "spectrum", out)[1]
+    assert "warning: e.json beside it describes another e.npy" in run(capsys, "spectrum", out)[2]
     assert any("e.json beside it" in note for note in collapse.spectrum(out).warnings)
     (tmp_path / "e.json").write_text('{"images": []}')  # somebody's own
     assert "beside it" not in run(capsys, "spectrum", out)[1]

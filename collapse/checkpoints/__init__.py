@@ -9,7 +9,8 @@ returned.
 """
 
 from collapse.checkpoints.encoder import Encoder, Layer, Taps
-from collapse.checkpoints.loading import load
+from collapse.checkpoints.loading import inspect, load, loaded
 from collapse.checkpoints.plan import Overrides
+from collapse.checkpoints.report import Checkpoint
 
-__all__ = ["Encoder", "Layer", "Overrides", "Taps", "load"]
+__all__ = ["Checkpoint", "Encoder", "Layer", "Overrides", "Taps", "inspect", "load", "loaded"]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.arguments import known
 from collapse.checkpoints import forms
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
@@ -21,41 +22,64 @@ from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clea
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
+from collapse.checkpoints.report import Checkpoint
 from collapse.checkpoints.settings import listed, printable, shown
+from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 from collapse.models import Subvector, make_backbone
 
 
-def load(path: str | PathLike, **known: Any) -> Encoder:
+def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
     """Read a checkpoint and return its encoder in eval mode, every weight loaded.
 
-    path: a file, a folder, or timm:NAME or torchvision:NAME.  known: fields of `Overrides`.
+    path: a file, a folder, or timm:NAME or torchvision:NAME; or a state dict, or what holds one, as torch.load gives.
+    options: fields of `Overrides`.
 
     Raises:
         InputError: no such file, not a checkpoint, no known layout, several encoders, a missing, superfluous or
             misshapen tensor, something that no tensor tells; the message says which and what to do.
+        TypeError: an unknown keyword.
     """
-    if unknown := set(known) - set(Overrides.__dataclass_fields__):
-        raise InputError(
-            f"load: no option {', '.join(sorted(unknown))}; there are {', '.join(Overrides.__dataclass_fields__)}"
-        )
-    overrides, path = Overrides(**known), str(path)
-    contents = _read(path)
-    with about(path):
-        facts = own_facts(contents.metadata, path)
-        tensors = clean(contents.tree, path)
+    known("load", options, Overrides.__dataclass_fields__)
+    net = loaded(path, **options)
+    warn(net.report["warnings"])
+    return net
+
+
+def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
+    """What `load` gives, without a Python warning: of a larger result."""
+    overrides = Overrides(**options)
+    where = STATE_DICT if isinstance(path, Mapping) else str(path)
+    contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
+    with about(where):
+        facts = own_facts(contents.metadata, where)
+        tensors = clean(contents.tree, where)
         found = hints(contents.tree, contents.configs)
         if "architecture" in facts:
             found["architecture"] = ("the header", True)
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
         own = facts.get("architecture", {})
         encoder = _own(own, tensors) if "arch" in own else find(tensors, clues)
-        built = build(encoder.plan)
-        return _assemble(path, contents, tensors, encoder, built, clues, facts)
+        net = _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
+    if isinstance(path, Mapping):
+        net.report |= {"path": None, "sha256": None}
+    return net
 
 
+def inspect(path: str | PathLike | Mapping[str, Any], **options: Any) -> Checkpoint:
+    """What a checkpoint is, without images: architecture, branch, projector, preprocessing, where every tensor went.
+
+    path, options: as for `load`.  Raises InputError, TypeError as `load` does.
+    """
+    known("inspect", options, Overrides.__dataclass_fields__)
+    result = Checkpoint(**loaded(path, **options).report)
+    warn(result.warnings)
+    return result
+
+
+STATE_DICT = "state dict"
 MESSAGE_LIMIT, FOREIGN_LIMIT = 300, 200  # characters of a message and of a foreign name
 SECOND = re.compile(r"(^|[._])(student|momentum|key|encoder_k|target_(network|net))([._]|$)")
 

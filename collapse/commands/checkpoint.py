@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,16 @@ from collapse.commands.shared import (
     add_model,
     add_result,
     deliver,
-    load_encoder,
-    pixels_of,
-    place,
+    overrides_of,
     positive,
+    reading_of,
     show,
     still_free,
+    warn_of,
 )
 
 if TYPE_CHECKING:
-    from collapse.checkpoints import Encoder
-    from collapse.images import Images
+    from collapse.checkpoints import Checkpoint
 
 
 def add_inspect(commands: Any) -> None:
@@ -59,15 +57,17 @@ def add_embed(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from collapse.results import to_json
+    from collapse.checkpoints import inspect
 
     protect(sources(options.source), {"--out": options.out}, options.force)
-    document = {"schema": "collapse.checkpoint/1", **load_encoder(options, options.source).report}
-    deliver(options, to_json(document), describe(document))
+    result = inspect(options.source, **overrides_of(options))
+    warn_of(result.warnings)
+    deliver(options, result.to_json(), describe(result))
 
 
-def describe(document: dict[str, Any]) -> str:
+def describe(result: "Checkpoint") -> str:
     """A checkpoint's report for a reader."""
+    document = result.to_dict()
     lines = [f"{document['path']}: {document['architecture']}, {document['feature_dim']} features"]
     keys, projector = document["keys"], document["projector"]
     left = document["branches_left"]
@@ -83,11 +83,10 @@ def describe(document: dict[str, Any]) -> str:
     lines += [f"    dropped      {count} as {rule}" for rule, count in keys.get("dropped_by", {}).items()]
     if document["foreign"]:
         lines.append(f"  not loaded     {', '.join(document['foreign'])}")
-    return "\n".join([*lines, *(f"warning: {note}" for note in document["warnings"])]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from collapse.images import Images
     from collapse.results import to_json
 
     if options.out.suffix != ".npy":
@@ -95,36 +94,32 @@ def _embed(options: argparse.Namespace) -> None:
     about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
     inputs = [*sources(options.source), *images_of(options.images)]
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
-    net, images = load_encoder(options, options.source), Images(options.images, options.max_pixels)
-    document = _write_embeddings(options, net, images, about, listed)
+    document = _write_embeddings(options, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
+    warn_of([*document["source"]["warnings"], *document["warnings"]])
     note = f"; {skipped} images were skipped" if skipped else ""
     show(to_json(document) if options.json else f"{options.out}: {n} x {d}{note}\n")
 
 
-def _write_embeddings(
-    options: argparse.Namespace, net: "Encoder", images: "Images", about: Path, listed: Path
-) -> dict[str, Any]:
+def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> dict[str, Any]:
     """Write the rows, the list of their images and, last, the document that names both by digest; returns it."""
-    from collapse.evaluate import embed
+    from collapse.embedding import rows_of
     from collapse.images import line_of
     from collapse.outputs import NpyWriter, digest, whole
     from collapse.results import command, to_json, versions
 
-    device, layer = place(options), net.layer(options.layer)
-    skipped: list[dict[str, str]] = []
+    how = {"layer": options.layer, "limit": options.limit, **reading_of(options)}
     with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:
-        with NpyWriter(rows) as writer, closing(pixels_of(options, images, net, skipped)) as pixels:
-            for batch in embed(layer, pixels, net.preprocess, device, options.precision):
-                writer.write(batch.cpu().numpy())
-        lost = {entry["path"] for entry in skipped}
-        names = [name for k, name in enumerate(images.names[: options.limit]) if images.path(k) not in lost]
+        with NpyWriter(rows) as writer, rows_of(options.source, options.images, **how) as (net, pixels, batches):
+            for batch in batches:
+                writer.write(batch)
+        names = pixels.read_names()
         lines.write_bytes(b"".join(os.fsencode(line_of(name)) + b"\n" for name in names))
         document = {
             "schema": "collapse.embeddings/1",
             "source": {**net.source(options.layer), "warnings": net.report["warnings"]},
-            "images": {"path": str(images.source), "count": len(names), "skipped": skipped},
-            "warnings": images.warnings,
+            "images": {"path": pixels.path, "count": len(names), "skipped": pixels.skipped},
+            "warnings": pixels.warnings,
             "shape": list(writer.shape),
             "files": {options.out.name: digest(rows), listed.name: digest(lines)},
             "command": command(),

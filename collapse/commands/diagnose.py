@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from collapse import InputError
 from collapse.commands.guard import images_of, protect, recipe, sources
 from collapse.commands.shared import (
+    above_zero,
     add_model,
     add_result,
     count,
     deliver,
     groups,
-    load_encoder,
-    place,
     positive,
-    progress,
+    reading_of,
     share,
     still_free,
+    warn_of,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def add_diagnose(commands: Any) -> None:
         "--augmentation", metavar="PRESET", help="the views of a trainer's preset (digits, cifar10, ...) or JSON file"
     )
     command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
+    command.add_argument(
+        "--temperature", type=above_zero, metavar="T",
+        help="of the cosine loss it was trained with, if known: augmentation is then what lies below that loss's line",
+    )  # fmt: skip
+    command.add_argument("--sample", type=groups, metavar="N", help="use N images, drawn at random by --seed")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
     command.add_argument("--seed", type=count, default=0, help="of the views")
     add_result(command).add_argument("--report", type=Path, metavar="FILE.html", help="write a page that prints")
@@ -48,55 +53,24 @@ def add_diagnose(commands: Any) -> None:
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from collapse.diagnosis import before_crop, describe, diagnose, paper_augmentations
-    from collapse.images import Images, pixel_batches
-    from collapse.report import table
+    from collapse.diagnosis import diagnose
+    from collapse.diagnosis.wording import table
 
     inputs = [*sources(options.source), *images_of(options.images), *recipe(options.augmentation)]
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")
-    device, images = place(options), Images(options.images, options.max_pixels)
-    net = load_encoder(options, options.source)
-    size = net.preprocess.crop or net.preprocess.resize
-    if size is None:
-        raise InputError(f"{options.source}: does not say how large its images are; give --resize and --crop")
-    augmentations = paper_augmentations(size, options.augmentation)
-    total, skipped = len(range(len(images))[: options.limit]), list[dict[str, str]]()
-    step = max(1, options.batch_size // options.views)
-    how = (step, options.workers, options.limit, None if options.strict else skipped)
-    pixels = progress(pixel_batches(images, before_crop(net.preprocess), *how), "images", total)
-    about: dict[str, Any] = {"path": str(images.source), "skipped": skipped}
-    about["warnings"] = images.warnings
-    if total < len(images):
-        about["warnings"].append(
-            f"the first {total} of {len(images)} images; in folders by class, of the first classes alone"
-        )
-    about["augmentation"] = describe(augmentations, options.augmentation or "the paper's")
-    try:
-        found = diagnose(
-            net,
-            pixels,
-            options.views,
-            augmentations=augmentations,
-            threshold=options.threshold,
-            seed=options.seed,
-            device=device,
-            batch_size=options.batch_size,
-            precision=options.precision,
-            **about,
-        )
-    except InputError as error:
-        unread = f"; {len(skipped)} of {total} cannot be read, first {skipped[0]['path']}" if skipped else ""
-        raise InputError(f"{images.source}: {error}{unread}") from error
-    if skipped:
-        found.about["warnings"].append(f"{len(skipped)} of {total} images were skipped")
-    deliver(options, found.to_json(), table(found), *([lambda: _report(options, found)] if options.report else []))
+    names = ("views", "threshold", "temperature", "limit", "sample", "seed")
+    how = {name: getattr(options, name) for name in names}
+    result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))
+    warn_of(result.notes())
+    report = [lambda: _report(options, result)] if options.report else []
+    deliver(options, result.to_json(), table(result), *report)
 
 
-def _report(options: argparse.Namespace, found: "Diagnosis") -> None:
-    from collapse.report import page
+def _report(options: argparse.Namespace, result: "Diagnosis") -> None:
+    from collapse.diagnosis.page import page
     from collapse.results import save_text
 
     still_free(options, options.report)
-    save_text(options.report, page(found))
+    save_text(options.report, page(result))

@@ -8,14 +8,11 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from collapse import InputError
+from collapse.arguments import device_of
 from collapse.files import limits
-
-if TYPE_CHECKING:
-    from collapse.checkpoints import Encoder
-    from collapse.images import Images, Skipped
 
 T = TypeVar("T")
 INTERRUPTED = threading.Event()
@@ -243,55 +240,29 @@ def progress(batches: Iterable[T], unit: str, total: int | None) -> Generator[T,
             bar.update(len(batch))  # type: ignore[arg-type]
 
 
-def pixels_of(
-    options: argparse.Namespace, images: "Images", net: "Encoder", skipped: "Skipped"
-) -> Generator[Any, None, None]:
-    """Batches of the images, with a bar; what cannot be read goes to `skipped`, or is an error with --strict."""
-    from collapse.images import pixel_batches
-
-    count = len(range(len(images))[: options.limit])
-    how = (options.batch_size, options.workers, options.limit, None if options.strict else skipped)
-    return progress(pixel_batches(images, net.preprocess, *how), "images", count)
+def reading_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of how a checkpoint and images are read, as arguments of the library, with a bar."""
+    given = overrides_of(options)
+    given |= {name: getattr(options, name) for name in ("precision", "strict", "max_pixels", "batch_size")}
+    return {**given, **placed(options), "watch": lambda batches: progress(batches, "images", batches.total)}
 
 
-def load_encoder(options: argparse.Namespace, path: str) -> "Encoder":
-    """The encoder of a checkpoint, with what the flags say of it. Raises InputError as `load` does."""
-    from collapse.checkpoints import Overrides, load
+def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of a checkpoint."""
+    from collapse.checkpoints import Overrides
 
-    exact_float32()
     given = {name: getattr(options, name) for name in Overrides.__dataclass_fields__}
-    return load(path, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def choose_device(name: str) -> str:
-    """The device to run on; an absent one is an error, never a fallback."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return name
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise InputError(f"--device: got {name!r}, expected auto, cpu or cuda[:i]")
-    if int(index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices here")
-    return name
+def placed(options: argparse.Namespace) -> dict[str, Any]:
+    """Device, and workers where none are given: more of them for a GPU."""
+    device = device_of(options.device)
+    most = 16 if device.startswith("cuda") else 4
+    return {"device": device, "workers": min(most, cores()) if options.workers is None else options.workers}
 
 
-def place(options: argparse.Namespace) -> str:
-    """The device to run on; batch size and workers, where none are given, are filled in: more of both for a GPU."""
-    device = choose_device(options.device)
-    cuda = device.startswith("cuda")
-    options.batch_size = options.batch_size or (256 if cuda else 64)
-    if options.workers is None:
-        options.workers = min(16 if cuda else 4, cores())
-    return device
-
-
-def exact_float32() -> None:
-    """float32 means float32: without this, convolutions on a GPU round to the 10 bits of TF32."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+def warn_of(notes: Iterable[str]) -> None:
+    """What a reader should know, once each, on standard error."""
+    for note in dict.fromkeys(notes):
+        tell(f"warning: {note}")

@@ -1,7 +1,7 @@
 """collapse spectrum and collapse compare."""
 
 import argparse
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 from itertools import count as count_up
 from pathlib import Path
@@ -17,12 +17,11 @@ from collapse.commands.shared import (
     count,
     deliver,
     groups,
-    load_encoder,
-    pixels_of,
-    place,
     positive,
     progress,
+    reading_of,
     still_free,
+    warn_of,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +55,8 @@ def add_spectrum(commands: Any) -> None:
         "--positions", type=positive, default=0, metavar="K",
         help="of inner layers: K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
-    command.add_argument("--seed", type=count, default=0, help="of --positions")
+    command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
+    command.add_argument("--seed", type=count, default=0, help="of --sample and --positions")
     add_output(command)
     add_model(command)
 
@@ -69,7 +69,7 @@ def add_compare(commands: Any) -> None:
         description="Rank measures of several spectra in one table, and which directions they share.",
         epilog="example: collapse compare a.json b.json Z.npy --plot both.png",
     )
-    command.set_defaults(run=_compare, layer="representation", vectors=True, jackknife=0, positions=0, seed=0)
+    command.set_defaults(run=_compare, layer="representation", vectors=True)
     command.add_argument(
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
@@ -90,21 +90,43 @@ def _spectrum(options: argparse.Namespace) -> None:
     check_plot(options.plot)
     if options.vectors and (not options.out or options.layer == "all"):
         raise InputError("--vectors wants --out FILE.json, beside which the directions are kept, and one --layer")
-    results = (
-        _of_model(options, options.source, options.images) if options.images else [_of_array(options, options.source)]
-    )
+    results = _measured(options)
     whole = options.layer == "all"
     document = (
         {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
     )
     draw = [lambda: _draw(options, {result.name: result for result in results})] if options.plot else []
     text = report(results[0]) if len(results) == 1 else by_depth(results)
+    warn_of(results[0].notes() if len(results) == 1 else (note for result in results for note in result.warnings))
     deliver(options, to_json(document), text, *draw, save=None if whole else results[0].write)
 
 
+def _measured(options: argparse.Namespace) -> "list[Spectrum]":
+    """The spectrum of an array or of a layer, or those of all layers in the order of the forward pass."""
+    from collapse.measure import layer_spectra, spectrum
+
+    how = {**_measure(options), "jackknife": options.jackknife, "sample": options.sample, "seed": options.seed}
+    if not options.images:
+        rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
+        return [spectrum(options.source, layer=options.layer, **how, **rows)]
+    how |= {"positions": options.positions, **reading_of(options)}
+    if options.layer == "all":
+        return list(layer_spectra(options.source, options.images, **how).values())
+    return [spectrum(options.source, options.images, layer=options.layer, **how)]
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of how rows become a spectrum."""
+    names = ("method", "threshold", "limit", "vectors")
+    return {"normalize": not options.raw, **{name: getattr(options, name) for name in names}}
+
+
+def _bar_of_rows(batches: Iterable[Any]) -> Iterable[Any]:
+    return progress(batches, "rows", None)
+
+
 def _compare(options: argparse.Namespace) -> None:
-    from collapse.compare import comparison, table
-    from collapse.results import to_json
+    from collapse.comparison import comparison, text
 
     inputs = chain(sources(*options.sources), images_of(options.images))
     protect(inputs, {"--out": options.out, "--plot": options.plot}, options.force)
@@ -117,9 +139,10 @@ def _compare(options: argparse.Namespace) -> None:
             found[_unused(result.name, source, found)] = result
     if len(found) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
-    document = comparison(found)
+    result = comparison(found)
     draw = [lambda: _draw(options, found)] if options.plot else []
-    deliver(options, to_json(document), table(document), *draw)
+    warn_of(result.notes())
+    deliver(options, result.to_json(), text(result), *draw)
 
 
 def _unused(name: str, source: str, taken: Container[str]) -> str:
@@ -130,14 +153,15 @@ def _unused(name: str, source: str, taken: Container[str]) -> str:
 
 def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
     """The spectra of a result, an array, or a checkpoint on --images."""
+    from collapse.comparison import spectra_of
     from collapse.files.arrays import is_array
-    from collapse.spectra import load_results
 
     if source.endswith(".json"):
-        return load_results(Path(source))
+        return spectra_of(source)
     if options.images and not is_array(Path(source)):
-        return _of_model(options, source, options.images)
-    return [_of_array(options, source)]
+        return spectra_of(source, options.images, **_measure(options), **reading_of(options))
+    rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
+    return spectra_of(source, **_measure(options), **rows)
 
 
 def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
@@ -156,63 +180,6 @@ def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
     plots.save_figure(ax.figure, options.plot.with_suffix(""), [options.plot.suffix])
 
 
-def _of_array(options: argparse.Namespace, path: str) -> "Spectrum":
-    from collapse.measure import spectrum
-
-    if options.layer != "representation":
-        raise InputError(f"{path}: --layer wants a checkpoint and images")
-    return spectrum(
-        path,
-        not options.raw,
-        options.method,
-        threshold=options.threshold,
-        vectors=options.vectors,
-        jackknife=options.jackknife,
-        limit=options.limit,
-        max_unpacked=options.max_unpacked,
-        watch=lambda batches: progress(batches, "rows", None),
-    )
-
-
-def _of_model(options: argparse.Namespace, path: str, images_path: str) -> "list[Spectrum]":
-    """The spectrum of a layer, or those of all in the order of the forward pass."""
-    from collapse.evaluate import embed_layers, rounding
-    from collapse.images import Images
-    from collapse.measure import Measurement
-
-    device = place(options)
-    net = load_encoder(options, path)
-    every = [*net.blocks, "representation", *(["projector"] if net.projector else [])]
-    names = every if options.layer == "all" else [options.layer]
-    if options.layer != "all":
-        net.layer(options.layer).taps.remove()  # refuses an unknown name with the list of those that are
-    images = Images(images_path, options.max_pixels)
-    count = len(range(len(images))[: options.limit])
-    if count < 2:
-        raise InputError(f"{images.source}: holds 1 image; a covariance needs at least 2")
-    skipped: list[dict[str, str]] = []
-    pixels = pixels_of(options, images, net, skipped)
-    on = None if device == "cpu" else device
-    measured = {name: Measurement(not options.raw, options.method, on, options.jackknife) for name in names}
-    how = {"device": device, "positions": options.positions, "seed": options.seed, "precision": options.precision}
-    first = next(pixels, None)
-    errors = rounding(net, names, first[:16], not options.raw, **how) if first is not None else {}
-    for rows in embed_layers(net, names, chain([first] if first is not None else [], pixels), **how):
-        for name in names:
-            measured[name].update(rows[name])
-    if len(skipped) > count - 2:
-        first = f"{skipped[0]['path']} ({skipped[0]['why']})"
-        raise InputError(f"{images.source}: {len(skipped)} of {count} images cannot be read, first {first}")
-    notes = [*net.report["warnings"], *images.warnings]
-    notes += [f"{len(skipped)} of {count} images were skipped"] if skipped else []
-    seen = {"path": str(images.source), "count": count - len(skipped), "skipped": skipped}
-    about = {"images": seen, "warnings": notes}
-    return [
-        measured[name].spectrum(options.threshold, options.vectors, errors[name], source=net.source(name), **about)
-        for name in names
-    ]
-
-
 def by_depth(results: "Sequence[Spectrum]") -> str:
     """A line a layer for a reader."""
     lines = [f"{'layer':<20}{'rows':>9}{'width':>7}{'num. rank':>11}{'rankme':>9}{'eff. rank':>11}{'collapsed':>11}"]
@@ -222,8 +189,7 @@ def by_depth(results: "Sequence[Spectrum]") -> str:
             f"{result.source['layer']:<20}{result.n:>9}{result.dim:>7}{m['numerical_rank']:>11}{m['rankme']:>9.2f}"
             f"{m['effective_rank']:>11.2f}{m['collapsed_dimensions']:>11}"
         )
-    notes = dict.fromkeys(note for result in results for note in result.warnings)
-    return "\n".join([*lines, "", *(f"warning: {note}" for note in notes)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def report(result: "Spectrum") -> str:
@@ -244,5 +210,4 @@ def report(result: "Spectrum") -> str:
     for name, value in document["metrics"].items():
         shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
         lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
-    lines += ["", *(f"warning: {note}" for note in source["warnings"])] if source["warnings"] else []
     return "\n".join(lines) + "\n"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collapse import InputError
+from collapse.arguments import device_of
 from collapse.commands.guard import RUN, data_of, protect, recipe, sources, spare_all
 from collapse.commands.shared import (
     above_zero,
     add_max_pixels,
-    choose_device,
     cores,
     count,
     deliver,
@@ -78,7 +78,7 @@ def _train(options: argparse.Namespace) -> None:
     config = resolve(make_config(options.preset, **given))
     data, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
     same_classes(data, val, options.data)
-    device = parallel.start(choose_device(options.device))
+    device = parallel.start(device_of(options.device))
     compiled = device.startswith("cuda") if options.compile is None else options.compile
     names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint tensorboard"
     chosen = {name: getattr(options, name) for name in names.split()}
@@ -238,7 +238,7 @@ def _open_evaluation(options: argparse.Namespace) -> tuple["Encoder", Any, Any, 
     from collapse.training.data import open_data, same_classes
 
     protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
-    device = choose_device(options.device)
+    device = device_of(options.device)
     train, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
     same_classes(train, val, options.data)
     _warn(train, val)

@@ -89,7 +89,7 @@ class Evaluation:
             for total in sums.values():
                 total.all_reduce()
         found = sum(parallel.collect(found), Accuracy(0, 0, 0))
-        spectra = {name: total.spectrum(source={"kind": "run", "layer": name}) for name, total in sums.items()}
+        spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
         return spectra, {"classifier_top1": found.top1 / found.n}
 
     def neighbours(self) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""What a checkpoint is, as a result: the document of schema collapse.checkpoint/1."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from collapse.results import Result, list_of, require_schema, value_of
+
+SCHEMA = "collapse.checkpoint/1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Result):
+    """A checkpoint: how it was read, the encoder in it, and what became of every other tensor.
+
+    branch: the root of the encoder; branches_left: those of others.  projector: {"dims", "prefix"} or None.
+    keys: numbers of tensors loaded, of the projector, dropped (dropped_by a rule) and unknown.
+    foreign: names of classes that were not loaded.
+    """
+
+    path: str | None
+    sha256: str | None
+    container: str
+    architecture: str
+    feature_dim: int
+    branch: str
+    branches_left: list[str]
+    projector: Mapping[str, Any] | None
+    preprocessing: Mapping[str, Any]
+    keys: Mapping[str, Any]
+    foreign: list[str]
+    warnings: list[str]
+    projector_problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of schema collapse.checkpoint/1."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def inputs(self) -> list[str]:
+        """The checkpoint itself."""
+        return [self.path] if self.path else []
+
+    def notes(self) -> list[str]:
+        """The warnings."""
+        return self.warnings
+
+    def sentence(self) -> str:
+        """Architecture, width, branch and projector."""
+        dims = " -> ".join(map(str, self.projector["dims"])) if self.projector else ""
+        head = f"with a projector {dims}" if dims else "without a projector"
+        left = f"; {len(self.branches_left)} other encoders are left" if self.branches_left else ""
+        name = self.path or "a state dict"
+        return f"{name}, {self.architecture}, {self.feature_dim} features, {head}, branch {self.branch}{left}."
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Where the tensors went."""
+        numbers = [(name, str(self.keys[name])) for name in ("loaded", "projector", "dropped", "unknown")]
+        return [("tensors", "number"), *numbers]
+
+    @classmethod
+    def _of(cls, document: Any, where: str) -> "Checkpoint":
+        document = require_schema(document, SCHEMA, where)
+        texts = {name: value_of(document, name, where, str) for name in ("container", "architecture", "branch")}
+        maps = {name: value_of(document, name, where, dict) for name in ("preprocessing", "keys")}
+        lists = {name: list_of(document, name, where, str) for name in ("branches_left", "foreign", "warnings")}
+        for name in ("loaded", "projector", "dropped", "unknown"):
+            value_of(maps["keys"], name, f"{where}: keys", int)
+        return cls(
+            path=value_of(document, "path", where, str, type(None)),
+            sha256=value_of(document, "sha256", where, str, type(None)),
+            feature_dim=value_of(document, "feature_dim", where, int),
+            projector=value_of(document, "projector", where, dict, type(None)),
+            projector_problem=value_of({"projector_problem": "", **document}, "projector_problem", where, str),
+            **texts, **maps, **lists,
+        )  # fmt: skip

@@ -1,0 +1,157 @@
+"""A diagnosis in words: one paragraph, and a table."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from collapse.attribution import CAUSES, LINE, at_other_lines
+from collapse.diagnosis.result import Block, Diagnosis, rank_lost
+
+
+def verdict(blocks: Sequence[Block], about: Mapping[str, Any]) -> str:
+    """One paragraph on the last layer, on where rank is lost, and on how sure it is."""
+    block, line = blocks[-1], about["line"]
+    parts = [_alive(block), _augmentation(block, line), _implicit(block, line), _silent(block), _depth(blocks),
+             _doubts(block, about["images"]["count"])]  # fmt: skip
+    return " ".join(filter(None, parts))
+
+
+def _alive(block: Block) -> str:
+    alive, d = block.found.counts()["alive"], block.spectrum.dim
+    threshold = block.spectrum.threshold
+    text = f"{block.layer}: {alive} of {d} directions hold at least {threshold:g} of the largest variance"
+    rank = block.spectrum.metrics()["effective_rank"]
+    text += f", effective rank {rank:.1f}" if rank == rank else ""
+    if alive == d:
+        return f"{text}: nothing is collapsed at this threshold."
+    text += f", {d - alive} hold less or lie below the floor."
+    fractions = block.found.fractions[block.found.of("alive")]
+    return text + (f" Median signal fraction of the alive: {np.median(fractions):.2f}." if alive else "")
+
+
+def _range(values: Any) -> str:
+    low, high = float(np.min(values)), float(np.max(values))
+    return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+
+
+def _many(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def _augmentation(block: Block, line: float) -> str:
+    chosen = block.found.of("augmentation")
+    if not chosen.any():
+        return ""
+    if line != LINE:
+        return (
+            f"Augmentation takes {chosen.sum()}: their signal fraction ({_range(block.found.fractions[chosen])}) lies "
+            f"below {line:.2f}, under which a cosine loss of this temperature lets no direction live."
+        )
+    return (
+        f"Augmentation outweighs signal along {chosen.sum()}: there the views of an image differ more than images do "
+        f"(signal fraction {_range(block.found.fractions[chosen])})."
+    )
+
+
+def _implicit(block: Block, line: float) -> str:
+    chosen = block.found.of("implicit")
+    if not chosen.any():
+        return ""
+    why = "signal outweighs augmentation" if line == LINE else f"their signal lies above {line:.2f}"
+    text = (
+        f"Implicit regularisation is left for {chosen.sum()}: {why} "
+        f"(signal fraction {_range(block.found.fractions[chosen])}), and yet they are small."
+    )
+    through = block.last_map
+    if through is None or through["gain"] is None:
+        return f"{text} No last linear map could be read to say more."
+    text += (
+        f" The last map, {through['module']}, has {through['gain']:.1g} of its largest squared gain along them, its "
+        f"input {through['input']:.1g} of its largest variance; they lie to {through['alignment']:.0%} in the weakest "
+        f"directions of that input (by chance {through['chance']:.0%})."
+    )
+    if not 0.5 < through["explained"] < 2:
+        text += (
+            f" But the map makes {through['explained']:.2g} of their variance: something else is added, or it is not "
+            "linear from there on, and its gain explains little."
+        )
+    return text
+
+
+def _silent(block: Block) -> str:
+    counts, text = block.found.counts(), []
+    if counts["rounding"]:
+        text.append(
+            f"{_many(counts['rounding'], 'lies', 'lie')} at or below the floor ({block.spectrum.floor:.2g}), where "
+            "rounding hides the cause."
+        )
+        through = block.last_map
+        if through and through["killed"]:
+            text.append(
+                f"The last map, {through['module']}, lets nothing above it through along {through['killed']} "
+                f"directions of its input; along {through['killed_augmentation']} of them the views of an image "
+                "differ more than images do."
+            )
+    short = block.spectrum.dim - (block.spectrum.n - 1)
+    if short > 0:
+        text.append(f"{block.spectrum.n} rows leave {short} of them without variance whatever the network does.")
+    if counts["dead"]:
+        text.append(f"{_many(counts['dead'], 'unit is', 'units are')} constant.")
+    return " ".join(text)
+
+
+def _depth(blocks: Sequence[Block]) -> str:
+    """Where the effective rank falls most, as a factor."""
+    steps = [row for row in rank_lost(blocks) if all(rank == rank for rank in row["effective_rank"])]
+    if not steps:
+        return ""
+    worst = min(steps, key=lambda row: row["effective_rank"][1] / row["effective_rank"][0])
+    before, after = worst["effective_rank"]
+    if after >= before:
+        return "The effective rank falls between no two layers."
+    return (
+        f"The effective rank falls most from {worst['from']} to {worst['to']}, from {before:.1f} to {after:.1f} "
+        f"(of {worst['width'][0]} and {worst['width'][1]} dimensions)."
+    )
+
+
+def _doubts(block: Block, n: int) -> str:
+    judged, undecided = int(block.found.judged().sum()), int(block.found.thin.sum())
+    text = []
+    if undecided:
+        text.append(
+            f"The evidence is thin: {n} images leave open on which side {undecided} of the {judged} attributed "
+            "directions lie."
+        )
+    lines = at_other_lines(block.found)
+    if lines["1/3"] != lines["2/3"]:
+        text.append(
+            f"With the line at a signal fraction of 1/3 or 2/3 instead of 1/2, {lines['1/3']} or {lines['2/3']} would "
+            "be augmentation's."
+        )
+    if n < 10 * block.spectrum.dim:
+        text.append(f"{n} images are few for {block.spectrum.dim} dimensions (10 times as many advised).")
+    return " ".join(text)
+
+
+def table(found: Diagnosis) -> str:
+    """A line a block, and the verdict."""
+    heads = ("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES)
+    rows = [heads, *map(cells, found.blocks)]
+    sizes = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
+    paragraph = textwrap.fill(found.verdict, 110)
+    return "\n".join([*lines, "", paragraph]) + "\n"
+
+
+def cells(block: Block) -> tuple[str, ...]:
+    measures, counts = block.spectrum.metrics(), block.found.counts()
+    ranks = (measures["effective_rank"], measures["rankme"], block.lidar)
+    return (
+        block.layer,
+        str(block.spectrum.dim),
+        *(f"{rank:.2f}" if rank == rank else "-" for rank in ranks),
+        *(str(counts[cause]) for cause in CAUSES),
+    )

@@ -1,0 +1,56 @@
+"""The embeddings themselves: a network, images, a layer -> rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapse import InputError
+from collapse.arguments import known
+from collapse.checkpoints import Encoder, Overrides
+from collapse.errors import warn
+from collapse.evaluate import embed as passes
+from collapse.networks import How, ImageBatches, Watch, borrowed, encoder_of
+
+OPTIONS = (*How.__dataclass_fields__, "watch", *Overrides.__dataclass_fields__)
+
+
+def embed(source: Any, images: Any, *, layer: str = "representation", **options: Any) -> NDArray:
+    """The embeddings of images, (n, d) float32, in their order; of a path without those that cannot be read.
+
+    source, images, layer, options: as for `collapse.spectrum` of a network.
+
+    Raises:
+        InputError: as `collapse.spectrum` does; no image.
+        TypeError: an unknown keyword.
+    """
+    known("embed", options, OPTIONS)
+    with rows_of(source, images, layer, **options) as (net, pixels, rows):
+        found = list(rows)
+    if not found:
+        raise InputError(f"{pixels.name}: {pixels.unread() or 'no images to embed'}")
+    warn([*net.report["warnings"], *pixels.notes()])
+    return np.concatenate(found)
+
+
+@contextmanager
+def rows_of(
+    source: Any, images: Any, layer: str = "representation", watch: Watch = iter, **options: Any
+) -> Iterator[tuple[Encoder, ImageBatches, Iterator[NDArray]]]:
+    """(network, images, batches of rows) as `embed` reads them, one batch after another; arguments as for `embed`."""
+    how, overrides = How.of(source, options)
+    pixels = ImageBatches(images, how)
+    net = encoder_of(source, overrides)
+    part = net.layer(layer)
+    try:
+        with borrowed(net, how.device):
+            batches = watch(pixels.of(net.preprocess))
+            yield (
+                net,
+                pixels,
+                (z.cpu().numpy() for z in passes(part, batches, net.preprocess, how.device, how.precision)),
+            )
+    finally:
+        part.taps.remove()

@@ -1,0 +1,28 @@
+"""What is wrong, as one error, and what a reader should know, as one kind of warning."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+class InputError(ValueError):
+    """Bad input: what is wrong, where, and what to do, in one line. The command prints it and exits with 2.
+
+    The line names an argument of the library as `name=`; the command shows it as its flag, --name.
+    """
+
+
+class CollapseWarning(UserWarning):
+    """What a reader should know before using a number; the result lists the same sentences."""
+
+
+def warn(notes: Iterable[str]) -> None:
+    """Each note as a CollapseWarning, at the line outside of this package that called into it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    for note in notes:
+        warnings.warn(note, CollapseWarning, stacklevel=level)

@@ -1,0 +1,132 @@
+"""Rows, batch by batch, to a spectrum, with standard errors if asked for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapse import InputError, arguments
+from collapse.covariance import METHODS, Covariance, require_memory
+from collapse.spectra import Spectrum
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How rows become a spectrum, checked; the arguments of `spectrum`."""
+
+    normalize: bool = True
+    method: str = "auto"
+    threshold: float = 1e-6
+    jackknife: int = 0
+    vectors: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("normalize", "vectors"):
+            arguments.flag(name, getattr(self, name))
+        arguments.choice("method", self.method, METHODS)
+        arguments.share("threshold", self.threshold)
+        arguments.whole("jackknife", self.jackknife, 0)
+        if self.jackknife == 1:
+            raise InputError("jackknife= is 1, expected 0 for none, or at least 2 groups of rows")
+
+
+def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
+    """(method, notes): "auto" takes qr for float64 rows, which hold digits that covariances lose, else covariance."""
+    if method not in METHODS:
+        raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
+    if method != "auto":
+        return method, []
+    if str(getattr(batch, "dtype", "float64")).endswith("float64"):
+        return "qr", ["method qr: float64 rows may hold singular values below what a covariance resolves"]
+    return "covariance", []
+
+
+class Measurement:
+    """Rows, batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
+
+    name: what errors call the rows. Other arguments, and errors, as for `spectrum`.
+    """
+
+    def __init__(
+        self,
+        normalize: bool = True,
+        method: str = "auto",
+        device: str | None = None,
+        jackknife: int = 0,
+        name: str = "embeddings",
+    ) -> None:
+        self.normalize, self.method, self.device, self.jackknife = normalize, method, device, jackknife
+        self.name = name
+        self.groups: list[Covariance] = []
+        self.notes: list[str] = []
+
+    def update(self, z: Any) -> "Measurement":
+        """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches."""
+        if not self.groups:
+            if getattr(z, "ndim", 0) != 2:
+                raise InputError(f"{self.name}: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
+            method, self.notes = choose_method(self.method, z)
+            count = max(1, self.jackknife)
+            require_memory(self.name, z.shape[1], method, self.device, count)
+            self.groups = [Covariance(z.shape[1], method, self.normalize, self.device, self.name) for _ in range(count)]
+        seen, count = sum(group.n for group in self.groups), len(self.groups)
+        roundoff, rows = self.groups[0].checked(z, seen)
+        for first in range(min(count, len(rows))):
+            self.groups[(seen + first) % count].add(roundoff, rows[first::count])
+        return self
+
+    def spectrum(
+        self,
+        threshold: float = 1e-6,
+        vectors: bool = False,
+        rounding: NDArray | None = None,
+        *,
+        source: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> Spectrum:
+        """The result; source, images, warnings: its provenance."""
+        if not self.groups:
+            raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
+        errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
+        about = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
+        return replace(_merged(self.groups).measured(threshold, vectors, rounding, **about), errors=errors)
+
+
+def _merged(parts: Sequence[Covariance]) -> Covariance:
+    """An accumulator of the rows of all parts, which stay as they are."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    total = Covariance(first.dim, first.method, first.normalize, first.device)
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def jackknife_errors(groups: Sequence[Covariance], threshold: float) -> dict[str, Any]:
+    """Standard errors of singular values and metrics by leaving out one of G groups at a time: `Spectrum.errors`.
+
+    sqrt((G - 1) / G sum (x_g - mean x)^2) (Tukey 1958). Rows are taken as independent; a metric that jumps, such as a
+    count, gets a rough error. O(G d^2) memory, G spectra to compute.
+
+    Raises InputError: fewer than two groups, or fewer than two rows a group.
+    """
+    count = len(groups)
+    if count < 2 or min(group.n for group in groups) < 2:
+        raise InputError(
+            f"jackknife: {count} groups of {min(g.n for g in groups)} rows; give 2 groups of 2 rows or more"
+        )
+    left_out = [_merged([*groups[:i], *groups[i + 1 :]]).measured(threshold) for i in range(count)]
+
+    def error(samples: list) -> Any:
+        return np.sqrt((count - 1) * np.var(np.array(samples, dtype=np.float64), axis=0))
+
+    measures = [result.metrics() for result in left_out]
+    return {
+        "groups": count,
+        "singular_values": error([result.singular_values for result in left_out]),
+        "metrics": {name: float(error([values[name] for values in measures])) for name in measures[0]},
+    }

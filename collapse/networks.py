@@ -1,0 +1,304 @@
+"""A network and images, however they are given: what every call that embeds images begins with.
+
+A network is a checkpoint's path or state dict, what `collapse.load` gave, or any torch.nn.Module; a module of the
+caller's comes back in its modes, on its device and in its precision.  Images are a path, a tensor or numpy array
+(n, c, h, w), or an iterable of batches, or of tuples that begin with one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import chain
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from collapse import InputError, arguments
+from collapse.checkpoints import Encoder, Overrides, loaded
+from collapse.covariance import blocks, reservoir
+from collapse.evaluate import PRECISIONS, is_single, rounding
+from collapse.files import limits
+from collapse.images import Images, Preprocessing, pixel_batches
+
+PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+class Module(Encoder):
+    """Any module as an encoder that takes its input as it is; a feature map is averaged over its positions."""
+
+    def __init__(self, net: nn.Module) -> None:
+        report = dict.fromkeys(("path", "sha256", "branch", "keys", "preprocessing"))
+        about = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
+        super().__init__(net, None, Preprocessing(None, None, mean=None, std=None), {**report, **about})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, ...) -> (n, d). Raises InputError: the module gives no one vector an input, or fails."""
+        try:
+            out = self.backbone(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, (InputError, torch.OutOfMemoryError)):
+                raise
+            line = str(error).partition("\n")[0][:200]
+            raise InputError(f"source: the network fails on a batch of shape {tuple(images.shape)} ({line})") from error
+        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        if isinstance(out, Tensor) and out.ndim == 4:
+            out = out.mean((2, 3))
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
+            raise InputError(f"source: the network gives {what}, expected (n, d); wrap it in a module that does")
+        return out
+
+
+def as_encoder(net: nn.Module) -> Encoder:
+    """A network as an encoder: itself if it is one."""
+    return net if isinstance(net, Encoder) else Module(net)
+
+
+def encoder_of(source: Any, reading: Mapping[str, Any]) -> Encoder:
+    """The encoder that a source stands for.
+
+    reading: fields of `Overrides`; of a module those that say what becomes of pixels.
+
+    Raises InputError: as `load` does, or no network.
+    """
+    if isinstance(source, nn.Module):
+        return _adapted(as_encoder(source), reading)
+    if isinstance(source, (str, PathLike, Mapping)):
+        return loaded(source, **reading)
+    raise InputError(f"source: a {type(source).__name__} is no network; give a checkpoint's path or a torch.nn.Module")
+
+
+def _adapted(net: Encoder, reading: Mapping[str, Any]) -> Encoder:
+    """The same network with other preprocessing; the one given stays as it is."""
+    chosen = {name: value for name, value in arguments.given(reading).items() if value is not False}
+    odd = next((name for name in chosen if name not in PIXELS), None)
+    if odd is not None:
+        raise InputError(f"{odd}= says how a checkpoint is read, and the source is a network already; leave it out")
+    Overrides(**chosen)
+    if not chosen:
+        return net
+    pixels = {name: chosen[name] for name in PIXELS[:-1] if name in chosen}
+    if "no_normalize" in chosen:
+        pixels |= {"mean": None, "std": None}
+    changed = copy(net)
+    changed.preprocess = replace(net.preprocess, **pixels)
+    changed.report = {**net.report, "preprocessing": changed.preprocess.as_dict()}
+    return changed
+
+
+@dataclass(frozen=True)
+class How:
+    """How images are read and embedded, checked; the arguments of `spectrum` and its like.
+
+    device: "auto" is CUDA where it is, and where a module of the caller's already is.  batch_size: None is 64, or 256
+    on CUDA.  workers: processes that decode a path's images.  limit: the first so many; sample: so many of them at
+    random by `seed`.  strict: an image that cannot be read is an error.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int = 0
+    precision: str = "float32"
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    strict: bool = False
+    max_pixels: int = limits.PIXELS
+
+    def __post_init__(self) -> None:
+        arguments.whole_or_none(1, batch_size=self.batch_size, limit=self.limit, sample=self.sample)
+        arguments.whole("workers", self.workers, 0)
+        arguments.whole("seed", self.seed, 0)
+        arguments.whole("max_pixels", self.max_pixels, 1)
+        arguments.choice("precision", self.precision, PRECISIONS)
+        arguments.flag("strict", self.strict)
+        if self.device not in (None, "auto"):
+            arguments.device_of(self.device)
+
+    @classmethod
+    def of(cls, source: Any, given: Mapping[str, Any]) -> tuple["How", dict[str, Any]]:
+        """(how, overrides) for a source, with a device and a batch size; given: fields of both, each of them known."""
+        how = cls(**{name: value for name, value in given.items() if name in cls.__dataclass_fields__})
+        overrides = {name: value for name, value in given.items() if name not in cls.__dataclass_fields__}
+        held = chain(source.parameters(), source.buffers()) if isinstance(source, nn.Module) else ()
+        here = next(iter(held), None)
+        stays = how.device in (None, "auto") and here is not None
+        device = str(here.device) if stays and here is not None else arguments.device_of(how.device)
+        size = how.batch_size or (256 if device.startswith("cuda") else 64)
+        return replace(how, device=device, batch_size=size), overrides
+
+
+class ImageBatches:
+    """Batches of pixels from a path, a tensor, an array or an iterable, in order; and what became of the images.
+
+    total: how many are to come at most; None if only the end tells.  count: how many came.
+    skipped: {"path", "why"} of those of a path that cannot be read.  warnings: what a reader should know.
+    """
+
+    def __init__(self, images: Any, how: How, step: int | None = None) -> None:
+        self.preprocess, self.how, self.step = Preprocessing(None, None), how, step or how.batch_size or 64
+        self.count, self.skipped = 0, list[dict[str, str]]()
+        self.warnings: list[str] = []
+        self.images = self._opened(images)
+        sized = isinstance(self.images, (Images, Tensor, np.ndarray))
+        self.total = len(self.images) if sized else None
+        if sized and (how.limit or how.sample):
+            self.images = self._chosen(len(self.images))
+            self.total = len(self.images)
+
+    def of(self, preprocess: Preprocessing) -> "ImageBatches":
+        """Itself, its images decoded as a network wants them."""
+        self.preprocess = preprocess
+        return self
+
+    def _opened(self, images: Any) -> Any:
+        if isinstance(images, (str, PathLike)):
+            found = Images(images, self.how.max_pixels)
+            self.warnings += found.warnings
+            return found
+        if isinstance(images, Tensor) or hasattr(images, "__array__"):
+            images = images if isinstance(images, Tensor) else np.asarray(images)
+            if images.ndim < 2:
+                raise InputError(f"images: got shape {tuple(images.shape)}, expected (n, c, h, w)")
+            return images
+        if isinstance(images, (nn.Module, Mapping)) or not hasattr(images, "__iter__"):
+            wanted = "a path, (n, c, h, w) tensor or array, or an iterable of batches"
+            raise InputError(
+                f"images: got {f'a {type(images).__name__}' if images is not None else None}, give {wanted}"
+            )
+        return images
+
+    def _chosen(self, n: int) -> Any:
+        """The first `limit`, or a sample of them in their order."""
+        indices = np.arange(n)[: self.how.limit]
+        if self.how.sample is not None and self.how.sample < len(indices):
+            drawn = np.random.default_rng(self.how.seed).choice(indices, self.how.sample, replace=False)
+            self._drawn(len(indices))
+            indices = np.sort(drawn)
+        if isinstance(self.images, Images):
+            if self.how.sample is None and len(indices) < n:
+                self.warnings.append(
+                    f"the first {len(indices)} of {n} images; in folders by class, of the first classes alone"
+                )
+            return self.images.some(indices.tolist())
+        return self.images[torch.from_numpy(indices)] if isinstance(self.images, Tensor) else self.images[indices]
+
+    @property
+    def path(self) -> str | None:
+        """Where the images are, if that has a path."""
+        return str(self.images.source) if isinstance(self.images, Images) else None
+
+    @property
+    def name(self) -> str:
+        """What errors call them."""
+        return self.path or "images"
+
+    def read_names(self) -> list[str]:
+        """The names of a path's images that could be read, in order."""
+        lost = {entry["path"] for entry in self.skipped}
+        return [name for k, name in enumerate(self.images.names) if self.images.path(k) not in lost]
+
+    def about(self) -> dict[str, Any]:
+        """The `images` of a document, when all have come."""
+        return {"path": self.path, "count": self.count, "skipped": self.skipped}
+
+    def notes(self) -> list[str]:
+        """The warnings, when all have come."""
+        lost = len(self.skipped)
+        return [*self.warnings, *([f"{lost} of {self.count + lost} images were skipped"] if lost else [])]
+
+    def unread(self) -> str:
+        """How many could not be read, and the first of them, for an error."""
+        if not self.skipped:
+            return ""
+        first = self.skipped[0]
+        return f"{len(self.skipped)} of {self.total} images cannot be read, first {first['path']} ({first['why']})"
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._batches():
+            if self.count == 0:
+                self._look(batch)
+            self.count += len(batch)
+            yield batch
+
+    def _batches(self) -> Iterator[Tensor]:
+        if isinstance(self.images, Images):
+            skipped = None if self.how.strict else self.skipped
+            yield from pixel_batches(self.images, self.preprocess, self.step, self.how.workers, None, skipped)
+        elif isinstance(self.images, (Tensor, np.ndarray)):
+            for start in range(0, len(self.images), self.step):
+                yield _tensor(self.images[start : start + self.step])
+        else:
+            batches: Iterable[Tensor] = blocks(map(_tensor, self.images), self.how.limit)
+            if self.how.sample is not None:
+                rows, n = reservoir(batches, self.how.sample, self.how.seed)
+                batches = [rows]
+                self._drawn(n)
+            for batch in batches:
+                yield from batch.split(self.step)
+
+    def _drawn(self, n: int) -> None:
+        if self.how.sample is not None and self.how.sample < n:
+            self.warnings.append(f"{self.how.sample} of {n} images, drawn at random with seed {self.how.seed}")
+
+    def _look(self, batch: Tensor) -> None:
+        """Refuse what is no batch, and say what seems normalised already."""
+        if batch.ndim < 2 or batch.is_complex():
+            raise InputError(f"images: a batch of shape {tuple(batch.shape)}, {batch.dtype}; expected (b, c, h, w)")
+        if self.preprocess.mean is not None and batch.is_floating_point():
+            low, high = (float(x) for x in torch.aminmax(batch))
+            if low < -1e-3 or high > 1 + 1e-3:
+                self.warnings.append(
+                    f"images hold values from {low:.3g} to {high:.3g}, expected 0..1: the network's mean and std are "
+                    "taken off; if that was done already, give no_normalize=True"
+                )
+
+
+def _tensor(batch: Any) -> Tensor:
+    """The images of a batch as a tensor."""
+    batch = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    if isinstance(batch, Tensor):
+        return batch.detach()
+    if isinstance(batch, (Mapping, str)) or not hasattr(batch, "__array__"):
+        raise InputError(f"images: a batch is a {type(batch).__name__}, expected a tensor or array, or a tuple of them")
+    rows = np.asarray(batch)
+    if rows.dtype.kind not in "fiub":
+        raise InputError(f"images: dtype {rows.dtype} is not real numbers")
+    return torch.from_numpy(rows.copy())  # of a file's own memory, which is read-only
+
+
+@contextmanager
+def borrowed(net: Encoder, device: str) -> Iterator[Encoder]:
+    """The network in eval mode on a device, float32 exact; afterwards in its modes, and where it was."""
+    modes = [module for module in net.modules() if module.training]
+    places = {t.device for t in chain(net.parameters(), net.buffers())}
+    exact = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    # float32 means float32: without this, convolutions on a GPU round to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield net.to(device).eval()
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = exact
+        for module in modes:
+            module.training = True
+        if len(places) == 1:
+            net.to(places.pop())
+
+
+def errors_of(
+    net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, passes: Mapping[str, Any]
+) -> tuple[dict[str, NDArray], list[str]]:
+    """(rounding of some rows by layer, warnings); nothing of a network that is not float32, or runs in nothing else."""
+    if not is_single(net):
+        return {}, []
+    try:
+        return rounding(net, names, pixels, normalize, **passes), []
+    except (RuntimeError, InputError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(net, Module):
+            raise
+        return {}, ["the network does not run in float64: the floor does not know what its passes round"]
