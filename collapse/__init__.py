@@ -7,7 +7,7 @@ Learning", ICLR 2022 (arXiv 2110.09348). This file imports nothing heavy: each n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from collapse.errors import CollapseWarning, InputError
+from collapse.errors import CollapseWarning, GateError, InputError
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Comparison",
     "Covariance",
     "Diagnosis",
+    "GateError",
     "InputError",
     "Monitor",
     "Spectrum",

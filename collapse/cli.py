@@ -1,6 +1,6 @@
 """The command `collapse`: arguments -> one call -> text, JSON or a file.
 
-Exit 0 done, 2 bad input, 130 interrupted; 1 is a bug.
+Exit 0 done, 2 bad input, 3 a gate that was not passed, 130 interrupted; 1 is a bug.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, NoReturn
 
-from collapse import CollapseWarning, InputError, __version__
+from collapse import CollapseWarning, GateError, InputError, __version__
 from collapse.commands import checkpoint, diagnose, spectrum, training
 from collapse.commands.shared import INTERRUPTED, interrupt, show, tell
 
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except KeyboardInterrupt:
         return _end("interrupted", 130)
+    except GateError as error:
+        return _end(str(error), 3)
     except Exception as error:
         text = explained(error)
         if text is None:

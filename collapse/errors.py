@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class GateError(Exception):
+    """A metric lies beyond a bound that was asked for, in one line. The command prints it and exits with 3."""
+
+
 class CollapseWarning(UserWarning):
     """What a reader should know before using a number; the result lists the same sentences."""
 

@@ -164,6 +164,17 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
     return float((n**2 * (moments**2).sum() - expected) / (n**2 - expected)) if n > 1 < moments.size else math.nan
 
 
+def mean_cosine(values: ArrayLike, moments: ArrayLike) -> float:
+    """Mean of z_i . z_j over all pairs i != j of unit rows, in -1/(N - 1)..1, from two traces: tr(Z^T Z / N) - tr C.
+
+    1 is complete collapse; about 0 are directions without a common one, far from it in text and retrieval models.
+    No N x N matrix is formed, and a zero row has cosine 0 with every other.
+
+    values: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
+    """
+    return float(_descending(moments).sum() - _descending(values).sum())
+
+
 # Against noise: n samples of white noise have a spread of singular values too.
 
 

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from collapse import InputError, metrics
+from collapse import GateError, InputError, metrics
 from collapse.outputs import digest, spare, whole
 from collapse.results import (
     LARGEST,
@@ -42,7 +43,8 @@ METHODS = ("covariance", "qr")
 METRICS = (
     "collapsed_dimensions", "collapsed_dimensions_1e-03", "collapsed_dimensions_1e-04", "collapsed_dimensions_1e-08",
     "numerical_rank", "effective_rank", "rankme", "rankme_centered", "stable_rank", "participation_ratio", "alpha",
-    "alpha_r2", "condition", "auc", "isoscore", "vendi", "self_clustering", "mp_edge", "above_edge",
+    "alpha_r2", "condition", "auc", "isoscore", "vendi", "self_clustering",
+    "mean_cosine", "mp_edge", "above_edge",
 )  # fmt: skip
 SHOWN = ("effective_rank", "rankme", "rankme_centered", "participation_ratio", "stable_rank", "numerical_rank",
          "collapsed_dimensions", "alpha")  # fmt: skip
@@ -132,9 +134,32 @@ class Spectrum(Result):
             "isoscore": metrics.isoscore(values),
             "vendi": metrics.vendi(unit),
             "self_clustering": metrics.self_clustering(unit, self.n) if self.l2_normalized else math.nan,
+            "mean_cosine": metrics.mean_cosine(self.singular_values, self.moments) if self.l2_normalized else math.nan,
             "mp_edge": metrics.marchenko_pastur_edges(self.n, self.dim, noise)[1],
             "above_edge": metrics.above_edge(values, self.n, noise),
         }
+
+    def gate(self, under: Mapping[str, float] | None = None, over: Mapping[str, float] | None = None) -> None:
+        """Raise GateError if a metric lies under, or over, its bound. One that is undefined passes no gate.
+
+        under, over: {name of a metric: bound}; a value that equals its bound passes.
+
+        Raises InputError: no such metric, or a bound that is no number.
+        """
+        failed = []
+        for word, bounds in (("under", under or {}), ("over", over or {})):
+            for name, bound in bounds.items():
+                value, bound = self._metrics.get(name), float(bound)
+                if value is None or bound != bound:
+                    near = "".join(f"; did you mean {n}?" for n in get_close_matches(name, METRICS, 1))
+                    what = f"no metric {name!r}{near or '; there are ' + ', '.join(METRICS)}"
+                    raise InputError(f"fail_{word}: {what if value is None else f'{name}={bound} is no number'}")
+                if value != value:
+                    failed.append(f"{name} is undefined")
+                elif value < bound if word == "under" else value > bound:
+                    failed.append(f"{name} = {value:.6g} is {word} {bound:g}")
+        if failed:
+            raise GateError(f"{self.name}: not passed: {', '.join(failed)}")
 
     def plot(self, ax: Any = None, kind: str = "spectrum", log10: bool = False, log_index: bool = False) -> Any:
         """Draw the spectrum; returns the axes.

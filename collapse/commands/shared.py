@@ -7,10 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from collapse import InputError
+from collapse import GateError, InputError
 from collapse.arguments import device_of
 from collapse.files import limits
 
@@ -145,6 +146,24 @@ def share(text: str) -> float:
     return value
 
 
+def bound(text: str) -> tuple[str, float]:
+    """NAME=VALUE: a metric and a number."""
+    from collapse.spectra import METRICS
+
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if name not in METRICS:
+        near = get_close_matches(name, METRICS, 1)
+        known = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+        raise argparse.ArgumentTypeError(f"no metric {name[:80]!r}; {known}")
+    if value != value:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not NAME=VALUE, as effective_rank=100")
+    return name, value
+
+
 def check_plot(path: Path | None) -> None:
     """Refuse a plot of an unknown kind."""
     if path and path.suffix not in (".png", ".pdf"):
@@ -187,7 +206,7 @@ def still_free(options: argparse.Namespace, path: Path) -> None:
 def _later(errors: list[Exception]) -> Iterator[None]:
     try:
         yield
-    except (InputError, OSError) as error:
+    except (InputError, GateError, OSError) as error:
         errors.append(error)
 
 

@@ -2,17 +2,19 @@
 
 import argparse
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from itertools import count as count_up
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapse import InputError
+from collapse import GateError, InputError
 from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
     add_measure,
     add_model,
     add_output,
+    bound,
     check_plot,
     count,
     deliver,
@@ -58,6 +60,12 @@ def add_spectrum(commands: Any) -> None:
     command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
     command.add_argument("--seed", type=count, default=0, help="of --sample and --positions")
     add_output(command)
+    gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
+    for word in ("under", "over"):
+        gates.add_argument(
+            f"--fail-{word}", type=bound, action="append", default=[], metavar="NAME=VALUE",
+            help=f"a metric must not lie {word} VALUE; may be given several times",
+        )  # fmt: skip
     add_model(command)
 
 
@@ -98,7 +106,20 @@ def _spectrum(options: argparse.Namespace) -> None:
     draw = [lambda: _draw(options, {result.name: result for result in results})] if options.plot else []
     text = report(results[0]) if len(results) == 1 else by_depth(results)
     warn_of(results[0].notes() if len(results) == 1 else (note for result in results for note in result.warnings))
-    deliver(options, to_json(document), text, *draw, save=None if whole else results[0].write)
+    gates = partial(_gate, results, dict(options.fail_under), dict(options.fail_over))
+    deliver(options, to_json(document), text, *draw, gates, save=None if whole else results[0].write)
+
+
+def _gate(results: "list[Spectrum]", under: dict[str, float], over: dict[str, float]) -> None:
+    """Raise GateError with the line of every result that does not pass."""
+    lines = []
+    for result in results:
+        try:
+            result.gate(under, over)
+        except GateError as error:
+            lines.append(str(error))
+    if lines:
+        raise GateError("; ".join(lines))
 
 
 def _measured(options: argparse.Namespace) -> "list[Spectrum]":
