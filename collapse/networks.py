@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError, arguments
-from collapse.checkpoints import Encoder, Overrides, loaded
+from collapse.checkpoints import Encoder, Module, Overrides, loaded
 from collapse.covariance import blocks, reservoir
 from collapse.evaluate import PRECISIONS, is_single, rounding
 from collapse.files import limits
@@ -27,31 +27,6 @@ from collapse.images import Images, Preprocessing, pixel_batches
 
 PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-class Module(Encoder):
-    """Any module as an encoder that takes its input as it is; a feature map is averaged over its positions."""
-
-    def __init__(self, net: nn.Module) -> None:
-        report = dict.fromkeys(("path", "sha256", "branch", "keys", "preprocessing"))
-        about = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
-        super().__init__(net, None, Preprocessing(None, None, mean=None, std=None), {**report, **about})
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, ...) -> (n, d). Raises InputError: the module gives no one vector an input, or fails."""
-        try:
-            out = self.backbone(images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, (InputError, torch.OutOfMemoryError)):
-                raise
-            line = str(error).partition("\n")[0][:200]
-            raise InputError(f"source: the network fails on a batch of shape {tuple(images.shape)} ({line})") from error
-        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        if isinstance(out, Tensor) and out.ndim == 4:
-            out = out.mean((2, 3))
-        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
-            raise InputError(f"source: the network gives {what}, expected (n, d); wrap it in a module that does")
-        return out
 
 
 def as_encoder(net: nn.Module) -> Encoder:

@@ -10,7 +10,8 @@ returned.
 
 from collapse.checkpoints.encoder import Encoder, Layer, Taps
 from collapse.checkpoints.loading import inspect, load, loaded
+from collapse.checkpoints.own import Module
 from collapse.checkpoints.plan import Overrides
 from collapse.checkpoints.report import Checkpoint
 
-__all__ = ["Checkpoint", "Encoder", "Layer", "Overrides", "Taps", "inspect", "load", "loaded"]
+__all__ = ["Checkpoint", "Encoder", "Layer", "Module", "Overrides", "Taps", "inspect", "load", "loaded"]

@@ -1,5 +1,6 @@
 """Load a checkpoint: read, find the encoder, choose its branch, build it, account for every other tensor."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import forms
+from collapse.checkpoints import forms, own
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
@@ -34,7 +35,8 @@ from collapse.models import Subvector, make_backbone
 def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
     """Read a checkpoint and return its encoder in eval mode, every weight loaded.
 
-    path: a file, a folder, or timm:NAME or torchvision:NAME; or a state dict, or what holds one, as torch.load gives.
+    path: a file, a folder, or timm:NAME or torchvision:NAME; FILE.py:NAME or PACKAGE.MODULE:NAME, code of your own
+        that builds a torch.nn.Module, with weights=; or a state dict, or what holds one, as torch.load gives.
     options: fields of `Overrides`.
 
     Raises:
@@ -50,7 +52,11 @@ def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
 
 def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
     """What `load` gives, without a Python warning: of a larger result."""
-    overrides = Overrides(**options)
+    overrides = Overrides(**{k: os.fspath(v) if isinstance(v, PathLike) else v for k, v in options.items()})
+    if not isinstance(path, Mapping) and own.is_named(os.fspath(path)):
+        return own.network(os.fspath(path), overrides)
+    if overrides.weights is not None:
+        raise InputError("weights= are those of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds")
     where = STATE_DICT if isinstance(path, Mapping) else str(path)
     contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
     with about(where):
@@ -60,8 +66,8 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         if "architecture" in facts:
             found["architecture"] = ("the header", True)
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
-        own = facts.get("architecture", {})
-        encoder = _own(own, tensors) if "arch" in own else find(tensors, clues)
+        header = facts.get("architecture", {})
+        encoder = _own(header, tensors) if "arch" in header else find(tensors, clues)
         net = _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
     if isinstance(path, Mapping):
         net.report |= {"path": None, "sha256": None}

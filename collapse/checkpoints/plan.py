@@ -37,6 +37,7 @@ class Overrides:
     projector_layers: 2 leaves out the second of three layers (PatrickHua/SimSiam on CIFAR).
     resize, crop, interpolation, mean, std, no_normalize: preprocessing.
     allow_unknown: go on when some tensors belong to nothing known.
+    weights: the file with the tensors of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds.
     """
 
     arch: str | None = None
@@ -56,6 +57,7 @@ class Overrides:
     std: tuple[float, ...] | None = None
     no_normalize: bool = False
     allow_unknown: bool = False
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"), "interpolation": INTERPOLATIONS}
@@ -64,7 +66,7 @@ class Overrides:
             settings.choice(flag_of(name), getattr(self, name), allowed)
         for name, low in lowest.items():
             settings.whole(flag_of(name), getattr(self, name), low, MOST.get(name, 1 << 20))
-        for name in ("arch", "branch", "projector"):
+        for name in ("arch", "branch", "projector", "weights"):
             settings.text(flag_of(name), getattr(self, name))
         for name in ("maxpool", "no_normalize", "allow_unknown"):
             settings.flag(flag_of(name), getattr(self, name))

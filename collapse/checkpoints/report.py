@@ -22,7 +22,7 @@ class Checkpoint(Result):
     sha256: str | None
     container: str
     architecture: str
-    feature_dim: int
+    feature_dim: int | None
     branch: str
     branches_left: list[str]
     projector: Mapping[str, Any] | None
@@ -50,7 +50,8 @@ class Checkpoint(Result):
         head = f"with a projector {dims}" if dims else "without a projector"
         left = f"; {len(self.branches_left)} other encoders are left" if self.branches_left else ""
         name = self.path or "a state dict"
-        return f"{name}, {self.architecture}, {self.feature_dim} features, {head}, branch {self.branch}{left}."
+        wide = f"{self.feature_dim} features" if self.feature_dim else "of unknown width"
+        return f"{name}, {self.architecture}, {wide}, {head}, branch {self.branch}{left}."
 
     def table(self) -> list[tuple[str, ...]]:
         """Where the tensors went."""
@@ -68,7 +69,7 @@ class Checkpoint(Result):
         return cls(
             path=value_of(document, "path", where, str, type(None)),
             sha256=value_of(document, "sha256", where, str, type(None)),
-            feature_dim=value_of(document, "feature_dim", where, int),
+            feature_dim=value_of(document, "feature_dim", where, int, type(None)),
             projector=value_of(document, "projector", where, dict, type(None)),
             projector_problem=value_of({"projector_problem": "", **document}, "projector_problem", where, str),
             **texts, **maps, **lists,

@@ -59,7 +59,7 @@ def add_embed(commands: Any) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from collapse.checkpoints import inspect
 
-    protect(sources(options.source), {"--out": options.out}, options.force)
+    protect(sources(options.source, options.weights or ""), {"--out": options.out}, options.force)
     result = inspect(options.source, **overrides_of(options))
     warn_of(result.warnings)
     deliver(options, result.to_json(), describe(result))
@@ -92,7 +92,7 @@ def _embed(options: argparse.Namespace) -> None:
     if options.out.suffix != ".npy":
         raise InputError(f"{options.out}: embeddings are written as .npy")
     about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
-    inputs = [*sources(options.source), *images_of(options.images)]
+    inputs = [*sources(options.source, options.weights or ""), *images_of(options.images)]
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
     document = _write_embeddings(options, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])

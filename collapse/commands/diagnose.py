@@ -56,7 +56,11 @@ def _diagnose(options: argparse.Namespace) -> None:
     from collapse.diagnosis import diagnose
     from collapse.diagnosis.wording import table
 
-    inputs = [*sources(options.source), *images_of(options.images), *recipe(options.augmentation)]
+    inputs = [
+        *sources(options.source, options.weights or ""),
+        *images_of(options.images),
+        *recipe(options.augmentation),
+    ]
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")

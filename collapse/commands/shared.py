@@ -41,6 +41,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     """Reading a checkpoint and images; the names are those of `Overrides`."""
     model = command.add_argument_group("reading the checkpoint and the images")
     model.add_argument("--arch", help="the architecture it must be, or timm's or torchvision's name of it")
+    model.add_argument(
+        "--weights", metavar="FILE", help="the tensors of your own network, where SOURCE is FILE.py:NAME or MODULE:NAME"
+    )
     model.add_argument("--branch", help="which of several encoders in the file")
     model.add_argument("--projector", metavar="KEY", help="the prefix of the projector's keys, or none")
     model.add_argument("--projector-layers", type=positive, metavar="N", help="how many of the stored layers are used")

@@ -94,7 +94,7 @@ def _spectrum(options: argparse.Namespace) -> None:
 
     beside = options.out.with_suffix(".npz") if options.out and options.vectors else None
     written = {"--out": options.out, "--vectors": beside, "--plot": options.plot}
-    protect([*sources(options.source), *images_of(options.images)], written, options.force)
+    protect([*sources(options.source, options.weights or ""), *images_of(options.images)], written, options.force)
     check_plot(options.plot)
     if options.vectors and (not options.out or options.layer == "all"):
         raise InputError("--vectors wants --out FILE.json, beside which the directions are kept, and one --layer")
@@ -149,7 +149,7 @@ def _bar_of_rows(batches: Iterable[Any]) -> Iterable[Any]:
 def _compare(options: argparse.Namespace) -> None:
     from collapse.comparison import comparison, text
 
-    inputs = chain(sources(*options.sources), images_of(options.images))
+    inputs = chain(sources(*options.sources, options.weights or ""), images_of(options.images))
     protect(inputs, {"--out": options.out, "--plot": options.plot}, options.force)
     check_plot(options.plot)
     if options.plot and options.kind == "noise":
