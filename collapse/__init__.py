@@ -4,13 +4,17 @@ After Jing, Vincent, LeCun and Tian, "Understanding Dimensional Collapse in Cont
 Learning", ICLR 2022 (arXiv 2110.09348). This file imports nothing heavy: each name below is loaded on first use.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from collapse import moved
 from collapse.errors import CollapseWarning, GateError, InputError
 
 __version__ = "0.1.0"
 
+if moved not in sys.meta_path:
+    sys.meta_path.append(moved)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from collapse import metrics, plots, theory
@@ -19,30 +23,39 @@ if TYPE_CHECKING:
     from collapse.covariance import Covariance
     from collapse.diagnosis import Diagnosis, diagnose
     from collapse.embedding import embed
+    from collapse.evaluate import Accuracy
     from collapse.measure import layer_spectra, spectrum
     from collapse.monitor import Monitor
+    from collapse.probing import knn, probe
     from collapse.spectra import Spectrum
+    from collapse.training.result import Trained, train
 
 _HOME = {
+    "Accuracy": "collapse.evaluate",
     "Checkpoint": "collapse.checkpoints",
     "Comparison": "collapse.comparison",
     "Covariance": "collapse.covariance",
     "Diagnosis": "collapse.diagnosis",
     "Monitor": "collapse.monitor",
     "Spectrum": "collapse.spectra",
+    "Trained": "collapse.training.result",
     "compare": "collapse.comparison",
     "diagnose": "collapse.diagnosis",
     "embed": "collapse.embedding",
     "inspect": "collapse.checkpoints",
+    "knn": "collapse.probing",
     "layer_spectra": "collapse.measure",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "plots": "collapse.plots",
+    "probe": "collapse.probing",
     "spectrum": "collapse.measure",
     "theory": "collapse.theory",
+    "train": "collapse.training.result",
 }
 
 __all__ = [
+    "Accuracy",
     "Checkpoint",
     "CollapseWarning",
     "Comparison",
@@ -52,16 +65,20 @@ __all__ = [
     "InputError",
     "Monitor",
     "Spectrum",
+    "Trained",
     "compare",
     "diagnose",
     "embed",
     "inspect",
+    "knn",
     "layer_spectra",
     "load",
     "metrics",
     "plots",
+    "probe",
     "spectrum",
     "theory",
+    "train",
 ]
 
 

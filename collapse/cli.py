@@ -5,19 +5,17 @@ Exit 0 done, 2 bad input, 3 a gate that was not passed, 130 interrupted; 1 is a 
 
 import argparse
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, NoReturn
 
 from collapse import CollapseWarning, GateError, InputError, __version__
 from collapse.commands import checkpoint, diagnose, spectrum, training
-from collapse.commands.shared import INTERRUPTED, interrupt, show, tell
+from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, with_flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,32 +91,6 @@ def explained(error: Exception) -> str | None:
     return None
 
 
-def with_flags(text: str) -> str:
-    """A message of the library with its arguments as the flags of the command: resize= is --resize."""
-    names = "|".join(sorted(_flags(), key=len, reverse=True))
-    text = re.sub(rf"^({names}):", lambda found: f"{_flag(found[1])}:", text)
-    return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|([\w:]*))", _as_flag, text)
-
-
-def _as_flag(found: re.Match[str]) -> str:
-    name, value = found[1], found[2] or found[3]
-    if value == "False":
-        return "--raw" if name == "normalize" else _flag(f"no_{name}")
-    return _flag(name) + (f" {value}" if value and value != "True" else "")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-@cache
-def _flags() -> frozenset[str]:
-    """The names of all flags, as arguments of the library."""
-    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
-    flags = {flag for command in commands.values() for flag in command._option_string_actions}
-    return frozenset({flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")} | {"normalize"})
-
-
 def _end(text: str, code: int) -> int:
     """Say why the command ends, in one line."""
     tell(f"collapse: {' '.join(text.split())}")
@@ -149,4 +121,6 @@ def parser() -> argparse.ArgumentParser:
     training.add_train(commands)
     training.add_probe(commands)
     training.add_knn(commands)
+    for command in commands.choices.values():
+        FLAGS.update(flag[2:].replace("-", "_") for flag in command._option_string_actions if flag[:2] == "--")
     return root

@@ -1,9 +1,10 @@
 """Embeddings of a set of images, and what they are worth: nearest neighbours and linear probes."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,16 @@ from torch import Tensor, nn
 
 from collapse.checkpoints import Encoder, Taps
 from collapse.images import Preprocessing
+from collapse.results import (
+    Result,
+    command,
+    integer_of,
+    list_of,
+    number_of,
+    require_schema,
+    value_of,
+    versions,
+)
 
 PRECISIONS = ("float32", "bf16")
 
@@ -127,13 +138,19 @@ def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, flo
     return centre - half, centre + half
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """How many of n images have their class among the k most likely, k = 1 and 5."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Accuracy(Result):
+    """How many of n images have their class among the k most likely, k = 1 and 5.
 
-    top1: int
-    top5: int
+    correct1, correct5: counts.  about: what was measured, as in the documents collapse.probe/1 and collapse.knn/1.
+    """
+
+    correct1: int
+    correct5: int
     n: int
+    about: Mapping[str, Any] = field(default_factory=lambda: {"schema": "collapse.accuracy/1"})
+    command: list[str] = field(default_factory=command)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions("torch", "torchvision"))
 
     @classmethod
     def of(cls, scores: Tensor, labels: Tensor) -> "Accuracy":
@@ -142,13 +159,66 @@ class Accuracy:
         return cls(int(best[:, 0].sum()), int(best.any(1).sum()), len(labels))
 
     def __add__(self, other: "Accuracy") -> "Accuracy":
-        return Accuracy(self.top1 + other.top1, self.top5 + other.top5, self.n + other.n)
+        return replace(
+            self, correct1=self.correct1 + other.correct1, correct5=self.correct5 + other.correct5, n=self.n + other.n
+        )
+
+    @property
+    def top1(self) -> float:
+        """The share of images whose most likely class is right."""
+        return self.correct1 / self.n
+
+    @property
+    def top5(self) -> float:
+        """The share of images whose class is among the five most likely."""
+        return self.correct5 / self.n
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """Of `top1`, 95 % (Wilson)."""
+        return wilson(self.correct1, self.n)
+
+    @property
+    def top5_interval(self) -> tuple[float, float]:
+        """Of `top5`, 95 % (Wilson)."""
+        return wilson(self.correct5, self.n)
 
     def as_dict(self) -> dict[str, Any]:
         """Shares, and their 95 % intervals (Wilson)."""
-        parts = {"top1": self.top1, "top5": self.top5}
-        shares = {name: count / self.n for name, count in parts.items()}
-        return {**shares, **{f"{name}_interval": wilson(count, self.n) for name, count in parts.items()}, "n": self.n}
+        names = ("top1", "top5", "top1_interval", "top5_interval", "n")
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of schema collapse.probe/1 or collapse.knn/1."""
+        return {**self.about, **self.as_dict(), "command": self.command, "versions": self.versions}
+
+    def inputs(self) -> list[str]:
+        """The network."""
+        path = self.about.get("source", {}).get("path")
+        return [path] if path else []
+
+    def notes(self) -> list[str]:
+        """The warnings."""
+        return list(self.about.get("warnings", []))
+
+    def sentence(self) -> str:
+        """The share that is right, and how sure it is."""
+        (low, high), name = self.top1_interval, Path(str(self.about.get("source", {}).get("path") or "")).name
+        first = f"{100 * self.top1:.2f} % of {self.n} images are right (95 %: {100 * low:.2f} to {100 * high:.2f})"
+        return f"{name}{', ' * bool(name)}{first}, {100 * self.top5:.2f} % among the first five."
+
+    @classmethod
+    def _of(cls, document: Any, where: str) -> "Accuracy":
+        kinds = ("collapse.probe/1", "collapse.knn/1", "collapse.accuracy/1")
+        schema = document.get("schema") if isinstance(document, dict) else None
+        document = require_schema(document, schema if schema in kinds else kinds[0], where)
+        n = integer_of(document, "n", 1, where)
+        correct = [round(number_of(document, name, where, 1 + 1e-9) * n) for name in ("top1", "top5")]
+        own = ("top1", "top5", "top1_interval", "top5_interval", "n", "command", "versions")
+        about = {name: value for name, value in document.items() if name not in own}
+        value_of({"source": {}, **about}, "source", where, dict)
+        told = list_of(document, "command", where, str), value_of(document, "versions", where, dict)
+        return cls(*correct, n, about, *told)
 
 
 def knn(
@@ -177,7 +247,7 @@ def knn_top1(
 ) -> float:
     """Share of test rows whose vote among the k nearest training rows is right; see `knn`."""
     found = knn(train, train_labels, test, test_labels, k, temperature)
-    return found.top1 / found.n
+    return found.top1
 
 
 def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -> Tensor:
@@ -231,7 +301,7 @@ def probe(
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
     """Share of test rows that `probe` gets right."""
     found = probe(train, train_labels, test, test_labels)
-    return found.top1 / found.n
+    return found.top1
 
 
 def features(net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str) -> NDArray:

@@ -65,7 +65,7 @@ class Preprocessing:
         made = max(self.resize * int(self.resize * long / short) if self.resize else 0, (self.crop or 0) ** 2)
         if made > most:
             raise InputError(
-                f"an image of {size[0]} x {size[1]} becomes {made} pixels, over {most}; give a larger --max-pixels"
+                f"an image of {size[0]} x {size[1]} becomes {made} pixels, over {most}; give a larger max_pixels="
             )
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class Images:
                 return self._zip.read(record, min(most, limits.unpacked(record.packed)))
             with opened(place) as file:
                 if file.size > most:
-                    raise InputError(f"{file.size} bytes, over {most}; give a larger --max-pixels")
+                    raise InputError(f"{file.size} bytes, over {most}; give a larger max_pixels=")
                 return file.read(0, file.size)
         except InputError as error:
             raise UnreadableImage(self.path(index), str(error).removeprefix(f"{place}: ")) from error
@@ -347,7 +347,7 @@ def decoded(
             raise
         raise InputError(
             f"{images.path(0)} and others: a decoding process was killed, or had no memory to share; "
-            "give fewer --workers, or 0"
+            "give fewer workers=, or 0"
         ) from error
 
 
@@ -381,7 +381,7 @@ def pixel_batches(
             some = True
             yield batch.pixels
         elif batch.read:
-            raise InputError("images differ in size; give --resize and --crop")
+            raise InputError("images differ in size; give resize= and crop=")
     if lost and not some:
         where = f"{images.source}: " if isinstance(images, Images) else ""
         raise InputError(

@@ -250,9 +250,9 @@ def make_head(name: str, width: int, dim: int, depth: int = 1) -> nn.Module:
     if name not in HEADS:
         raise InputError(f"head: got {name!r}, expected one of {', '.join(HEADS)}")
     if name.startswith("lowrank") and not 1 <= dim <= width:
-        raise InputError(f"dim: d0 = {dim}, expected 1..{width}, the representation's width; give --dim")
+        raise InputError(f"dim: d0 = {dim}, expected 1..{width}, the representation's width; give dim=")
     if name in ("none", "orthogonal", "diagonal", "group") and dim != width:
-        raise InputError(f"head {name}: its embedding has the representation's {width} dimensions; leave --dim out")
+        raise InputError(f"head {name}: its embedding has the representation's {width} dimensions; leave dim= out")
     if depth < 1 or (depth > 1 and name != "linear"):
         raise InputError(f"head {name}: depth {depth}; only linear takes more than one layer")
     return _BUILDERS[name](width, dim, depth)

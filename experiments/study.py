@@ -240,10 +240,10 @@ def measure(
         z = net.projector.eval().cpu()(torch.from_numpy(queries)).numpy() if net.projector else queries
     r_spectrum, z_spectrum = spectrum(queries), spectrum(z)
     meta = {
-        "probe_top1": fitted.top1 / fitted.n,
-        "probe_interval": wilson(fitted.top1, fitted.n),
-        "knn_top1": nearest.top1 / nearest.n,
-        "knn_interval": wilson(nearest.top1, nearest.n),
+        "probe_top1": fitted.top1,
+        "probe_interval": wilson(fitted.correct1, fitted.n),
+        "knn_top1": nearest.top1,
+        "knn_interval": wilson(nearest.correct1, nearest.n),
         "images": {"train": len(train_set), "bank": len(keys), "test": len(queries)},
         "metrics": r_spectrum.metrics(),
         "embedding_metrics": z_spectrum.metrics(),

@@ -47,7 +47,7 @@ def refused(tmp_path, tree, message, **known):
 def test_what_may_change_the_embedding_is_not_dropped(tmp_path, beside, first):
     assert first in refused(tmp_path, Network().state_dict() | beside, "belong to nothing known, first")
     notes = load(tmp_path, Network().state_dict() | beside, allow_unknown=True).report["warnings"]
-    assert any(note.startswith("left out by --allow-unknown") and first in note for note in notes)
+    assert any(note.startswith("left out by allow_unknown=True") and first in note for note in notes)
 
 
 def test_heads_on_top_are_dropped_and_those_that_do_not_fit_are_said(tmp_path):

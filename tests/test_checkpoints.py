@@ -108,7 +108,7 @@ def test_the_branch_that_its_authors_evaluate_is_taken(tmp_path, images, layout)
 def test_two_encoders_that_nothing_tells_apart_are_an_error_that_lists_them(tmp_path):
     tensors = trained("resnet18").state_dict()
     torch.save({"a": tensors, "b": {key: value + 1 for key, value in tensors.items()}}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"2 encoders, a, b; choose one with --branch"):
+    with pytest.raises(InputError, match=r"2 encoders, a, b; choose one with branch="):
         load(tmp_path / "x.pth")
     assert load(tmp_path / "x.pth", branch="b").report["branches_left"] == ["a"]
     with pytest.raises(InputError, match="no encoder at 'c'"):

@@ -453,7 +453,7 @@ def test_the_death_of_a_worker_is_one_line(jpegs):
     running = batches(open_data(jpegs, "train"), Plan(20, 2, 1000, 0), (Augmentation(24),), 0, 2)
     next(running)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    with pytest.raises(InputError, match=r"a loader process died .*; try --workers 0"):
+    with pytest.raises(InputError, match=r"a loader process died .*; try workers=0"):
         for _ in running:
             pass
 

@@ -110,7 +110,7 @@ def test_what_resizing_makes_is_limited(tmp_path, in_child):
     Preprocessing().pixels(Image.new("RGB", (8, 8)))
     in_child(act)
     for given in ({"resize": 100_000}, {"crop": 100_000}):  # as a config may say
-        with pytest.raises(InputError, match="becomes 10000000000 pixels, over 89478485; give a larger --max-pixels"):
+        with pytest.raises(InputError, match="becomes 10000000000 pixels, over 89478485; give a larger max_pixels="):
             Preprocessing(**given).pixels(Image.new("RGB", (8, 8)))
 
 
@@ -127,7 +127,7 @@ def test_a_place_without_images_is_refused(tmp_path):
 
 
 def test_images_of_several_sizes_do_not_stack(photos):
-    with pytest.raises(InputError, match="--resize"):
+    with pytest.raises(InputError, match="resize="):
         list(pixel_batches(Images(photos), Preprocessing(None, None)))
 
 

@@ -21,7 +21,7 @@ PACKAGE = Path(collapse.__file__).parent
 
 # A module may import those of the layers before its own, and others of its own only within a package, without circles.
 LAYERS = (
-    {"collapse.errors"},
+    {"collapse.errors", "collapse.moved"},
     {"collapse"},
     {"collapse.arguments", "collapse.files", "collapse.metrics"},
     {"collapse.outputs"},
@@ -35,6 +35,7 @@ LAYERS = (
     {"collapse.embedding", "collapse.layers"},
     {"collapse.measure"},
     {"collapse.comparison", "collapse.lightning", "collapse.training"},
+    {"collapse.probing"},
     {"collapse.diagnosis"},
     {"collapse.commands"},
     {"collapse.cli"},

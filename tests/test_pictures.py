@@ -247,6 +247,6 @@ def test_the_limit_of_pixels_can_be_raised_beyond_pillows(monkeypatch):
         data = SAMPLES[sample]()
         share = next(kind.share for kind in pictures.KINDS.values() if kind.magic and kind.magic.match(data))
         assert decode(data, "x", 48 * 41 * share).size == (48, 41)
-        with pytest.raises(UnreadableImage, match=r"48 x 41 pixels, over 1967; give a larger --max-pixels"):
+        with pytest.raises(UnreadableImage, match=r"48 x 41 pixels, over 1967; give a larger max_pixels="):
             decode(data, "x", (48 * 41 - 1) * share)
         assert Image.MAX_IMAGE_PIXELS == 100

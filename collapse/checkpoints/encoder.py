@@ -147,7 +147,7 @@ class Layer(nn.Module):
         if name == "projector" and net.projector is None:
             projector = net.report.get("projector_problem")
             why = f"its projector is not read: {projector}" if projector else "has no projector"
-            raise InputError(f"{net.report['path']}: {why}; use --layer representation")
+            raise InputError(f'{net.report["path"]}: {why}; use layer="representation"')
         self.taps = Taps(net, [] if name in ("representation", "projector") else [name])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def choose_branch(roots: Sequence[str], tensors: Collection[str] = ()) -> str:
         rest = [root for root in roots if root not in first]
         if len(first) == 1 and all(re.search(theirs, root + distilled) for root in rest):
             return first[0]
-    raise InputError(f"holds {len(roots)} encoders, {listed(list(map(named, roots)))}; choose one with --branch")
+    raise InputError(f"holds {len(roots)} encoders, {listed(list(map(named, roots)))}; choose one with branch=")
 
 
 def branch_named(wanted: str, roots: Sequence[str], aliases: Sequence[str] = ()) -> str:
@@ -204,7 +204,7 @@ def branch_named(wanted: str, roots: Sequence[str], aliases: Sequence[str] = ())
         found = exact or ([root for root in of_all if wanted in named(root)] if of_all in (roots, aliases) else [])
         if len(found) > 1:
             names = listed(list(map(named, found)))
-            raise InputError(f"--branch {shown(wanted)} is in the names of {len(found)} encoders, {names}")
+            raise InputError(f"branch={shown(wanted)} is in the names of {len(found)} encoders, {names}")
         if found:
             return found[0]
     raise InputError(f"no encoder at {shown(wanted)}; there are {listed(list(map(named, roots)))}")

@@ -132,7 +132,7 @@ def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
             found[root] = [name for name in names if name.removeprefix("torchvision:") not in names or ":" not in name]
     if not found:
         raise InputError(
-            "no network of timm or torchvision has its tensors; if it is one under other names, give --arch"
+            "no network of timm or torchvision has its tensors; if it is one under other names, give arch="
         )
     return found
 
@@ -256,7 +256,7 @@ def arguments(config: Mapping[str, Any], tensors: Mapping[str, Tensor], root: st
     if found.get("global_pool") == "" or (pool and first is not None):
         found["global_pool"] = "avg" if pool == "mean" else "token"
         if not pool:
-            notes.append("its config.json asks for all tokens: the class token is taken; --pool mean takes the patches")
+            notes.append('its config.json asks for all tokens: the class token is taken; pool="mean" takes the patches')
     return found
 
 

@@ -175,7 +175,7 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
             options = library.arguments(says, tensors, root, clues.given.pool, clues.notes)
             return library.plan_named(config, tensors, root, options)
         if config == arch:
-            raise InputError(f"--arch {shown(arch)[1:-1]}: neither timm nor torchvision has it; leave --arch out")
+            raise InputError(f"arch={shown(arch)}: neither timm nor torchvision has it; leave arch= out")
     clues.head_is_embedding = _head_is_embedding(root, family, tensors)
     try:
         return family.plan(weights_of(root, family, tensors), clues)
@@ -207,7 +207,7 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     config = clues.configs.get("config.json", {}).get("architecture")
     name = clues.given.arch or next((n for n in (config, clues.word("arch")) if library.known(n)), None)
     if name is not None and not library.known(name):
-        raise InputError(f"--arch {shown(name)[1:-1]}: neither timm nor torchvision has it")
+        raise InputError(f"arch={shown(name)}: neither timm nor torchvision has it")
     if name is not None:
         says = clues.configs.get("config.json", {}) if clues.given.arch is None else {}
         options = library.arguments(says, tensors, "", clues.given.pool, clues.notes)
@@ -223,7 +223,7 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     root = _chosen(list(found), tensors, clues)
     if len(found[root]) > 1:
         listed = ", ".join(found[root][:8])
-        raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give --arch")
+        raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give arch=")
     plan = library.plan(found[root][0], root, tensors)
     clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
     return Found(root, list(found), [], plan)
@@ -313,7 +313,7 @@ def _unknown(gone: Account, root: str, tensors: Mapping[str, Tensor], allowed: b
     if allowed:
         where = f"; {shown(close)} may well change what the encoder gives" if close else ""
         names = f"{len(gone.unknown)} tensors that belong to nothing known: {listed(gone.unknown)}"
-        gone.notes.insert(0, f"left out by --allow-unknown: {names}{where}")
+        gone.notes.insert(0, f"left out by allow_unknown=True: {names}{where}")
         return
     if close:
         place = "within the encoder" if close.startswith(root) else "beside it, in another network"
@@ -323,14 +323,14 @@ def _unknown(gone: Account, root: str, tensors: Mapping[str, Tensor], allowed: b
         )
     raise InputError(
         f"{len(gone.unknown)} tensors belong to nothing known, first {shown(first)}; "
-        "if the encoder is right without them, give --allow-unknown"
+        "if the encoder is right without them, give allow_unknown=True"
     )
 
 
 def _subvector(dim: int, width: int, chain: nn.Module | None) -> tuple[nn.Module, dict[str, Any]]:
     """DirectCLR's projector (arXiv 2110.09348, section 6): the first entries of the representation."""
     if chain is not None:
-        raise InputError("has a projector, so --dim means nothing; leave it out, or give --projector none")
+        raise InputError('has a projector, so dim= means nothing; leave it out, or give projector="none"')
     if not 0 < dim <= width:
-        raise InputError(f"--dim {dim}: the representation has {width} entries")
+        raise InputError(f"dim={dim}: the representation has {width} entries")
     return Subvector(dim), {"dims": [width, dim], "prefix": ""}

@@ -21,11 +21,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 MOST = {"heads": 4096, "stem_padding": 64, "resize": settings.SIDE_LIMIT, "crop": settings.SIDE_LIMIT}
 
 
-def flag_of(name: str) -> str:
-    """The flag of a field of `Overrides`."""
-    return f"--{name.replace('_', '-')}"
-
-
 @dataclass(frozen=True)
 class Overrides:
     """What the caller knows better than the file; None leaves the file's or the default value.
@@ -63,15 +58,15 @@ class Overrides:
         choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"), "interpolation": INTERPOLATIONS}
         lowest = {"heads": 1, "dim": 1, "projector_layers": 1, "stem_padding": 0, "resize": 1, "crop": 1}
         for name, allowed in choices.items():
-            settings.choice(flag_of(name), getattr(self, name), allowed)
+            settings.choice(f"{name}=", getattr(self, name), allowed)
         for name, low in lowest.items():
-            settings.whole(flag_of(name), getattr(self, name), low, MOST.get(name, 1 << 20))
+            settings.whole(f"{name}=", getattr(self, name), low, MOST.get(name, 1 << 20))
         for name in ("arch", "branch", "projector", "weights"):
-            settings.text(flag_of(name), getattr(self, name))
+            settings.text(f"{name}=", getattr(self, name))
         for name in ("maxpool", "no_normalize", "allow_unknown"):
-            settings.flag(flag_of(name), getattr(self, name))
-        settings.triple("--mean", self.mean, settings.MEANS)
-        settings.triple("--std", self.std, settings.STDS)
+            settings.flag(f"{name}=", getattr(self, name))
+        settings.triple("mean=", self.mean, settings.MEANS)
+        settings.triple("std=", self.std, settings.STDS)
 
 
 @dataclass

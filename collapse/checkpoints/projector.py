@@ -68,7 +68,7 @@ def find(
     good = [p for p in fitting if not p.problem]
     if len(good) > 1:
         names = listed([named(p.prefix) for p in good])
-        raise InputError(f"holds {len(good)} projectors, {names}; choose one with --projector, or none")
+        raise InputError(f"holds {len(good)} projectors, {names}; choose one with projector=, or none")
     return next(iter(good or fitting), None)
 
 

@@ -165,7 +165,7 @@ def plan_huggingface_swin(weights: Weights, clues: Clues) -> Plan:
 
 def _swin(weights: Weights, clues: Clues, eps: float) -> Plan:
     if any("logit_scale" in name or "cpb_mlp" in name for name in weights.tensors):
-        raise InputError("a Swin V2, whose attention is another; give its name in timm with --arch")
+        raise InputError("a Swin V2, whose attention is another; give its name in timm with arch=")
     if "layers.0.downsample.reduction.weight" in weights.tensors:
         moved = {name: re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
                  for name in weights.tensors}  # fmt: skip

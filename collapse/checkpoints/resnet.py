@@ -120,9 +120,9 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
         clues.notes.append("args.json beside it: solo-learn's padding of 2 before the first convolution assumed")
     elif shape.stem == 3 and given.stem_padding is None and len(shape.blocks) == 4:
         clues.notes.append("a 3 x 3 stem: padding 1 and, unless the layout shows it, no max-pool assumed; solo-learn "
-                           "pads by 2 (--stem-padding 2)")  # fmt: skip
+                           "pads by 2 (stem_padding=2)")  # fmt: skip
     if given.arch is not None and given.arch != name_of(shape).partition(",")[0]:
-        raise InputError(f"holds {name_of(shape)}, not {given.arch}; leave --arch out or check the file")
+        raise InputError(f"holds {name_of(shape)}, not {given.arch}; leave arch= out or check the file")
     if len(shape.blocks) == 4 and shape.blocks not in DEPTHS:
         clues.notes.append(f"{'-'.join(map(str, shape.blocks))} residual blocks are no usual depth; is the file whole?")
     width = shape.planes[-1] * (4 if shape.bottleneck else 1)

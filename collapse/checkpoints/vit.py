@@ -164,7 +164,7 @@ def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
         )
     act = clues.given.activation or (clues.word("hidden_act") or "")
     if not act:
-        raise InputError("no config.json says which activation this CLIP has; give --activation quick_gelu or gelu")
+        raise InputError('no config.json says which activation this CLIP has; give activation="quick_gelu" or gelu')
     eps = clues.epsilon() or 1e-5
     renamed = weights.renamed(HUGGINGFACE_CLIP)
     return plan(renamed, clues, eps=eps, act=act, pixels=CLIP_PIXELS, pre_norm=True, resampling="fixed")
@@ -182,7 +182,7 @@ def clip_activation(clues: Clues) -> str:
     name = clues.word("name") or ""
     if name:
         return "quick_gelu" if "quickgelu" in name.lower() else "gelu"
-    raise InputError("nothing says which activation this CLIP has; give --activation quick_gelu (OpenAI) or gelu")
+    raise InputError('nothing says which activation this CLIP has; give activation="quick_gelu" (OpenAI) or gelu')
 
 
 TANH = partial(nn.GELU, approximate="tanh")
@@ -271,7 +271,7 @@ def _attention_pool(weights: Weights, clues: Clues) -> str:
             weights.tensors |= {f"attn_pool.q.{kind}": whole[:dim], f"attn_pool.kv.{kind}": whole[dim:]}
             weights.keys |= {f"attn_pool.{part}.{kind}": keys for part in ("q", "kv")}
     if clues.given.activation or clues.given.pool:
-        raise InputError("a SigLIP, which has one activation and pools by attention; leave --activation and --pool out")
+        raise InputError("a SigLIP, which has one activation and pools by attention; leave activation= and pool= out")
     if clues.word("hidden_act") is None:
         clues.notes.append("no config.json: the activation gelu_tanh assumed, as SigLIP has it")
     return clues.word("hidden_act") or "gelu_tanh"
@@ -322,7 +322,7 @@ def _square(n: int) -> bool:
 def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
     if clues.given.pool is not None:
         if clues.given.pool == "cls" and "cls_token" not in tensors:
-            raise InputError("has no class token; leave --pool out or give --pool mean")
+            raise InputError('has no class token; leave pool= out or give pool="mean"')
         return clues.given.pool == "mean"
     return "fc_norm.weight" in tensors or "cls_token" not in tensors
 
@@ -337,8 +337,8 @@ def _heads(dim: int, clues: Clues) -> int:
     heads = int(given or HEADS.get(dim, dim // 64 if dim % 64 == 0 else 0))
     if heads < 1 or dim % heads:
         what = f"{heads} heads do not divide" if heads else "nothing says how many heads go into"
-        raise InputError(f"{what} a width of {dim}; give --heads")
+        raise InputError(f"{what} a width of {dim}; give heads=")
     if given is None:
-        more = "; MoCo-v3's ViT-S would have 12: give --heads" if dim == 384 else ""
+        more = "; MoCo-v3's ViT-S would have 12: give heads=" if dim == 384 else ""
         clues.notes.append(f"the number of heads is not in the file: {heads} assumed, from the width {dim}{more}")
     return heads

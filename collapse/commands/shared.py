@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,6 +18,7 @@ from collapse.files import limits
 
 T = TypeVar("T")
 INTERRUPTED = threading.Event()
+FLAGS = {"normalize"}  # the names of all flags as arguments of the library; the parser adds its own
 
 
 def interrupt(number: int, frame: Any) -> None:
@@ -284,7 +286,25 @@ def placed(options: argparse.Namespace) -> dict[str, Any]:
     return {"device": device, "workers": min(most, cores()) if options.workers is None else options.workers}
 
 
+def with_flags(text: str) -> str:
+    """A message of the library with its arguments as the flags of the command: resize= is --resize."""
+    names = "|".join(sorted(FLAGS, key=len, reverse=True))
+    text = re.sub(rf"^({names}):", lambda found: f"{_flag(found[1])}:", text)
+    return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|([\w:]*))", _as_flag, text)
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    name, value = found[1], found[2] or found[3]
+    if value == "False":
+        return "--raw" if name == "normalize" else _flag(f"no_{name}")
+    return _flag(name) + (f" {value}" if value and value != "True" else "")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def warn_of(notes: Iterable[str]) -> None:
     """What a reader should know, once each, on standard error."""
     for note in dict.fromkeys(notes):
-        tell(f"warning: {note}")
+        tell(f"warning: {with_flags(note)}")

@@ -2,12 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapse import InputError
-from collapse.arguments import device_of
 from collapse.commands.guard import RUN, data_of, protect, recipe, sources, spare_all
 from collapse.commands.shared import (
     above_zero,
@@ -18,10 +16,12 @@ from collapse.commands.shared import (
     positive,
     progress,
     tell,
+    warn_of,
 )
 
 if TYPE_CHECKING:
-    from collapse.checkpoints import Encoder
+    from collapse.evaluate import Accuracy
+    from collapse.training.result import Job, Trained
 
 
 def add_train(commands: Any) -> None:
@@ -64,113 +64,59 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from collapse.training import parallel
     from collapse.training.config import make_config
-    from collapse.training.data import open_data, same_classes
-    from collapse.training.network import memory_estimate, resolve
-    from collapse.training.run import Signals
-    from collapse.training.train import Options, train
+    from collapse.training.network import resolve
+    from collapse.training.result import WATCHING, train
 
-    given = {k[7:]: v for k, v in vars(options).items() if k.startswith("config_") and v is not None}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    recipe_values = {k[7:]: v for k, v in vars(options).items() if k.startswith("config_") and v is not None}
     written = {name: options.out / name for name in RUN}
     spare_all([*data_of(options.data), *recipe(options.preset)], written)
-    config = resolve(make_config(options.preset, **given))
-    data, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
-    same_classes(data, val, options.data)
-    device = parallel.start(device_of(options.device))
-    compiled = device.startswith("cuda") if options.compile is None else options.compile
-    names = "workers save_every spectrum_every knn_every keep_every log_every held checkpoint tensorboard"
-    chosen = {name: getattr(options, name) for name in names.split()}
-    lead = parallel.rank() == 0
-    size = memory_estimate(config, config.batch_size // parallel.world()) / 2**30
-    if lead:
-        _warn(data, val)
-        tell("\n".join(f"{name} = {value}" for name, value in config.as_dict().items()))
-        tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
-    try:
-        with Signals() as signals:
-            how = Options(device=device, compile=compiled, stop=signals, **chosen)
-            lines = train(options.out, config, data, val, how)
-            last = _watch(lines, config.epochs * (len(data) // config.batch_size), lead)
-    finally:
-        parallel.stop()
-    if lead:
-        _finish_run(options, last)
+    resolve(
+        make_config(options.preset, **{k: tuple(v) if isinstance(v, list) else v for k, v in recipe_values.items()})
+    )
+    chosen = {name: getattr(options, name) for name in (*WATCHING, "compile", "preset", "device", "max_pixels")}
+    result = train(options.data, options.out, watch=_watch, **recipe_values, **chosen)
+    if not result.lead:
+        return
+    warn_of(note for note in result.warnings if note.startswith(str(options.out)))
+    given = argparse.Namespace(json=options.json, out=None)
+    deliver(given, result.to_json(), f"{result.sentence()}\n", lambda: _draw_run(result))
 
 
-def _warn(*parts: Any) -> None:
-    """Say on stderr what was left out of the sets."""
-    for text in (text for part in parts for text in part.warnings):
-        tell(f"warning: {text}")
-
-
-def _watch(lines: Iterable[dict[str, Any]], steps: int, lead: bool) -> dict[str, Any] | None:
-    """Follow a run with a bar on stderr, if that is a terminal; returns the last line of its log."""
+def _watch(job: "Job") -> Iterator[Any]:
+    """Follow a run with a bar on stderr, if that is a terminal, after what is about to be done."""
     from tqdm import tqdm
 
-    last, rank = None, float("nan")
-    with tqdm(total=steps, unit=" steps", dynamic_ncols=True, disable=None if lead else True) as bar:
-        for last in lines:
-            if last is not None:
-                rank = last.get("effective_rank", rank)
-                speed = f"{last['images_per_second']:.0f}"
+    from collapse.training import parallel
+    from collapse.training.network import memory_estimate
+
+    lead, rank = parallel.rank() == 0, float("nan")
+    size = memory_estimate(job.config, job.config.batch_size // parallel.world()) / 2**30
+    if lead:
+        warn_of([*job.data.warnings, *job.val.warnings])
+        tell("\n".join(f"{name} = {value}" for name, value in job.config.as_dict().items()))
+        tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
+    with tqdm(total=job.total, unit=" steps", dynamic_ncols=True, disable=None if lead else True) as bar:
+        for line in job:
+            if line is not None:
+                rank = line.get("effective_rank", rank)
+                speed = f"{line['images_per_second']:.0f}"
                 bar.set_postfix(
-                    {"images/s": speed, "loss": f"{last['loss']:.3f}", "rank": f"{rank:.1f}"}, refresh=False
+                    {"images/s": speed, "loss": f"{line['loss']:.3f}", "rank": f"{rank:.1f}"}, refresh=False
                 )
-                bar.update(last["step"] - bar.n)
-    return last
+                bar.update(line["step"] - bar.n)
+            yield line
 
 
-def _finish_run(options: argparse.Namespace, last: dict[str, Any] | None) -> None:
-    """A line that sums the run up, and the spectrum figure."""
-    from collapse.results import command, to_json, versions
-
-    last = _last_line(options.out) if last is None else last
-    about = {"schema": "collapse.training/1", "run": options.out, "encoder": options.out / "encoder.safetensors"}
-    made = {"command": command(), "versions": versions("numpy", "torch", "torchvision")}
-    given = argparse.Namespace(json=options.json, out=None)
-    deliver(given, to_json({**about, **last, **made}), _in_a_line(options.out, last), lambda: _draw_run(options.out))
-
-
-def _last_line(folder: Path) -> dict[str, Any]:
-    """The last line of a run's log; nothing if the log is gone or damaged, which is said."""
-    from collapse.training.run import last_line
-
-    try:
-        return last_line(folder)
-    except InputError as error:
-        tell(f"warning: {error}")
-        return {}
-
-
-def _in_a_line(folder: Path, last: dict[str, Any]) -> str:
-    shown = {
-        "loss": "epoch_loss",
-        "effective rank": "effective_rank",
-        "kNN": "knn_top1",
-        "classifier": "classifier_top1",
-    }
-    numbers = {name: last.get(key) for name, key in shown.items()}
-    values = ", ".join(f"{name} {v:.4g}" for name, v in numbers.items() if isinstance(v, (int, float)))
-    done = f"{last['epoch']} epochs, {last['step']} steps: {values}" if {"epoch", "step"} <= last.keys() else "finished"
-    return f"{folder}: {done}; {folder / 'encoder.safetensors'}\n"
-
-
-def _draw_run(folder: Path) -> None:
+def _draw_run(result: "Trained") -> None:
     from collapse import plots
-    from collapse.training.run import spectra_of
 
-    path = folder / "spectra.npz"
-    if (stored := spectra_of(path)) is None:
+    path = result.run / "spectra.npz"
+    if not result.spectra():
         if path.exists():
             tell(f"warning: {path}: damaged; spectrum.png is not drawn")
         return
-    spectra = {name: values[-1] for name, values in stored.items() if name != "steps"}
-    with plots.style():
-        fig, ax = plots.figure()
-        plots.plot_spectra(ax, spectra)
-        plots.save_figure(fig, folder / "spectrum", [".png"])
+    plots.save_figure(result.plot().figure, result.run / "spectrum", [".png"])
 
 
 def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.ArgumentParser:
@@ -211,54 +157,31 @@ def add_knn(commands: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from collapse.evaluate import probe
-    from collapse.training.probes import probe_paper
+    from collapse.probing import probe
 
-    net, train, val, device = _open_evaluation(options)
-    if options.recipe == "paper":
-        how = {"epochs": options.epochs, "batch_size": options.batch_size, "seed": options.seed}
-        found = probe_paper(net, train, val, device, options.workers, **how)
-    else:
-        found = probe(*_features(options, net, train, device), *_features(options, net, val, device))
-    how = {"recipe": options.recipe, "epochs": options.epochs if options.recipe == "paper" else None}
-    _report_accuracy(options, "probe", net, found, how)
+    how = {"recipe": options.recipe, "epochs": options.epochs}
+    _deliver_accuracy(options, probe(options.checkpoint, options.data, **how, **_open_evaluation(options)))
 
 
 def _knn(options: argparse.Namespace) -> None:
-    from collapse.evaluate import knn
+    from collapse.probing import knn
 
-    net, train, val, device = _open_evaluation(options)
-    pairs = (*_features(options, net, train, device), *_features(options, net, val, device))
-    found = knn(*pairs, k=options.k, temperature=options.temperature)
-    _report_accuracy(options, "knn", net, found, {"k": options.k, "temperature": options.temperature})
+    how = {"k": options.k, "temperature": options.temperature}
+    _deliver_accuracy(options, knn(options.checkpoint, options.data, **how, **_open_evaluation(options)))
 
 
-def _open_evaluation(options: argparse.Namespace) -> tuple["Encoder", Any, Any, str]:
-    from collapse.checkpoints import load
-    from collapse.training.data import open_data, same_classes
-
+def _open_evaluation(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of how it is measured, as arguments of the library, once nothing read is written over."""
     protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
-    device = device_of(options.device)
-    train, val = (open_data(options.data, split, options.max_pixels) for split in ("train", "val"))
-    same_classes(train, val, options.data)
-    _warn(train, val)
-    return load(options.checkpoint).to(device), train, val, device
+    names = ("device", "batch_size", "workers", "seed", "max_pixels")
+    given = {name: getattr(options, name) for name in names}
+    return {**given, "watch": lambda batches: progress(batches, "images", batches.total)}
 
 
-def _features(options: argparse.Namespace, net: "Encoder", data: Any, device: str) -> tuple[Any, Any]:
-    from collapse.evaluate import features
-
-    pixels = progress(data.batches(net.preprocess, options.batch_size, options.workers), "images", len(data))
-    return features(net, pixels, net.preprocess, device), data.labels
-
-
-def _report_accuracy(options: argparse.Namespace, kind: str, net: "Encoder", found: Any, how: dict[str, Any]) -> None:
-    from collapse.results import command, to_json, versions
-
-    about = {"schema": f"collapse.{kind}/1", "source": net.source("representation"), "data": options.data, **how}
-    document = {**about, **found.as_dict(), "command": command(), "versions": versions("torch", "torchvision")}
+def _deliver_accuracy(options: argparse.Namespace, result: "Accuracy") -> None:
     lines = []
-    for name in ("top1", "top5"):
-        low, high = (100 * end for end in document[f"{name}_interval"])
-        lines.append(f"{name} {100 * document[name]:.2f} % ({low:.2f} to {high:.2f}), {found.n} images\n")
-    deliver(options, to_json(document), "".join(lines))
+    for name, share in (("top1", result.top1), ("top5", result.top5)):
+        low, high = (100 * end for end in getattr(result, f"{name}_interval"))
+        lines.append(f"{name} {100 * share:.2f} % ({low:.2f} to {high:.2f}), {result.n} images\n")
+    warn_of(result.notes())
+    deliver(options, result.to_json(), "".join(lines))

@@ -143,7 +143,7 @@ def _mute() -> Iterator[None]:
 
 def _within(size: tuple[int, int], most: int) -> None:
     if size[0] * size[1] > most:
-        raise _Refused(f"{size[0]} x {size[1]} pixels, over {most}; give a larger --max-pixels")
+        raise _Refused(f"{size[0]} x {size[1]} pixels, over {most}; give a larger max_pixels=")
 
 
 def _check_work(image: Image.Image, contents: bytes) -> None:

@@ -65,7 +65,7 @@ def check_unpacked(where: str, declared: int, stored: int, most: float | None) -
     if declared > max(limits.UNPACKED_FREE, limits.UNPACKED_RATIO * stored, (most or 0) * 2**30):
         raise InputError(
             f"{where}: declares {declared} bytes and stores {stored}, over {limits.UNPACKED_RATIO} times less; "
-            f"if that is meant, allow it by --max-unpacked {math.ceil(declared / 2**30)} (in Python: max_unpacked)"
+            f"if that is meant, allow it by max_unpacked={math.ceil(declared / 2**30)}"
         )
 
 

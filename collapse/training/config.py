@@ -99,7 +99,7 @@ class Config:
         if self.negatives not in NEGATIVES:
             raise InputError(f"negatives: got {_short(self.negatives)}, expected {' or '.join(NEGATIVES)}")
         if self.method == "directclr" and self.head not in ("", "none", "lowrank-diagonal"):
-            raise InputError(f"directclr has no projector: --head none, not {self.head}")
+            raise InputError(f'directclr has no projector: give head="none", not {self.head}')
         for name in ("image_size", "epochs", "batch_size", "lr", "temperature", "chunks", "ratio"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected more than 0")

@@ -289,12 +289,12 @@ def _part(path: Path, split: str, max_pixels: int) -> tuple[Images, int]:
     """
     if path.suffix.lower() != ".zip" or not os.path.isfile(path):
         if os.path.isdir(path) and not os.path.isdir(path / split):
-            raise InputError(f"{path}: has no folder {split}; --data wants train/CLASS/* and val/CLASS/*")
+            raise InputError(f"{path}: has no folder {split}; data= wants train/CLASS/* and val/CLASS/*")
         return Images(path / split, max_pixels), 0
     images = Images(path, max_pixels)
     parts = next((parts for parts in (n.split("/") for n in images.names) if split in parts[:2]), None)
     if parts is None:
-        raise InputError(f"{path}: has no folder {split}; --data wants train/CLASS/* and val/CLASS/*")
+        raise InputError(f"{path}: has no folder {split}; data= wants train/CLASS/* and val/CLASS/*")
     folders = parts[: parts.index(split) + 1]
     return images.below("/".join(folders)), len(folders)
 

@@ -165,4 +165,4 @@ def batches(
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
-        raise InputError(f"a loader process died ({str(error)[:150]}); try --workers 0 or a larger /dev/shm") from error
+        raise InputError(f"a loader process died ({str(error)[:150]}); try workers=0 or a larger /dev/shm") from error

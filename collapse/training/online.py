@@ -90,13 +90,13 @@ class Evaluation:
                 total.all_reduce()
         found = sum(parallel.collect(found), Accuracy(0, 0, 0))
         spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
-        return spectra, {"classifier_top1": found.top1 / found.n}
+        return spectra, {"classifier_top1": found.top1}
 
     def neighbours(self) -> dict[str, float]:
         """Top-1 of the held images' nearest training images, k = 20."""
         (keys, key_labels), (queries, labels) = (self._all(share) for share in (self.bank, self.held))
         found = knn(keys, key_labels, queries, labels)
-        return {"knn_top1": found.top1 / found.n}
+        return {"knn_top1": found.top1}
 
     def _all(self, share: _Share) -> list[Tensor]:
         """Representations and labels of all processes' images, on the device."""

@@ -31,7 +31,8 @@ def probe_paper(
     size = net.preprocess.crop or net.preprocess.resize or train.images.open(0).height
     augmentation = Augmentation(size, jitter=0.0, grayscale=0.0)
     plan = Plan(len(train), batch_size, epochs, seed)
-    classifier = nn.Linear(net.report["feature_dim"], len(train.classes)).to(device)
+    width = net.report.get("feature_dim") or _width(net, val, device)
+    classifier = nn.Linear(width, len(train.classes)).to(device)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9, weight_decay=1e-6)
@@ -55,3 +56,8 @@ def probe_paper(
         found += Accuracy.of(classifier(r.clone()), truth)
         start += len(r)
     return found
+
+
+def _width(net: Encoder, data: Labelled, device: str) -> int:
+    """How many entries a representation has, of a network of which nothing says it."""
+    return int(next(embed(net, data.batches(net.preprocess, 2, 0), net.preprocess, device)).shape[1])

@@ -124,7 +124,7 @@ class Shards:
                 if source.state != self.files[path]:
                     raise InputError("the shard is another file than at the start; begin again")
                 if member.size > limits.image_file(self.max_pixels):
-                    raise InputError(f"{member.size} bytes; give a larger --max-pixels")
+                    raise InputError(f"{member.size} bytes; give a larger max_pixels=")
                 return source.read(member.start, member.size)
         except InputError as error:
             raise UnreadableImage(self.path(index), str(error).removeprefix(f"{path}: ")) from error

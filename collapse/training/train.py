@@ -58,11 +58,11 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if _out_of_memory(error):
             raise InputError(
-                f"out of memory at {plan.batch_size // plan.world} images a process; give --checkpoint or --chunks"
+                f"out of memory at {plan.batch_size // plan.world} images a process; give checkpoint=True or chunks="
             ) from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).partition("\n")[0][:150]
-            raise InputError(f"torch.compile does not work here ({reason}); give --no-compile") from error
+            raise InputError(f"torch.compile does not work here ({reason}); give compile=False") from error
         if isinstance(error, MemoryError) or not parallel.is_lost(error):
             raise
         raise InputError("another process is gone; start all again: the run goes on from its last save") from error

@@ -1,0 +1,191 @@
+"""Training in one call, and what it gives: a RUN, its encoder, its log and its spectra."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from collapse import InputError
+from collapse.arguments import device_of, flag, given, known, whole, whole_or_none
+from collapse.errors import warn
+from collapse.files import limits
+from collapse.results import Result, command, list_of, require_schema, value_of, versions
+from collapse.training import parallel
+from collapse.training.config import Config, make_config
+from collapse.training.data import Labelled, open_data, same_classes
+from collapse.training.network import resolve
+from collapse.training.run import Signals, last_line, spectra_of
+from collapse.training.state import Options
+from collapse.training.train import train as lines_of
+
+SCHEMA = "collapse.training/1"
+WATCHING = tuple(one.name for one in fields(Options) if one.name not in ("device", "compile", "stop"))
+RECIPE = tuple(one.name for one in fields(Config))
+SHOWN = {"loss": "epoch_loss", "effective rank": "effective_rank", "kNN": "knn_top1", "classifier": "classifier_top1"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trained(Result):
+    """A finished run.
+
+    run: its folder.  encoder: the network, for `collapse.load` and all else that takes a checkpoint.
+    last: the last line of its log; empty if that is damaged.  lead: whether this process is the one that writes.
+    """
+
+    run: Path
+    last: Mapping[str, Any]
+    warnings: list[str] = field(default_factory=list)
+    lead: bool = True
+    command: list[str] = field(default_factory=command)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions("numpy", "torch", "torchvision"))
+
+    @property
+    def encoder(self) -> Path:
+        """The file of the network."""
+        return self.run / "encoder.safetensors"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of schema collapse.training/1."""
+        about = {"schema": SCHEMA, "run": self.run, "encoder": self.encoder}
+        return {**about, **self.last, "command": self.command, "versions": self.versions}
+
+    def notes(self) -> list[str]:
+        """The warnings."""
+        return self.warnings
+
+    def sentence(self) -> str:
+        """Epochs, steps and the main numbers of the last line."""
+        numbers = {name: self.last.get(key) for name, key in SHOWN.items()}
+        values = ", ".join(f"{name} {v:.4g}" for name, v in numbers.items() if isinstance(v, (int, float)))
+        ended = {"epoch", "step"} <= self.last.keys()
+        done = f"{self.last['epoch']} epochs, {self.last['step']} steps: {values}" if ended else "finished"
+        return f"{self.run}: {done}; {self.encoder}"
+
+    def spectra(self) -> dict[str, Any]:
+        """name -> (T, d) singular values over the run, and "steps", (T,); empty if none were measured."""
+        return spectra_of(self.run / "spectra.npz") or {}
+
+    def plot(self, ax: Any = None) -> Any:
+        """The last spectra of the run; returns the axes. Raises InputError: none were measured, or they are damaged."""
+        from collapse import plots
+
+        spectra = {name: values[-1] for name, values in self.spectra().items() if name != "steps"}
+        if not spectra:
+            raise InputError(f"{self.run / 'spectra.npz'}: damaged, or nothing was measured; there is nothing to draw")
+        with plots.style():
+            if ax is None:
+                _, ax = plots.figure()
+            plots.plot_spectra(ax, spectra)
+        return ax
+
+    @classmethod
+    def _of(cls, document: Any, where: str) -> "Trained":
+        document = require_schema(document, SCHEMA, where)
+        run = Path(value_of(document, "run", where, str))
+        own = ("schema", "run", "encoder", "command", "versions")
+        last = {name: value for name, value in document.items() if name not in own}
+        told = list_of(document, "command", where, str), value_of(document, "versions", where, dict)
+        return cls(run, last, [], True, *told)
+
+
+@dataclass
+class Job:
+    """A run that is about to start: iterate over it, and it trains; it gives the lines of its log."""
+
+    run: Path
+    config: Config
+    data: Labelled
+    val: Labelled
+    options: Options
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * (len(self.data) // self.config.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        return iter(lines_of(self.run, self.config, self.data, self.val, self.options))
+
+
+def train(
+    data: str | PathLike,
+    out: str | PathLike,
+    *,
+    method: str | None = None,
+    head: str | None = None,
+    preset: str | PathLike | None = None,
+    device: str = "auto",
+    max_pixels: int = limits.PIXELS,
+    watch: Callable[[Job], Iterable[Any]] = iter,
+    **options: Any,
+) -> Trained:
+    """Train contrastively in the folder `out`, or go on with what is unfinished there.
+
+    Args:
+        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_data` takes.
+        out: the run's folder.
+        method: "simclr" (the default) or "directclr".
+        head: one of models.HEADS; default: mlp for simclr, none for directclr.
+        preset: where all other values come from: a name, as "digits", or a JSON file; default: the paper's, "imagenet".
+        device: "auto", "cpu" or "cuda[:i]"; under torchrun each process takes its own.
+        watch: gets the `Job` and passes its lines on, as a progress bar does.
+        options: fields of `training.config.Config`, which decide the result (epochs, batch_size, lr, temperature, ...),
+            and of `training.state.Options`, which do not (workers, save_every, spectrum_every, compile, ...).
+
+    Raises:
+        InputError: no such data, an impossible value, another run in `out`; see `training.train.train`.
+        TypeError: an unknown keyword.
+        SystemExit, KeyboardInterrupt: a signal came; the state is saved, and the same call goes on.
+    """
+    known("train", options, (*RECIPE, *WATCHING, "compile"))
+    whole("max_pixels", max_pixels, 1)
+    how = _options({name: value for name, value in options.items() if name in (*WATCHING, "compile")})
+    chosen = {"method": method, "head": head, **{name: options[name] for name in options if name in RECIPE}}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in given(chosen).items()}
+    config = resolve(make_config(os.fspath(preset or "imagenet"), **chosen))
+    text = os.fspath(data)
+    train, val = (open_data(text, split, max_pixels) for split in ("train", "val"))
+    same_classes(train, val, text)
+    here = parallel.start(device_of(device))
+    compiled = here.startswith("cuda") if how.get("compile") is None else how["compile"]
+    try:
+        main = threading.current_thread() is threading.main_thread()
+        with Signals() if main else nullcontext(lambda: 0) as stop:
+            job = Job(
+                Path(out), config, train, val, Options(**{**how, "device": here, "compile": compiled, "stop": stop})
+            )
+            last = None
+            for line in watch(job):
+                last = line
+        lead = parallel.rank() == 0
+    finally:
+        parallel.stop()
+    notes = [*dict.fromkeys([*train.warnings, *val.warnings])]
+    last, more = _last_line(job.run) if lead and last is None else (last or {}, [])
+    warn(notes + more)
+    return Trained(job.run, last, notes + more, lead)
+
+
+def _options(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `Options`, checked."""
+    least = {"workers": 0, "knn_every": 0, "keep_every": 0, "log_every": 1, "held": 1}
+    for name in least.keys() & values.keys():
+        whole(name, values[name], least[name])
+    whole_or_none(1, save_every=values.get("save_every"))
+    whole_or_none(0, spectrum_every=values.get("spectrum_every"))
+    for name in ("checkpoint", "tensorboard", "compile"):
+        if values.get(name) is not None:
+            flag(name, values[name])
+    return values
+
+
+def _last_line(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the last line of a run's log, warnings): nothing if the log is gone or damaged, which is said."""
+    try:
+        return last_line(folder), []
+    except InputError as error:
+        return {}, [str(error)]
