@@ -7,6 +7,7 @@ import pickle
 import resource
 import struct
 import time
+import time
 import zipfile
 from collections import Counter, OrderedDict
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import collapse
 from collapse import InputError
 from collapse.files import containers, folders, ndarrays
 from collapse.files.descriptor import opened
@@ -308,7 +310,8 @@ def test_a_tensor_never_leaves_its_storage(tmp_path, offset, size, stride):
 
 def test_a_shape_is_a_short_list_of_numbers(tmp_path):
     many = tensor(storage("1", 1 << 20), 0, (1 << 20,), (1,))  # iterating over a tensor takes seconds
-    for size in (many, b"X\x02\x00\x00\x0012", b"N", b"}", b"K\x04"):
+    twice = b"2\x86" * 64  # a pair of the same pair, and so on: 2^64 numbers to show
+    for size in (many, b"K\x01" + twice, b"X\x02\x00\x00\x0012", b"N", b"}", b"K\x04"):
         source = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage("0", 4) + b"K\x00" + size + size + b"\x89NtR"
         path = with_pickle(tmp_path / "x.pt", program(source), {"w": torch.ones(4), "v": torch.ones(1 << 20)})
         refused(path, "no short list of numbers")
@@ -507,3 +510,20 @@ def test_a_small_file_takes_neither_memory_nor_time(tmp_path, kind):
         used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
         os._exit((used > 5) + 2 * (after.ru_maxrss - before.ru_maxrss > 500 << 10))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def twice(source, levels=60):
+    """A mapping that holds the one before it twice, and so on: small in the file, and without end for who walks it."""
+    for level in range(levels):
+        here = bytes([level])
+        source += b"q" + here + b"0}" + text("a") + b"h" + here + b"s" + text("b") + b"h" + here + b"s"
+    return source
+
+
+@pytest.mark.parametrize("leaf", ["a tensor", "a number"])
+def test_a_tree_that_holds_itself_twice_is_refused_in_time(tmp_path, leaf):
+    held = twice(tensor(storage("0", 4), 0, (4,), (1,)) if leaf == "a tensor" else b"K\x01")
+    path = with_pickle(tmp_path / "x.pt", program(b"}" + text("args") + held + b"s"))
+    began = time.process_time()
+    refused(path, "holds more than 40000 tensors|nested without end", collapse.load)
+    assert time.process_time() - began < 5

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.checkpoints.settings import listed, printable, shown
+from collapse.files import limits
 from collapse.files.containers import state_of
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_feature_blocks"}
 STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*")
-TENSOR_LIMIT = 100_000  # real files have below 5,000
-PART_LIMIT, KEY_LIMIT = 1_000_000, 2_000
-ROOT_LIMIT = 64
+ROOT_LIMIT = 64  # encoders
 
 # Where a weight norm keeps its two halves since torch 2.0, and the chunks of DINOv2's blocks (arXiv 2304.07193).
 RENAMED = (
@@ -90,13 +89,13 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
 def flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
     """(dotted key, tensor) of every tensor in nested mappings, lists and pickled modules, without state of training.
 
-    Raises InputError for a tree of more than a million parts, as one that holds itself has.
+    Raises InputError for a tree of more than `limits.PARTS` mappings, as one that holds itself has.
     """
     waiting, seen = [("", tree)], 0
     while waiting:
         prefix, value = waiting.pop()
         seen += 1
-        if seen > PART_LIMIT or len(prefix) > KEY_LIMIT:
+        if seen > limits.PARTS or len(prefix) > limits.KEY:
             raise InputError("nested without end; refused")
         if isinstance(value, Tensor):
             yield prefix.rstrip("."), value
@@ -143,8 +142,8 @@ def clean(tree: Any, path: str) -> dict[str, Tensor]:
             what = f"{shown(key)} {tuple(tensor.shape)}"
             raise InputError(f"{path}: tensor {what} is larger than what the file stores for it")
         tensors[short] = tensor.detach()
-        if len(tensors) > TENSOR_LIMIT:
-            raise InputError(f"{path}: holds more than {TENSOR_LIMIT} tensors; refused")
+        if len(tensors) > limits.TENSORS:
+            raise InputError(f"{path}: holds more than {limits.TENSORS} tensors; refused")
     return tensors
 
 

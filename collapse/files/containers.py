@@ -141,7 +141,8 @@ class Storage:
         import torch
 
         if not isinstance(numel, int) or isinstance(numel, bool) or numel < 0:
-            raise InputError(f"a storage of {numel!r} numbers; refused")
+            what = numel if isinstance(numel, int) else f"a {type(numel).__name__} of"
+            raise InputError(f"a storage of {what} numbers; refused")
         self.dtype, self.numel, self.fill = dtype, numel, fill
         self.size = numel * torch.empty(0, dtype=dtype).element_size()
         self.base: torch.Tensor | None = None
@@ -175,7 +176,9 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, dtyp
     if not all(isinstance(part, (tuple, list)) for part in (size, stride)) or max(len(size), len(stride)) > 64:
         raise InputError("a tensor whose shape or strides are no short list of numbers; refused")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
+    if any(type(n) is not int for n in numbers):  # not shown: a list may hold another one twice, and so on
+        raise InputError("a tensor whose shape or strides are no short list of numbers; refused")
+    if len(size) != len(stride) or any(not 0 <= n < 1 << 62 for n in numbers):
         raise InputError(f"a tensor of shape {str(tuple(size))[:80]} with impossible strides; refused")
     if math.prod(size) >= 1 << 62:
         raise InputError(f"a tensor of {math.prod(size)} numbers; refused")

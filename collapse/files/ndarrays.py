@@ -27,7 +27,8 @@ class Kind:
     def dtype(self) -> np.dtype:
         """Raises InputError for anything but numbers."""
         if not isinstance(self.name, str) or not NUMBERS.fullmatch(self.name) or self.order not in ("<", ">", "|", "="):
-            raise InputError(f"an array of dtype {str(self.name)[:20]!r}, which is not numbers; refused")
+            name = repr(self.name[:20]) if isinstance(self.name, str) else type(self.name).__name__
+            raise InputError(f"an array of dtype {name}, which is not numbers; refused")
         return np.dtype(self.order.replace("|", "") + self.name)
 
 
