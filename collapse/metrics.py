@@ -4,18 +4,54 @@ Notation: Z (N, d) embeddings, rows are samples;  C = Zc^T Zc / (N - 1) the cova
 `values` (d,) its singular values lambda_k;  s_k the singular values of Z itself, uncentred;
 H(p) = -sum p_k ln p_k, with 0 ln 0 = 0.  No epsilon stands inside a logarithm: exact zeros are dropped instead.
 
+A measure of a spectrum takes a `Spectrum`, of which it knows what to take, or by keyword the numbers that it is defined
+on, which are not the same for all: `of_covariance` are the lambda_k, `of_rows` the s_k, `moments` the eigenvalues of
+Z^T Z / N.  So `rankme(s.singular_values)`, which is another number, is said in a warning.
+
 Published measures that share a name differ in matrix, centring, power and epsilon; each docstring says which one it is.
 A value that is undefined for the input (complete collapse, too few points) is NaN, which JSON shows as null.
 Functions take any array of non-negative numbers in any order and return float or int.
 """
 
 import math
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
+
+T = TypeVar("T")
+
+
+def _of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
+    """Let the first argument be a Spectrum; as an array it is given by its keyword.
+
+    What the Spectrum knows itself (n, threshold, floor) takes the place of the other defaults.
+    """
+    names = list(signature(function).parameters)
+
+    @wraps(function)
+    def measure(*args: Any, **options: Any) -> T:
+        if not args:
+            return function(**options)
+        first, *rest = args
+        if hasattr(first, "above_floor"):
+            others = [name for name in names[1:] if name != "moments"]
+            return function(**first.above_floor(names) | dict(zip(others, rest, strict=False)) | options)
+        warnings.warn(
+            f"{function.__name__}: give a Spectrum, or {names[0]}=, so that no other array is taken for it; an array by "
+            "position is taken for one release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return function(*args, **options)
+
+    return measure
 
 
 def _descending(values: ArrayLike) -> NDArray:
@@ -41,50 +77,56 @@ def entropy_rank(values: ArrayLike) -> float:
     return math.exp(-(p * np.log(p)).sum()) if p.size else math.nan
 
 
-def effective_rank(values: ArrayLike) -> float:
+@_of_spectrum
+def effective_rank(of_covariance: ArrayLike) -> float:
     """exp H(lambda / sum lambda) of the covariance, in 1..d (Roy and Vetterli, EUSIPCO 2007, with A = C).
 
     reptrix calls this number RankMe; effdim calls it shannon_entropy.
     """
-    return entropy_rank(values)
+    return entropy_rank(of_covariance)
 
 
-def rankme(s: ArrayLike, epsilon: float = 0.0) -> float:
-    """exp H(p), p = s / sum s + epsilon, of the singular values s of Z, uncentred (RankMe, arXiv 2210.02885).
+@_of_spectrum
+def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
+    """exp H(p), p = s / sum s + epsilon, of the singular values s of Z, `of_rows`, uncentred (RankMe, arXiv 2210.02885).
 
     The paper adds 1e-7 to each share, stable-pretraining's callback 1e-5, without dividing by the new sum: the value
     may then exceed d.  A large mean alone makes RankMe small.
     """
-    if epsilon == 0 or not np.any(s):
-        return entropy_rank(s)
-    p = _descending(s) / np.sum(s) + epsilon
+    if epsilon == 0 or not np.any(of_rows):
+        return entropy_rank(of_rows)
+    p = _descending(of_rows) / np.sum(of_rows) + epsilon
     return math.exp(-(p * np.log(p)).sum())
 
 
-def participation_ratio(values: ArrayLike) -> float:
+@_of_spectrum
+def participation_ratio(of_covariance: ArrayLike) -> float:
     """(sum lambda)^2 / sum lambda^2, in 1..d: exp of the Renyi entropy of order 2."""
-    p = _share(values)
+    p = _share(of_covariance)
     return float(1 / (p**2).sum()) if p.size else math.nan
 
 
-def stable_rank(values: ArrayLike) -> float:
+@_of_spectrum
+def stable_rank(of_covariance: ArrayLike) -> float:
     """sum lambda / lambda_1 = |Zc|_F^2 / |Zc|_2^2, in 1..d; the same number as NESum (He and Ozay, ICML 2022)."""
-    p = _share(values)
+    p = _share(of_covariance)
     return float(1 / p[0]) if p.size else math.nan
 
 
-def numerical_rank(values: ArrayLike, floor: float = 0.0) -> int:
+@_of_spectrum
+def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
     """Count of lambda_k above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C)."""
-    values = _descending(values)
+    values = _descending(of_covariance)
     return int((values > max(floor, values[0] * values.size * np.finfo(np.float64).eps)).sum())
 
 
-def collapsed_dimensions(values: ArrayLike, threshold: float = 1e-6) -> int:
+@_of_spectrum
+def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> int:
     """Count of lambda_k < threshold lambda_1; d when all are zero.
 
     The paper counts by eye ("about 30 of 128"); the threshold is ours, and a result always states it.
     """
-    values = _descending(values)
+    values = _descending(of_covariance)
     return int((values < threshold * values[0]).sum()) if values[0] > 0 else values.size
 
 
@@ -97,14 +139,15 @@ class PowerLaw(NamedTuple):
     last: int
 
 
-def power_law(values: ArrayLike, first: int = 11, last: int = 100) -> PowerLaw:
+@_of_spectrum
+def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> PowerLaw:
     """Weighted least-squares line of ln lambda_k on ln k, weights 1/k, over k = first..min(last, numerical rank).
 
     Stringer et al. 2019; alpha-ReQ, NeurIPS 2022. NaN with fewer than 10 points: the tail of a low-rank matrix
     is rounding, and a line through it is a number without meaning.
     """
-    values = _descending(values)
-    last = min(last, numerical_rank(values))
+    values = _descending(of_covariance)
+    last = min(last, numerical_rank(of_covariance=values))
     if last - first + 1 < 10:
         return PowerLaw(math.nan, math.nan, first, last)
     k = np.arange(first, last + 1)
@@ -116,33 +159,38 @@ def power_law(values: ArrayLike, first: int = 11, last: int = 100) -> PowerLaw:
     return PowerLaw(float(-slope), float(r2), first, last)
 
 
-def alpha(values: ArrayLike, first: int = 11, last: int = 100) -> float:
+@_of_spectrum
+def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
     """The exponent of `power_law`. alpha-ReQ wishes for about 1; higher is more collapsed."""
-    return power_law(values, first, last).alpha
+    return power_law(of_covariance=of_covariance, first=first, last=last).alpha
 
 
-def condition(values: ArrayLike) -> float:
+@_of_spectrum
+def condition(of_covariance: ArrayLike) -> float:
     """lambda_d / lambda_1, in 0..1: the inverse of the condition number, which is infinite when collapsed."""
-    values = _descending(values)
+    values = _descending(of_covariance)
     return float(values[-1] / values[0]) if values[0] > 0 else math.nan
 
 
-def auc(values: ArrayLike, count: int | None = None, power: int = 1) -> float:
+@_of_spectrum
+def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> float:
     """Mean over k = 1..count of the share cumsum(c^power)_k / sum c^power, c_k = sqrt(lambda_k).
 
     arXiv 2209.15007, eq. 2, has power 1, though it speaks of variances; those are power 2.
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
     """
-    c = np.sqrt(_descending(values))[:count] ** power
+    c = np.sqrt(_descending(of_covariance))[:count] ** power
     return float((np.cumsum(c) / c.sum()).mean()) if c[0] > 0 else math.nan
 
 
-def isoscore(values: ArrayLike) -> float:
+@_of_spectrum
+def isoscore(of_covariance: ArrayLike) -> float:
     """IsoScore (arXiv 2108.07344) in closed form, (participation ratio - 1) / (d - 1): 0 one direction, 1 flat."""
-    d = _descending(values).size
-    return (participation_ratio(values) - 1) / (d - 1) if d > 1 else math.nan
+    d = _descending(of_covariance).size
+    return (participation_ratio(of_covariance=of_covariance) - 1) / (d - 1) if d > 1 else math.nan
 
 
+@_of_spectrum
 def vendi(moments: ArrayLike, order: float = 1.0) -> float:
     """Vendi score, linear kernel (arXiv 2210.02410): exp of the Renyi entropy of the eigenvalues of Z^T Z / N.
 
@@ -154,6 +202,7 @@ def vendi(moments: ArrayLike, order: float = 1.0) -> float:
     return float(1 / p[0] if order == math.inf else (p**order).sum() ** (1 / (1 - order)))
 
 
+@_of_spectrum
 def self_clustering(moments: ArrayLike, n: int) -> float:
     """(sum_ij (z_i.z_j)^2 - E) / (N^2 - E), E = N + N (N - 1) / d, unit rows (arXiv 2305.16562).
 
@@ -164,15 +213,16 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
     return float((n**2 * (moments**2).sum() - expected) / (n**2 - expected)) if n > 1 < moments.size else math.nan
 
 
-def mean_cosine(values: ArrayLike, moments: ArrayLike) -> float:
+@_of_spectrum
+def mean_cosine(of_covariance: ArrayLike, moments: ArrayLike) -> float:
     """Mean of z_i . z_j over all pairs i != j of unit rows, in -1/(N - 1)..1, from two traces: tr(Z^T Z / N) - tr C.
 
     1 is complete collapse; about 0 are directions without a common one, far from it in text and retrieval models.
     No N x N matrix is formed, and a zero row has cosine 0 with every other.
 
-    values: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
+    of_covariance: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
     """
-    return float(_descending(moments).sum() - _descending(values).sum())
+    return float(_descending(moments).sum() - _descending(of_covariance).sum())
 
 
 # Against noise: n samples of white noise have a spread of singular values too.
@@ -196,13 +246,14 @@ def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0
     return np.where(inside, root, 0) / (2 * math.pi * variance * min(1.0, d / (n - 1)) * np.where(inside, x, 1))
 
 
-def noise_variance(values: ArrayLike, n: int) -> float:
+@_of_spectrum
+def noise_variance(of_covariance: ArrayLike, n: int) -> float:
     """The variance of white noise whose median singular value is that of the non-zero `values` of n rows.
 
     scikit-dimension's lPCA(ver="MP").noise_var_. Embeddings are not white noise: it says how large a spread of their
     small singular values n samples make by themselves. NaN if all are zero.
     """
-    values = _descending(values)
+    values = _descending(of_covariance)
     held = values[: min(n - 1, values.size)]
     if n < 3 or held[0] == 0:
         return math.nan
@@ -222,10 +273,11 @@ def noise_variance(values: ArrayLike, n: int) -> float:
     return float(np.median(held) / (low + (high - low) * math.sin(u) ** 2))
 
 
-def above_edge(values: ArrayLike, n: int, variance: float | None = None) -> int:
+@_of_spectrum
+def above_edge(of_covariance: ArrayLike, n: int, variance: float | None = None) -> int:
     """Count of singular values above the upper Marchenko-Pastur edge of noise of `variance` (default: estimated)."""
-    variance = noise_variance(values, n) if variance is None else variance
-    values = _descending(values)
+    variance = noise_variance(of_covariance=of_covariance, n=n) if variance is None else variance
+    values = _descending(of_covariance)
     return int((values > marchenko_pastur_edges(n, values.size, variance)[1]).sum())
 
 

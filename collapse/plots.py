@@ -160,7 +160,7 @@ def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
 def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
     """Histogram of (singular values (d,), rows n), and the Marchenko-Pastur law of white noise of their median."""
     values, n = of
-    variance = noise_variance(values, n)
+    variance = noise_variance(of_covariance=values, n=n)
     low, high = marchenko_pastur_edges(n, len(values), variance)
     shown = values[values > 0]
     bins = np.geomspace(shown[-1], shown[0] * (1 + 1e-9), 40)

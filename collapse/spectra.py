@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -108,35 +108,51 @@ class Spectrum(Result):
         return sorted({*super().__dir__(), *filter(str.isidentifier, METRICS)})
 
     @cached_property
-    def _metrics(self) -> dict[str, float]:
+    def _held(self) -> dict[str, NDArray]:
+        """The numbers above the floor, zero instead of the others, by the names that the measures have for them."""
         values = np.where(self.singular_values > self.floor, self.singular_values, 0.0)
         squared = self.dim * EPS * self.moments[0] if self.method == "covariance" else 0.0
         moments = np.where(self.moments > max(self.floor, squared), self.moments, 0.0)
+        return {"of_covariance": values, "of_rows": np.sqrt(moments), "moments": moments}
+
+    def above_floor(self, names: Collection[str]) -> dict[str, Any]:
+        """What `collapse.metrics` takes of a spectrum, by the names of the arguments there.
+
+        of_covariance, of_rows, moments: (d,) numbers, zero where they are rounding; n, threshold, floor, count.
+
+        Raises InputError: moments, on which measures of unit rows are defined, of rows that were not normalised.
+        """
+        if "moments" in names and not self.l2_normalized:
+            raise InputError("a measure of unit rows, and these were not normalised; measure with normalize=True")
+        usual = {"n": self.n, "threshold": self.threshold, "floor": self.floor, "count": min(self.n, self.dim)}
+        return {name: value for name, value in {**self._held, **usual}.items() if name in names}
+
+    @cached_property
+    def _metrics(self) -> dict[str, float]:
+        values, moments = self._held["of_covariance"], self._held["moments"]
         unit = moments if self.l2_normalized else np.zeros(1)
-        fit = metrics.power_law(values)
-        noise = metrics.noise_variance(values, self.n)
+        fit = metrics.power_law(of_covariance=values)
+        noise = metrics.noise_variance(of_covariance=values, n=self.n)
+        counts = {at: metrics.collapsed_dimensions(of_covariance=values, threshold=at) for at in (1e-3, 1e-4, 1e-8)}
         return {
-            "collapsed_dimensions": metrics.collapsed_dimensions(values, self.threshold),
-            **{
-                f"collapsed_dimensions_{threshold:.0e}": metrics.collapsed_dimensions(values, threshold)
-                for threshold in (1e-3, 1e-4, 1e-8)
-            },
-            "numerical_rank": metrics.numerical_rank(values, self.floor),
-            "effective_rank": metrics.effective_rank(values),
-            "rankme": metrics.rankme(np.sqrt(moments)),
-            "rankme_centered": metrics.rankme(np.sqrt(values)),
-            "stable_rank": metrics.stable_rank(values),
-            "participation_ratio": metrics.participation_ratio(values),
+            "collapsed_dimensions": metrics.collapsed_dimensions(of_covariance=values, threshold=self.threshold),
+            **{f"collapsed_dimensions_{threshold:.0e}": count for threshold, count in counts.items()},
+            "numerical_rank": metrics.numerical_rank(of_covariance=values, floor=self.floor),
+            "effective_rank": metrics.effective_rank(of_covariance=values),
+            "rankme": metrics.rankme(of_rows=np.sqrt(moments)),
+            "rankme_centered": metrics.rankme(of_rows=np.sqrt(values)),
+            "stable_rank": metrics.stable_rank(of_covariance=values),
+            "participation_ratio": metrics.participation_ratio(of_covariance=values),
             "alpha": fit.alpha,
             "alpha_r2": fit.r2,
-            "condition": metrics.condition(values),
-            "auc": metrics.auc(values, min(self.n, self.dim)),
-            "isoscore": metrics.isoscore(values),
-            "vendi": metrics.vendi(unit),
-            "self_clustering": metrics.self_clustering(unit, self.n) if self.l2_normalized else math.nan,
-            "mean_cosine": metrics.mean_cosine(self.singular_values, self.moments) if self.l2_normalized else math.nan,
+            "condition": metrics.condition(of_covariance=values),
+            "auc": metrics.auc(of_covariance=values, count=min(self.n, self.dim)),
+            "isoscore": metrics.isoscore(of_covariance=values),
+            "vendi": metrics.vendi(moments=unit),
+            "self_clustering": metrics.self_clustering(moments=unit, n=self.n) if self.l2_normalized else math.nan,
+            "mean_cosine": metrics.mean_cosine(of_covariance=values, moments=moments) if self.l2_normalized else math.nan,
             "mp_edge": metrics.marchenko_pastur_edges(self.n, self.dim, noise)[1],
-            "above_edge": metrics.above_edge(values, self.n, noise),
+            "above_edge": metrics.above_edge(of_covariance=values, n=self.n, variance=noise),
         }
 
     def gate(self, under: Mapping[str, float] | None = None, over: Mapping[str, float] | None = None) -> None:

@@ -51,7 +51,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
     lines = [f"{'embeddings':<22}{'singular values of the covariance':<36}effective rank, total variance"]
     for name, values in zip(arrays["names"], arrays["singular_values"], strict=True):
         numbers = "  ".join(f"{value:.5f}" for value in values)
-        lines.append(f"{name:<22}{numbers:<36}{effective_rank(values):.2f}, {values.sum():.4f}")
+        lines.append(f"{name:<22}{numbers:<36}{effective_rank(of_covariance=values):.2f}, {values.sum():.4f}")
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def measures(W: NDArray) -> dict[str, float]:
     """Of the representations W x of (seeds, 16, 16), each the mean over the seeds."""
     spectra = singular_values(W) ** 2
     return {
-        "effective_rank": np.mean([effective_rank(values) for values in spectra]),
+        "effective_rank": np.mean([effective_rank(of_covariance=values) for values in spectra]),
         "rank": np.mean((spectra > 1e-2 * spectra[:, :1]).sum(1)),
         "signal": signal_share(W).mean(),
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_iris
 
 from collapse import InputError, metrics, spectrum
+from collapse.spectra import METRICS
 
 
 def reference_inputs():
@@ -86,18 +87,18 @@ def test_alpha_is_the_weighted_fit_of_stringer_et_al(name, normalize, expected):
 
 
 def test_too_few_points_give_no_exponent():
-    fit = metrics.power_law(np.arange(1, 20.0) ** -1)
+    fit = metrics.power_law(of_covariance=np.arange(1, 20.0) ** -1)
     assert math.isnan(fit.alpha)
     assert math.isnan(fit.r2)
     assert fit[2:] == (11, 19)
-    assert metrics.power_law(np.arange(1, 21.0) ** -1).alpha == pytest.approx(1)
-    assert math.isnan(metrics.self_clustering([1.0], 5))
-    assert math.isnan(metrics.self_clustering([1.0, 0.0], 1))
+    assert metrics.power_law(of_covariance=np.arange(1, 21.0) ** -1).alpha == pytest.approx(1)
+    assert math.isnan(metrics.self_clustering(moments=[1.0], n=5))
+    assert math.isnan(metrics.self_clustering(moments=[1.0, 0.0], n=1))
 
 
 def test_a_power_law_gives_its_exponent_back():
     for a in (0.5, 1.0, 2.5):
-        fit = metrics.power_law(np.arange(1, 200.0) ** -a)
+        fit = metrics.power_law(of_covariance=np.arange(1, 200.0) ** -a)
         assert fit.alpha == pytest.approx(a, abs=1e-12)
         assert fit.r2 == pytest.approx(1, abs=1e-12)
         assert (fit.first, fit.last) == (11, 100)
@@ -107,27 +108,27 @@ def test_geometric_spectra_have_their_closed_forms():
     q, k = 0.8, np.arange(400)
     values = q**k
     entropy = -(q * math.log(q) + (1 - q) * math.log(1 - q))
-    assert metrics.participation_ratio(values) == pytest.approx((1 + q) / (1 - q))
-    assert metrics.stable_rank(values) == pytest.approx(1 / (1 - q))
-    assert metrics.effective_rank(values) == pytest.approx(math.exp(entropy / (1 - q)))
-    assert metrics.condition(values[:3]) == pytest.approx(q**2)
+    assert metrics.participation_ratio(of_covariance=values) == pytest.approx((1 + q) / (1 - q))
+    assert metrics.stable_rank(of_covariance=values) == pytest.approx(1 / (1 - q))
+    assert metrics.effective_rank(of_covariance=values) == pytest.approx(math.exp(entropy / (1 - q)))
+    assert metrics.condition(of_covariance=values[:3]) == pytest.approx(q**2)
 
 
 @given(st.integers(1, 40), st.integers(0, 40), st.floats(1e-300, 1e300))
 def test_m_equal_values_among_d_are_rank_m_in_every_measure(m, zeros, value):
     values = [value] * m + [0.0] * zeros
     for measure in (metrics.effective_rank, metrics.participation_ratio, metrics.stable_rank, metrics.numerical_rank):
-        assert measure(values) == pytest.approx(m)
-    assert metrics.collapsed_dimensions(values) == zeros
+        assert measure(of_covariance=values) == pytest.approx(m)
+    assert metrics.collapsed_dimensions(of_covariance=values) == zeros
     if m + zeros > 1:
-        assert metrics.isoscore(values) == pytest.approx((m - 1) / (m + zeros - 1))
-    assert metrics.auc(values, m) == pytest.approx(0.5 + 0.5 / m)
+        assert metrics.isoscore(of_covariance=values) == pytest.approx((m - 1) / (m + zeros - 1))
+    assert metrics.auc(of_covariance=values, count=m) == pytest.approx(0.5 + 0.5 / m)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50).filter(lambda v: max(v) > 0))
 def test_renyi_entropies_are_ordered(values):
-    stable, ratio = metrics.stable_rank(values), metrics.participation_ratio(values)
-    effective, flattened = metrics.effective_rank(values), metrics.rankme(np.sqrt(values))
+    stable, ratio = metrics.stable_rank(of_covariance=values), metrics.participation_ratio(of_covariance=values)
+    effective, flattened = metrics.effective_rank(of_covariance=values), metrics.rankme(of_rows=np.sqrt(values))
     slack = 1 + 1e-12
     assert stable * slack >= 1
     assert stable <= ratio * slack
@@ -138,8 +139,8 @@ def test_renyi_entropies_are_ordered(values):
 
 def test_complete_collapse_is_undefined_and_never_a_good_score():
     zeros = np.zeros(16)
-    assert metrics.collapsed_dimensions(zeros) == 16
-    assert metrics.numerical_rank(zeros) == 0
+    assert metrics.collapsed_dimensions(of_covariance=zeros) == 16
+    assert metrics.numerical_rank(of_covariance=zeros) == 0
     for measure in (
         metrics.effective_rank,
         metrics.participation_ratio,
@@ -149,21 +150,21 @@ def test_complete_collapse_is_undefined_and_never_a_good_score():
         metrics.isoscore,
         metrics.condition,
     ):
-        assert math.isnan(measure(zeros))
+        assert math.isnan(measure(of_covariance=zeros))
     constant = spectrum(np.ones((100, 16), np.float32), method="covariance")
     assert constant.metrics()["rankme"] == pytest.approx(1)
     assert constant.metrics()["collapsed_dimensions"] == 16
 
 
 def test_the_threshold_counts_strictly_below_it():
-    assert metrics.collapsed_dimensions([1, 1e-2, 1e-4, 1e-7], 1e-4) == 1
-    assert metrics.collapsed_dimensions([1, 1e-2, 1e-4, 1e-7], 1e-3) == 2
+    assert metrics.collapsed_dimensions(of_covariance=[1, 1e-2, 1e-4, 1e-7], threshold=1e-4) == 1
+    assert metrics.collapsed_dimensions(of_covariance=[1, 1e-2, 1e-4, 1e-7], threshold=1e-3) == 2
 
 
 @pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, -1.0], [1.0, math.nan]])
 def test_what_is_no_spectrum_is_refused(bad):
     with pytest.raises(InputError, match="singular values"):
-        metrics.effective_rank(bad)
+        metrics.effective_rank(of_covariance=bad)
 
 
 def views():
@@ -234,8 +235,12 @@ def test_two_embeddings_compare_as_in_the_published_implementations():
 
 def test_rankme_with_the_epsilons_of_others_gives_their_values():
     s = np.linalg.svd(reference_inputs()["power"], compute_uv=False)
-    assert metrics.rankme(s, 1e-7) == pytest.approx(28.963, abs=1e-3)  # stable-pretraining's jax callback
-    assert metrics.rankme(s, 1e-5) == pytest.approx(29.0324219548, rel=1e-10)  # and its Lightning callback
+    assert metrics.rankme(of_rows=s, epsilon=1e-7) == pytest.approx(
+        28.963, abs=1e-3
+    )  # stable-pretraining's jax callback
+    assert metrics.rankme(of_rows=s, epsilon=1e-5) == pytest.approx(
+        29.0324219548, rel=1e-10
+    )  # and its Lightning callback
 
 
 # noise_var_ of scikit-dimension 0.5.0 lPCA(ver="MP"), the edges in units of it, and how many values lie above.
@@ -252,23 +257,27 @@ def test_noise_is_what_scikit_dimension_finds(name):
     variance, low, high, above = NOISE[name]
     s = spectrum(z, normalize=False)
     np.testing.assert_allclose(metrics.marchenko_pastur_edges(*z.shape), (low, high), rtol=1e-12)
-    assert metrics.noise_variance(s.singular_values, len(z)) == pytest.approx(variance, rel=1e-10)
+    assert metrics.noise_variance(of_covariance=s.singular_values, n=len(z)) == pytest.approx(variance, rel=1e-10)
     assert s.metrics()["mp_edge"] == pytest.approx(variance * high, rel=1e-10)
     assert s.metrics()["above_edge"] == above
     x = np.linspace(0, 1.1 * high, 200_001)
     mass = metrics.marchenko_pastur_density(x * variance, *z.shape, variance).sum() * (x[1] - x[0]) * variance
     assert mass == pytest.approx(1, abs=1e-4)  # of square roots at both edges, on a grid of 1e-5
-    assert metrics.above_edge(np.append(s.singular_values[:-1], 0), len(z), 1e9) == 0
-    assert math.isnan(metrics.noise_variance(np.zeros(5), 10))
+    assert metrics.above_edge(of_covariance=np.append(s.singular_values[:-1], 0), n=len(z), variance=1e9) == 0
+    assert math.isnan(metrics.noise_variance(of_covariance=np.zeros(5), n=10))
 
 
 def test_the_options_are_what_other_packages_print():
     s = spectrum(reference_inputs()["power"])
     unit = s.moments
-    assert metrics.vendi(unit, 2) == pytest.approx(4.13918028788, rel=1e-11)  # vendi-score 0.0.3, q = 2 and inf
-    assert metrics.vendi(unit, math.inf) == pytest.approx(2.2816316031, rel=1e-10)
+    assert metrics.vendi(moments=unit, order=2) == pytest.approx(
+        4.13918028788, rel=1e-11
+    )  # vendi-score 0.0.3, q = 2 and inf
+    assert metrics.vendi(moments=unit, order=math.inf) == pytest.approx(2.2816316031, rel=1e-10)
     raw = spectrum(reference_inputs()["power"], normalize=False).singular_values
-    assert metrics.auc(raw, power=2) == pytest.approx(0.970001759897, rel=1e-11)  # noncontrastive-ssl of c_k^2
+    assert metrics.auc(of_covariance=raw, power=2) == pytest.approx(
+        0.970001759897, rel=1e-11
+    )  # noncontrastive-ssl of c_k^2
     x, y = two_embeddings()
     assert metrics.linear_cka(x, y, unbiased=True) == pytest.approx(0.8715369620038519, rel=1e-12)  # ckatorch
 
@@ -308,3 +317,21 @@ def test_a_projection_explains_what_it_keeps():
 def test_what_are_no_embeddings_is_refused(bad):
     with pytest.raises(InputError, match="embeddings"):
         metrics.coherence(bad)
+
+
+def test_a_measure_takes_a_spectrum_or_says_by_keyword_what_it_wants():
+    z = reference_inputs()["power"]
+    s = spectrum(z, threshold=1e-2)
+    named = [name for name in METRICS if hasattr(metrics, name)]
+    assert len(named) == 13
+    for name in named:
+        np.testing.assert_equal(getattr(metrics, name)(s), s.metrics()[name])
+    singular_values = np.linalg.svd(z / np.linalg.norm(z, axis=1, keepdims=True), compute_uv=False)
+    assert metrics.rankme(of_rows=singular_values) == pytest.approx(s.rankme, rel=1e-9)
+    with pytest.warns(DeprecationWarning, match=r"rankme: give a Spectrum, or of_rows="):
+        metrics.rankme(s.singular_values)
+    assert metrics.collapsed_dimensions(s, 1e-3) == s.metrics()["collapsed_dimensions_1e-03"]
+    with pytest.raises(TypeError, match="of_covariance"):
+        metrics.rankme(of_covariance=s.singular_values)
+    with pytest.raises(InputError, match="normalize=True"):
+        metrics.vendi(spectrum(z, normalize=False))
