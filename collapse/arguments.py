@@ -48,11 +48,14 @@ def flag(name: str, value: Any) -> None:
         raise InputError(f"{name}= is {_shown(value)}, expected True or False")
 
 
-def known(function: str, given: Iterable[str], names: Collection[str]) -> None:
-    """Raise TypeError, as Python does, for a keyword that is not one of `names`, with what is near."""
+def known(function: str, given: Iterable[str], names: Collection[str], own: Collection[str] = ()) -> None:
+    """Raise TypeError, as Python does, for a keyword that is not one of `names`, with what is near.
+
+    own: the function's own keywords, which may be meant too.
+    """
     for name in given:
         if name not in names:
-            near = get_close_matches(name, names, 1)
+            near = get_close_matches(name, [*names, *own], 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
 

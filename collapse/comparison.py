@@ -134,6 +134,14 @@ def compare(sources: Mapping[str, Source], images: Any = None, **options: Any) -
     Raises:
         InputError: fewer than two spectra; as `collapse.spectrum` does.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> z = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float32)
+        >>> both = compare({"all": z, "some": z * [1, 1, 1, 0, 0, 0]})
+        >>> [(row["name"], row["numerical_rank"]) for row in both.rows]
+        [('all', 6), ('some', 3)]
+        >>> round(both.subspaces[1]["variance_within"], 3)  # of "some", in the directions of "all"
+        1.0
     """
     if not isinstance(sources, Mapping):
         raise InputError(f"sources: got a {type(sources).__name__}, give a mapping of names to spectra or sources")

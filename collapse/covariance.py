@@ -39,6 +39,12 @@ class Covariance:
         name: what errors call the rows.
 
     Raises InputError: no column, an unknown method, or more memory needed than there is.
+
+    Example:
+        >>> z = np.random.default_rng(0).standard_normal((500, 3))
+        >>> shards = [Covariance(3).update(part) for part in (z[:100], z[100:])]
+        >>> shards[0].merge(shards[1]).spectrum().n
+        500
     """
 
     def __init__(

@@ -25,6 +25,11 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
     Raises:
         InputError: as `collapse.spectrum` does; no image.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> import torch
+        >>> embed(torch.nn.Flatten(), torch.zeros(4, 3, 2, 2, dtype=torch.uint8)).shape
+        (4, 12)
     """
     known("embed", options, OPTIONS)
     with rows_of(source, images, layer, **options) as (net, pixels, rows):

@@ -37,7 +37,12 @@ def of_network(
     if pixels.total is not None and pixels.total < 2:
         raise InputError(f"{pixels.name}: holds {_many(pixels.total)}; a covariance needs at least 2")
     on = None if how.device == "cpu" else how.device
-    passes = {"device": how.device, "positions": positions, "seed": how.seed, "precision": how.precision}
+    passes: dict[str, Any] = {
+        "device": how.device,
+        "positions": positions,
+        "seed": how.seed,
+        "precision": how.precision,
+    }
     with borrowed(net, how.device):
         batches = iter(watch(pixels.of(net.preprocess)))
         first = next(batches, None)

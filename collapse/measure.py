@@ -71,6 +71,14 @@ def spectrum(
             impossible value, more memory needed than there is; for a file as `collapse.files.arrays.open_array` says,
             for a checkpoint as `collapse.load` does.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> z = np.random.default_rng(0).standard_normal((1000, 8)) * [1, 1, 1, 1, 1, 1, 0, 0]
+        >>> s = spectrum(z.astype(np.float32))
+        >>> s.n, s.dim, s.collapsed_dimensions, s.numerical_rank
+        (1000, 8, 2, 6)
+        >>> round(s.effective_rank, 1)
+        6.0
     """
     measure = Measure(normalize, method, threshold, jackknife, vectors)
     if images is not None:
@@ -80,7 +88,7 @@ def spectrum(
             )
         chosen = {"limit": limit, "sample": sample, "seed": seed, "device": device, "watch": watch, **options}
         return _of_network("spectrum", source, images, [layer], measure, chosen)[layer]
-    arguments.known("spectrum", options, reading() if options else ())
+    arguments.known("spectrum", options, reading() if options else (), KEYWORDS)
     if options or layer != "representation":
         raise InputError(f"{next(iter(options), 'layer')}= is for a network; give the images to embed too")
     arguments.whole_or_none(2, limit=limit, sample=sample)
@@ -124,6 +132,13 @@ def layer_spectra(
             max_pixels: a larger image is not decoded; and the fields of `Overrides`.
 
     Raises: InputError, TypeError as `spectrum` does.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Linear(5, 9))
+        >>> found = layer_spectra(net, torch.rand(100, 3, 2, 2))
+        >>> [(name, s.dim, s.numerical_rank) for name, s in found.items()]
+        [('1', 5, 5), ('2', 9, 5), ('representation', 9, 5)]
     """
     measure = Measure(normalize, method, threshold, jackknife, vectors)
     return _of_network("layer_spectra", source, images, layers, measure, options)
@@ -141,7 +156,7 @@ def _of_network(
 ) -> dict[str, Spectrum]:
     from collapse.layers import of_network
 
-    arguments.known(function, options, reading())
+    arguments.known(function, options, reading(), KEYWORDS)
     found, notes = of_network(source, images, layers, measure, **options)
     warn(notes)
     return found

@@ -91,7 +91,7 @@ class Measurement:
         if not self.groups:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
-        about = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
+        about: dict[str, Any] = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
         return replace(_merged(self.groups).measured(threshold, vectors, rounding, **about), errors=errors)
 
 

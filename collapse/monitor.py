@@ -40,6 +40,15 @@ class Monitor:
         history: the reports: {"step", "n", metric: number or NaN, ...}.
         steps: (T,) when.
         spectra: (T, d) singular values at each report, descending.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> monitor = Monitor(net, every=2)
+        >>> for _ in range(4):
+        ...     _ = net(torch.rand(50, 3))
+        ...     _ = monitor.step()
+        >>> monitor.steps.tolist(), monitor.spectra.shape
+        ([2, 4], (2, 2))
     """
 
     def __init__(

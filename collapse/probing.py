@@ -37,8 +37,14 @@ def probe(
     Raises:
         InputError: no such data, classes that differ, an impossible value; as `collapse.load` does.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> import torch
+        >>> found = probe(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), "sklearn:digits")
+        >>> 0.5 < found.top1 <= found.top5 <= 1
+        True
     """
-    known("probe", options, OPTIONS)
+    known("probe", options, OPTIONS, ("recipe", "epochs"))
     choice("recipe", recipe, RECIPES)
     whole("epochs", epochs, 1)
     task = _Task.of(source, data, watch, options)
@@ -60,8 +66,14 @@ def knn(
     source, data, watch, options: as for `probe`.
 
     Raises: InputError, TypeError as `probe` does.
+
+    Example:
+        >>> import torch
+        >>> found = knn(torch.nn.Flatten(), "sklearn:digits")
+        >>> found.n, found.top1 > 0.95
+        (600, True)
     """
-    known("knn", options, OPTIONS)
+    known("knn", options, OPTIONS, ("k", "temperature"))
     whole("k", k, 1)
     positive("temperature", temperature)
     task = _Task.of(source, data, watch, options)

@@ -350,7 +350,7 @@ class Result:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return strict(self.to_dict()) == strict(other.to_dict())  # type: ignore[attr-defined]
+        return strict(self.to_dict()) == strict(other.to_dict())
 
     def __repr__(self) -> str:
         lines = textwrap.wrap(f"{type(self).__name__}: {self.sentence()}", SCREEN)

@@ -150,7 +150,9 @@ class Spectrum(Result):
             "isoscore": metrics.isoscore(of_covariance=values),
             "vendi": metrics.vendi(moments=unit),
             "self_clustering": metrics.self_clustering(moments=unit, n=self.n) if self.l2_normalized else math.nan,
-            "mean_cosine": metrics.mean_cosine(of_covariance=values, moments=moments) if self.l2_normalized else math.nan,
+            "mean_cosine": metrics.mean_cosine(of_covariance=values, moments=moments)
+            if self.l2_normalized
+            else math.nan,
             "mp_edge": metrics.marchenko_pastur_edges(self.n, self.dim, noise)[1],
             "above_edge": metrics.above_edge(of_covariance=values, n=self.n, variance=noise),
         }

@@ -35,12 +35,13 @@ def test_the_mean_cosine_is_that_of_all_pairs(method, shift):
 def test_the_mean_cosine_reaches_both_ends():
     assert collapse.spectrum(np.ones((50, 4))).mean_cosine == pytest.approx(1, abs=1e-12)
     simplex = np.vstack([np.eye(4) - 0.25])  # unit rows as far apart as four can be
-    assert metrics.mean_cosine(*_traces(simplex)) == pytest.approx(-1 / 3, abs=1e-12)
+    assert metrics.mean_cosine(**_traces(simplex)) == pytest.approx(-1 / 3, abs=1e-12)
 
 
 def _traces(z):
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-    return np.linalg.eigvalsh(np.cov(unit.T)).clip(0), np.linalg.eigvalsh(unit.T @ unit / len(z)).clip(0)
+    matrices = {"of_covariance": np.cov(unit.T), "moments": unit.T @ unit / len(z)}
+    return {name: np.linalg.eigvalsh(matrix).clip(0) for name, matrix in matrices.items()}
 
 
 def test_it_is_undefined_for_rows_of_any_length(rows):

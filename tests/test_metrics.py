@@ -323,7 +323,7 @@ def test_a_measure_takes_a_spectrum_or_says_by_keyword_what_it_wants():
     z = reference_inputs()["power"]
     s = spectrum(z, threshold=1e-2)
     named = [name for name in METRICS if hasattr(metrics, name)]
-    assert len(named) == 13
+    assert len(named) == 14
     for name in named:
         np.testing.assert_equal(getattr(metrics, name)(s), s.metrics()[name])
     singular_values = np.linalg.svd(z / np.linalg.norm(z, axis=1, keepdims=True), compute_uv=False)

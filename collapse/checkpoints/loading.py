@@ -43,6 +43,12 @@ def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         InputError: no such file, not a checkpoint, no known layout, several encoders, a missing, superfluous or
             misshapen tensor, something that no tensor tells; the message says which and what to do.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> net = load(resnet18().state_dict())
+        >>> net.report["architecture"], net.report["feature_dim"], net.blocks[-1]
+        ('resnet18', 512, 'layer4.1')
     """
     known("load", options, Overrides.__dataclass_fields__)
     net = loaded(path, **options)
@@ -78,6 +84,11 @@ def inspect(path: str | PathLike | Mapping[str, Any], **options: Any) -> Checkpo
     """What a checkpoint is, without images: architecture, branch, projector, preprocessing, where every tensor went.
 
     path, options: as for `load`.  Raises InputError, TypeError as `load` does.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> inspect(resnet18().state_dict()).keys["dropped_by"]
+        {'classifier': 2}
     """
     known("inspect", options, Overrides.__dataclass_fields__)
     result = Checkpoint(**loaded(path, **options).report)

@@ -7,6 +7,8 @@ from typing import Any
 from collapse.results import Result, list_of, require_schema, value_of
 
 SCHEMA = "collapse.checkpoint/1"
+TEXTS = ("container", "architecture", "branch")
+LISTS = ("branches_left", "foreign", "warnings")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,16 +63,18 @@ class Checkpoint(Result):
     @classmethod
     def _of(cls, document: Any, where: str) -> "Checkpoint":
         document = require_schema(document, SCHEMA, where)
-        texts = {name: value_of(document, name, where, str) for name in ("container", "architecture", "branch")}
-        maps = {name: value_of(document, name, where, dict) for name in ("preprocessing", "keys")}
-        lists = {name: list_of(document, name, where, str) for name in ("branches_left", "foreign", "warnings")}
+        told: dict[str, Any] = {name: value_of(document, name, where, str) for name in TEXTS}
+        told |= {name: list_of(document, name, where, str) for name in LISTS}
+        keys = value_of(document, "keys", where, dict)
         for name in ("loaded", "projector", "dropped", "unknown"):
-            value_of(maps["keys"], name, f"{where}: keys", int)
+            value_of(keys, name, f"{where}: keys", int)
         return cls(
             path=value_of(document, "path", where, str, type(None)),
             sha256=value_of(document, "sha256", where, str, type(None)),
             feature_dim=value_of(document, "feature_dim", where, int, type(None)),
             projector=value_of(document, "projector", where, dict, type(None)),
+            preprocessing=value_of(document, "preprocessing", where, dict),
+            keys=keys,
             projector_problem=value_of({"projector_problem": "", **document}, "projector_problem", where, str),
-            **texts, **maps, **lists,
-        )  # fmt: skip
+            **told,
+        )

@@ -160,10 +160,10 @@ def _compare(options: argparse.Namespace) -> None:
             found[_unused(result.name, source, found)] = result
     if len(found) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
-    result = comparison(found)
+    compared = comparison(found)
     draw = [lambda: _draw(options, found)] if options.plot else []
-    warn_of(result.notes())
-    deliver(options, result.to_json(), text(result), *draw)
+    warn_of(compared.notes())
+    deliver(options, compared.to_json(), text(compared), *draw)
 
 
 def _unused(name: str, source: str, taken: Container[str]) -> str:

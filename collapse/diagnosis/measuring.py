@@ -91,8 +91,14 @@ def diagnose(
         InputError: fewer than two views or images, no 3 channels for the paper's augmentations, NaN in a layer, an
             impossible value; as `collapse.layer_spectra` does.
         TypeError: an unknown keyword.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+        >>> found = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
+        >>> [(block.layer, sum(block.found.counts().values())) for block in found.blocks]
+        [('1', 4), ('representation', 4)]
     """
-    known("diagnose", options, KEYWORDS)
+    known("diagnose", options, KEYWORDS, ("views", "threshold", "temperature", "augmentations"))
     whole("views", views, 2)
     share("threshold", threshold)
     if temperature is not None:

@@ -141,7 +141,7 @@ def train(
         TypeError: an unknown keyword.
         SystemExit, KeyboardInterrupt: a signal came; the state is saved, and the same call goes on.
     """
-    known("train", options, (*RECIPE, *WATCHING, "compile"))
+    known("train", options, (*RECIPE, *WATCHING, "compile"), ("preset", "max_pixels"))
     whole("max_pixels", max_pixels, 1)
     how = _options({name: value for name, value in options.items() if name in (*WATCHING, "compile")})
     chosen = {"method": method, "head": head, **{name: options[name] for name in options if name in RECIPE}}
