@@ -356,9 +356,9 @@ class Result:
         lines = textwrap.wrap(f"{type(self).__name__}: {self.sentence()}", SCREEN)
         rows = cut(self.table())
         sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        gap = "  " if sum(sizes) + 2 * len(sizes) <= SCREEN else " "
         for row in rows:
-            cells = [row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]
-            lines.append("  " + "  ".join(cells).rstrip())
+            lines.append(gap + gap.join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]).rstrip())
         for note in _first(self.notes()):
             lines += textwrap.wrap(f"warning: {note}", SCREEN, subsequent_indent="    ", max_lines=2)
         return printable("\n".join(lines))

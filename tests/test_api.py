@@ -119,7 +119,7 @@ def test_a_sample_is_the_same_rows_in_their_order(z):
 
 def test_a_state_dict_and_a_loaded_network_are_its_file(resnet18, photos):
     from_file = collapse.spectrum(resnet18, photos, limit=12, **SMALL)
-    from_net = collapse.spectrum(collapse.load(resnet18), photos, limit=12, **SMALL)
+    from_net = collapse.spectrum(collapse.load(resnet18, **SMALL), photos, limit=12)
     state = torch.load(resnet18)
     from_state = collapse.spectrum({"state_dict": state}, photos, limit=12, **SMALL)
     assert from_net == from_file
@@ -156,7 +156,7 @@ class Table(nn.Module):
 def test_what_a_network_gives_is_named_where_it_is_no_row(pixels):
     maps = collapse.spectrum(nn.Conv2d(3, 8, 3), pixels)
     assert maps.dim == 8
-    with pytest.raises(InputError, match=r"gives shape \(64, 12, 36\), expected \(n, d\)"):
+    with pytest.raises(InputError, match=r"gives shape \(64, 3, 144\), expected \(n, d\)"):
         collapse.spectrum(nn.Sequential(nn.Unflatten(2, (12,)), nn.Flatten(2, 3), nn.Flatten(1, 1))[1:2], pixels)
     with pytest.raises(InputError, match="fails on a batch of shape"):
         collapse.spectrum(nn.Linear(5, 2), pixels)
@@ -269,3 +269,44 @@ def test_old_names_work_for_one_release(z):
 def test_no_module_bears_the_name_of_a_function():
     names = {path.stem for path in Path(collapse.__file__).parent.iterdir()}
     assert not names & {name for name in collapse.__all__ if name not in ("metrics", "plots", "theory")}
+
+
+def test_probes_and_training_are_calls_too(capsys, resnet18, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = collapse.train("sklearn:digits", "one", preset="digits", epochs=1, head="linear", held=100, knn_every=1)
+    assert run.encoder.exists()
+    assert run.last["epoch"] == 1
+    assert collapse.Trained.load(_saved(run, tmp_path)) == run
+    assert len(run.plot().lines) == 2
+    words = [
+        "train",
+        "--data",
+        "sklearn:digits",
+        "--out",
+        "one",
+        "--preset",
+        "digits",
+        "--epochs",
+        1,
+        "--head",
+        "linear",
+    ]
+    assert cli.main([*map(str, words), "--held", "100", "--knn-every", "1", "--json"]) == 0  # finished: nothing is done
+    same(json.loads(capsys.readouterr().out), by_call(run))
+    for name, call, flags, how in (
+        ("knn", collapse.knn, ["--k", 5], {"k": 5}),
+        ("probe", collapse.probe, [], {}),
+        ("probe", collapse.probe, ["--recipe", "paper", "--epochs", 1], {"recipe": "paper", "epochs": 1}),
+    ):
+        assert cli.main([name, str(run.encoder), "--data", "sklearn:digits", "--json", *map(str, flags)]) == 0
+        document = json.loads(capsys.readouterr().out)
+        result = call(str(run.encoder), "sklearn:digits", **how)
+        same(document, by_call(result))
+        assert (document["top1"], document["n"]) == (result.top1, 600)
+        assert collapse.Accuracy.load(_saved(result, tmp_path)) == result
+        assert f"{100 * result.top1:.2f} % of 600 images are right" in repr(result)
+
+
+def _saved(result, folder):
+    result.save(folder / "saved.json")
+    return folder / "saved.json"

@@ -31,8 +31,8 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
             others = [name for name in names[1:] if name != "moments"]
             return function(**first.above_floor(names) | dict(zip(others, rest, strict=False)) | options)
         warnings.warn(
-            f"{function.__name__}: give a Spectrum, or {names[0]}=, so that no other array is taken for it; an array by "
-            "position is taken for one release",
+            f"{function.__name__}: give a Spectrum, or {names[0]}=, so that no other array is taken for it; an array "
+            "by position is taken for one release",
             DeprecationWarning,
             stacklevel=2,
         )
