@@ -14,7 +14,7 @@ from collapse.errors import CollapseWarning, GateError, InputError
 __version__ = "0.1.0"
 
 if moved not in sys.meta_path:
-    sys.meta_path.append(moved)  # type: ignore[arg-type]
+    sys.meta_path.append(moved)
 
 if TYPE_CHECKING:
     from collapse import metrics, plots, theory

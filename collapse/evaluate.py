@@ -213,12 +213,12 @@ class Accuracy(Result):
         schema = document.get("schema") if isinstance(document, dict) else None
         document = require_schema(document, schema if schema in kinds else kinds[0], where)
         n = integer_of(document, "n", 1, where)
-        correct = [round(number_of(document, name, where, 1 + 1e-9) * n) for name in ("top1", "top5")]
+        first, five = (round(number_of(document, name, where, 1 + 1e-9) * n) for name in ("top1", "top5"))
         own = ("top1", "top5", "top1_interval", "top5_interval", "n", "command", "versions")
         about = {name: value for name, value in document.items() if name not in own}
         value_of({"source": {}, **about}, "source", where, dict)
         told = list_of(document, "command", where, str), value_of(document, "versions", where, dict)
-        return cls(*correct, n, about, *told)
+        return cls(first, five, n, about, *told)
 
 
 def knn(
