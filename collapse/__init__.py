@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collapse.evaluate import Accuracy
     from collapse.measure import layer_spectra, spectrum
     from collapse.monitor import Monitor
+    from collapse.onepage import report
     from collapse.probing import knn, probe
     from collapse.spectra import Spectrum
     from collapse.training.result import Trained, train
@@ -48,6 +49,7 @@ _HOME = {
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "plots": "collapse.plots",
+    "report": "collapse.onepage",
     "probe": "collapse.probing",
     "spectrum": "collapse.measure",
     "theory": "collapse.theory",
@@ -76,6 +78,7 @@ __all__ = [
     "metrics",
     "plots",
     "probe",
+    "report",
     "spectrum",
     "theory",
     "train",

@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     checkpoint.add_inspect(commands)
     checkpoint.add_embed(commands)
     diagnose.add_diagnose(commands)
+    diagnose.add_report(commands)
     training.add_train(commands)
     training.add_probe(commands)
     training.add_knn(commands)

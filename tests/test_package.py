@@ -37,6 +37,7 @@ LAYERS = (
     {"collapse.comparison", "collapse.lightning", "collapse.training"},
     {"collapse.probing"},
     {"collapse.diagnosis"},
+    {"collapse.onepage"},
     {"collapse.commands"},
     {"collapse.cli"},
     {"collapse.__main__"},

@@ -1,4 +1,4 @@
-"""collapse diagnose."""
+"""collapse diagnose and collapse report."""
 
 import argparse
 from pathlib import Path
@@ -16,6 +16,7 @@ from collapse.commands.shared import (
     positive,
     reading_of,
     share,
+    show,
     still_free,
     warn_of,
 )
@@ -36,6 +37,13 @@ def add_diagnose(commands: Any) -> None:
     command.set_defaults(run=_diagnose)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    _add_views(command)
+    add_result(command).add_argument("--report", type=Path, metavar="FILE.html", help="write a page that prints")
+    add_model(command)
+
+
+def _add_views(command: argparse.ArgumentParser) -> None:
+    """Which views of which images."""
     command.add_argument("--views", type=groups, default=4, metavar="V", help="augmented views of each image (4)")
     command.add_argument(
         "--augmentation", metavar="PRESET", help="the views of a trainer's preset (digits, cifar10, ...) or JSON file"
@@ -48,8 +56,37 @@ def add_diagnose(commands: Any) -> None:
     command.add_argument("--sample", type=groups, metavar="N", help="use N images, drawn at random by --seed")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
     command.add_argument("--seed", type=count, default=0, help="of the views")
-    add_result(command).add_argument("--report", type=Path, metavar="FILE.html", help="write a page that prints")
+
+
+def add_report(commands: Any) -> None:
+    """The arguments of `collapse report`."""
+    command = commands.add_parser(
+        "report",
+        help="everything about one checkpoint on one page",
+        description="One self-contained HTML page: a headline, the spectrum, the rank of each layer, the diagnosis, "
+        "results of others beside it, and what to do.",
+        epilog="example: collapse report resnet50.pth imagenet/val --out report.html --against before.json",
+    )
+    command.set_defaults(run=_report_page)
+    command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
+    command.add_argument("--force", action="store_true", help="replace an existing page")
+    command.add_argument(
+        "--against", nargs="+", default=[], metavar="RESULT", help="results of collapse spectrum (.json) beside it"
+    )
+    _add_views(command)
     add_model(command)
+
+
+def _report_page(options: argparse.Namespace) -> None:
+    from collapse.onepage import report
+
+    inputs = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
+    protect([*inputs, *recipe(options.augmentation)], {"--out": options.out}, options.force)
+    how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
+    how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
+    show(f"wrote {report(options.source, options.images, options.out, **how)}\n")
 
 
 def _diagnose(options: argparse.Namespace) -> None:

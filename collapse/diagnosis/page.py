@@ -40,7 +40,7 @@ th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2p
 tr.collapsed td { background: #fff4e5 } td.text { text-align: left }
 .verdict { border-left: 4px solid #0072b2; padding: 0.1em 1em; background: #f4f8fb }
 figure { margin: 1em 0; break-inside: avoid } figcaption { color: #555; font-size: 0.87em }
-img { max-width: 100% } code { font-size: 0.87em; overflow-wrap: anywhere }
+.wide { overflow-x: auto } img { max-width: 100% } code { font-size: 0.87em; overflow-wrap: anywhere }
 @media print { body { margin: 0; font-size: 10pt; max-width: none } h2, figure, tr { break-inside: avoid }
   h2 { break-after: avoid } .verdict, tr.collapsed td { background: none } @page { margin: 18mm } }
 """
@@ -68,19 +68,24 @@ def page(found: Diagnosis) -> str:
             f"<h1>Collapse of {_text(name)}</h1>",
             f'<p class="verdict">{_text(found.verdict)}</p>',
             *(f"<p>Warning: {_text(note)}</p>" for note in about["warnings"]),
-            "<h2>Layers, in the order of the forward pass</h2>",
-            _layers(found),
-            _figure(
-                found.plot().figure, "Directions of each layer by cause, as a share of its width, and effective rank."
-            ),
-            "<h2>What the causes mean</h2>",
-            _rows((cause, MEANING[cause]) for cause in CAUSES),
-            *_last(found),
+            *sections(found),
             "<h2>How it was measured</h2>",
-            _rows(facts.items()),
+            rows(facts.items()),
             "</body></html>\n",
         ]
     )
+
+
+def sections(found: Diagnosis) -> list[str]:
+    """The parts of the page that show the layers and the causes."""
+    return [
+        "<h2>Layers, in the order of the forward pass</h2>",
+        _layers(found),
+        _figure(found.plot().figure, "Directions of each layer by cause, as a share of its width, and effective rank."),
+        "<h2>What the causes mean</h2>",
+        rows((cause, MEANING[cause]) for cause in CAUSES),
+        *_last(found),
+    ]
 
 
 def _text(value: Any) -> str:
@@ -91,9 +96,10 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _rows(pairs: Any) -> str:
+def rows(pairs: Any) -> str:
+    """Pairs of texts as a table."""
     body = "".join(f'<tr><td>{_text(key)}</td><td class="text">{_text(value)}</td></tr>' for key, value in pairs)
-    return f"<table>{body}</table>"
+    return f'<div class="wide"><table>{body}</table></div>'
 
 
 def _layers(found: Diagnosis) -> str:
@@ -103,7 +109,7 @@ def _layers(found: Diagnosis) -> str:
     for block in found.blocks:
         mark = ' class="collapsed"' if block.found.counts()["alive"] < block.spectrum.dim else ""
         body += f"<tr{mark}>" + "".join(f"<td>{_text(text)}</td>" for text in cells(block)) + "</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _last(found: Diagnosis) -> Sequence[str]:
@@ -117,7 +123,7 @@ def _last(found: Diagnosis) -> Sequence[str]:
         parts.append(_figure(_spectrum_figure(block), caption))
         if block.last_map:
             told = {LAST_MAP[key]: _number(value) for key, value in block.last_map.items() if value is not None}
-            parts.append(_rows(told.items()))
+            parts.append(rows(told.items()))
     return parts
 
 

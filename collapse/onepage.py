@@ -1,0 +1,356 @@
+"""Everything about one checkpoint on one self-contained page: a headline, its spectrum, its layers, what to do."""
+
+import html
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from collapse import InputError
+from collapse.comparison import spectra_of
+from collapse.diagnosis import Diagnosis, diagnose
+from collapse.diagnosis.page import STYLE, rows, sections
+from collapse.measure import layer_spectra
+from collapse.outputs import spare
+from collapse.results import save_text
+from collapse.spectra import Spectrum
+
+# Lines of the headline: conventions, not theorems; the page says so.
+HALF, TENTH, NARROW = 0.5, 0.1, 2.0
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+PAGE = """
+.headline { border-left: 6px solid; padding: 0.5em 1em; font-size: 1.12em }
+.green { border-color: #1a7f37; background: #1a7f3714 } .amber { border-color: #bf8700; background: #bf870018 }
+.red { border-color: #cf222e; background: #cf222e14 } .unknown { border-color: #6e7781; background: #6e778118 }
+.wide { overflow-x: auto } svg { max-width: 100%; height: auto } #value { min-height: 1.4em; font-size: 0.87em }
+svg text { font: 11px system-ui, sans-serif; fill: currentColor } svg .grid { stroke: currentColor; opacity: 0.15 }
+pre { overflow-x: auto; background: #8881; padding: 0.6em } li { margin: 0.3em 0 }
+@media (prefers-color-scheme: dark) { body { background: #15181c; color: #dde1e6 } th, td { border-color: #444 }
+  tr.collapsed td { background: #4a3a1e } .verdict { background: #1d2a35 } figcaption { color: #aab }
+  figure img { background: #fff } }
+@media print { body { color: #000; background: #fff } #value { display: none } pre { white-space: pre-wrap } }
+"""
+
+# The page reads without it: every number of the drawing is in the table below, or in a title.
+SCRIPT = """
+document.querySelectorAll('svg.spectrum').forEach(svg => {
+  const said = document.getElementById('value'), dots = [...svg.querySelectorAll('circle')];
+  svg.addEventListener('mousemove', event => {
+    const at = svg.createSVGPoint(); at.x = event.clientX; at.y = event.clientY;
+    const p = at.matrixTransform(svg.getScreenCTM().inverse());
+    const near = dots.reduce((a, b) => Math.hypot(a.cx.baseVal.value - p.x, a.cy.baseVal.value - p.y)
+      < Math.hypot(b.cx.baseVal.value - p.x, b.cy.baseVal.value - p.y) ? a : b);
+    said.textContent = near.querySelector('title').textContent;
+  });
+});
+"""
+
+
+class Headline(NamedTuple):
+    """What it comes to: a colour (green, amber, red, unknown), a sentence, and what to do first."""
+
+    colour: str
+    text: str
+    act: str
+
+
+ADVICE = {
+    "images": "Measure again with at least {advised:,} images (10 for each dimension). Nothing else here is sure.",
+    "constant": "The network gives nearly one vector for all images. Look at the loss, its temperature and a "
+    "stop-gradient or predictor first, then at the learning rate; complete collapse leaves nothing to repair.",
+    "augmentation": "Augmentation outweighs signal along the collapsed directions (mechanism one of arXiv 2110.09348). "
+    "Weaken the crops or the colour jitter, or train with a lower temperature, which lets weaker directions live. "
+    "Caveat: weaker views may cost accuracy; a probe decides.",
+    "implicit": "Signal outweighs augmentation along them, and yet they are small (mechanism two: several linear "
+    "layers shrink small singular values). Put the loss behind a projector, or use DirectCLR; fewer linear layers in "
+    "a row, or less weight decay, help too. Caveat: this cause is found by elimination.",
+    "rounding": "They lie below the floor of rounding. Embed in float32, or give method=qr, before you conclude.",
+    "killed": "The last linear map erases {killed} directions of its input; along {killed_augmentation} of them "
+    "augmentation outweighs signal, which is mechanism one run to its end. Measure the layer before it: what is lost "
+    "there is lost for good. Then weaken the views, or put the loss behind a projector.",
+    "dead": "They are constant units, as a ReLU that never fires. Lower the learning rate or the weight decay, or "
+    "start again from another seed; they can be taken out without loss.",
+    "none": "Nothing has to be done for rank. Rank is necessary, not sufficient: put a probe beside it.",
+}
+
+
+def report(
+    source: Any,
+    images: Any,
+    out: str | PathLike,
+    *,
+    against: Iterable[Any] = (),
+    views: int = 4,
+    temperature: float | None = None,
+    threshold: float = 1e-6,
+    augmentations: Any = None,
+    **options: Any,
+) -> Path:
+    """Write one HTML page about a network, which needs nothing else; returns its path.
+
+    It holds a headline, the spectrum of the representation with its floor and threshold, the rank of every layer,
+    the diagnosis, others' spectra beside it, what to do, warnings, and the commands that give each number again.
+
+    Args:
+        source: a checkpoint's path, FILE.py:NAME, what `collapse.load` gave, or any torch.nn.Module.
+        images: as for `collapse.spectrum`; an iterator, which can be read once only, is refused.
+        out: the page, .html or .htm.
+        against: results of `collapse spectrum`, as paths or `Spectrum`, that are drawn beside it.
+        views, temperature, augmentations: as for `collapse.diagnose`.
+        threshold: collapsed is below it times the largest singular value, or variance.
+        options: as for `collapse.layer_spectra`.
+
+    Raises:
+        InputError: as `collapse.layer_spectra` and `collapse.diagnose` do, or `out` is no page or is read.
+        TypeError: an unknown keyword.
+    """
+    path = Path(out)
+    if path.suffix not in (".html", ".htm"):
+        raise InputError(f"{path}: a report is .html")
+    if isinstance(images, Iterator):
+        raise InputError("images: an iterator can be read once, and a report reads images twice; give a path or a list")
+    for text in filter(None, (source if isinstance(source, (str, PathLike)) else None, *_paths(against))):
+        spare(str(text), path)
+    others = beside(against)
+    layers = layer_spectra(source, images, threshold=threshold, **options)
+    found = diagnose(
+        source,
+        images,
+        views=views,
+        temperature=temperature,
+        threshold=threshold,
+        augmentations=augmentations,
+        **options,
+    )
+    save_text(path, page(layers, found, others))
+    return path
+
+
+def _paths(against: Iterable[Any]) -> list[Any]:
+    return [other for other in against if isinstance(other, (str, PathLike))]
+
+
+def beside(against: Iterable[Any]) -> dict[str, Spectrum]:
+    """The spectra that a report is drawn beside, by name. Raises InputError: no result of `collapse spectrum`."""
+    named: dict[str, Spectrum] = {}
+    for other in against:
+        for each in [other] if isinstance(other, Spectrum) else spectra_of(str(other)):
+            name, count = each.name, 2
+            while name in named:
+                name, count = f"{each.name} ({count})", count + 1
+            named[name] = each
+    return named
+
+
+def headline(s: Spectrum, found: Diagnosis) -> Headline:
+    """What it comes to.
+
+    Cannot tell: no more rows than dimensions.  Red: complete collapse, or more than half of the dimensions collapsed.
+    Amber: some are, or the effective rank is below a tenth of the width.  Green: neither.
+    """
+    rank, gone, d = s.effective_rank, s.collapsed_dimensions, s.dim
+    advice = "\n".join(text for _, text in advised(found)[:1])
+    if s.n - 1 < d:
+        text = f"Cannot tell: {s.n} images can show at most {s.n - 1} of {d} directions."
+        return Headline("unknown", text, ADVICE["images"].format(advised=10 * d))
+    if math.isnan(rank) or rank < NARROW:
+        shown = "nothing varies" if math.isnan(rank) else f"effective rank {rank:.1f} of {d}"
+        return Headline("red", f"Complete collapse: {shown}.", ADVICE["constant"])
+    told = f"{gone} of {d} dimensions are collapsed (below {s.threshold:g} of the largest); effective rank {rank:.1f}"
+    if gone > HALF * d:
+        return Headline("red", f"Dimensional collapse: {told}.", advice)
+    if gone or rank < TENTH * d:
+        what = "Some dimensions are collapsed" if gone else "No dimension is collapsed, but few carry the variance"
+        return Headline("amber", f"{what}: {told}.", advice)
+    return Headline("green", f"No dimensional collapse: {told}.", ADVICE["none"])
+
+
+def page(layers: Mapping[str, Spectrum], found: Diagnosis, others: Mapping[str, Spectrum]) -> str:
+    """The page as text."""
+    s = layers["representation"]
+    name = str(s.source.get("path") or s.source.get("architecture") or "a network")
+    head, title = headline(s, found), html.escape(f"Collapse of {name}")
+    return "\n".join(
+        [
+            "<!doctype html>",
+            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<style>{STYLE}{PAGE}</style></head><body>",
+            f"<h1>{title}</h1>",
+            f'<p class="headline {head.colour}"><strong>{html.escape(head.text)}</strong><br>',
+            f"{html.escape(head.act)}</p>",
+            *(f"<p>Warning: {html.escape(note)}</p>" for note in dict.fromkeys([*s.notes(), *found.notes()])),
+            "<h2>Spectrum of the representation</h2>",
+            drawn({"this network": s, **others}),
+            '<p id="value" aria-live="polite"></p>',
+            f"<p>{html.escape(s.sentence())} Singular values of the covariance, of unit rows, over their index. Below "
+            "the dotted line a dimension counts as collapsed; below the grey line is rounding.</p>",
+            _metrics({"this network": s, **others}),
+            "<h2>Rank by layer</h2>",
+            _layers(layers),
+            "<h2>Diagnosis</h2>",
+            f'<p class="verdict">{html.escape(found.verdict)}</p>',
+            *sections(found),
+            "<h2>What to do</h2>",
+            _advice(found),
+            "<h2>Where each number comes from</h2>",
+            _provenance(s, found),
+            f"<script>{SCRIPT}</script></body></html>\n",
+        ]
+    )
+
+
+def drawn(spectra: Mapping[str, Spectrum], width: int = 720, height: int = 320) -> str:
+    """Spectra as inline SVG: log10 of each singular value over its index from 1, each on its own largest value."""
+    left, right, top, bottom = 52, 12, 12, 34
+    wide, low = max(s.dim for s in spectra.values()), _lowest(spectra.values())
+
+    def x(index: float) -> float:
+        return left + (width - left - right) * (index - 1) / max(1, wide - 1)
+
+    def y(share: float) -> float:
+        return top + (height - top - bottom) * min(1.0, math.log10(max(share, 10.0**low)) / low)
+
+    parts = [f'<svg class="spectrum" viewBox="0 0 {width} {height}" role="img" aria-label="singular values by index">']
+    for power in range(0, low - 1, -max(1, -low // 6)):
+        at = y(10.0**power)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>')
+    parts.append(f'<text x="{width / 2:.0f}" y="{height - 4}" text-anchor="middle">index, of {wide}</text>')
+    for colour, (name, s) in zip(_colours(), spectra.items(), strict=False):
+        parts += _curve(name, s, colour, x, y)
+    first = next(iter(spectra.values()))
+    largest = float(first.singular_values[0]) or 1.0
+    for share, dash, what in (
+        (first.threshold, "2 4", f"threshold: {first.threshold:g} of the largest"),
+        (first.floor / largest, "none", f"floor of rounding: {first.floor:.3g}"),
+    ):
+        at = y(share)
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" stroke="#888" '
+            f'stroke-dasharray="{dash}">'
+            f"<title>{what}</title></line>"
+        )
+    if first.effective_rank == first.effective_rank:
+        at = x(first.effective_rank)
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{height - bottom}" stroke="{COLOURS[0]}" opacity="0.5" '
+            f'stroke-dasharray="6 3"><title>effective rank {first.effective_rank:.2f}</title></line>'
+        )
+    legend = "".join(
+        f'<span style="color:{colour}">&#9632;</span> {html.escape(name)} &emsp;'
+        for colour, name in zip(_colours(), spectra, strict=False)
+    )
+    return f"<figure>{''.join(parts)}</svg><figcaption>{legend} dashed: effective rank</figcaption></figure>"
+
+
+def _colours() -> Iterator[str]:
+    while True:
+        yield from COLOURS
+
+
+def _lowest(spectra: Iterable[Spectrum]) -> int:
+    """The power of ten at the foot of the drawing: below the smallest share, the threshold and the floor."""
+    shares = [1e-8]
+    for s in spectra:
+        largest = float(s.singular_values[0])
+        if largest > 0:
+            shares += [s.threshold, *(float(v) / largest for v in s.singular_values if v > 0)]
+    return max(-20, math.floor(math.log10(min(share for share in shares if share > 0))))
+
+
+def _curve(name: str, s: Spectrum, colour: str, x: Any, y: Any) -> list[str]:
+    """A line, and a dot with a title for each of at most 400 values."""
+    values, largest = s.singular_values, float(s.singular_values[0]) or 1.0
+    places = [(x(k + 1), y(float(v) / largest)) for k, v in enumerate(values)]
+    path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+    parts = [f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>']
+    step = max(1, len(values) // 400)
+    for k in range(0, len(values), step):
+        told = f"{name}: singular value {k + 1} of {len(values)} is {float(values[k]):.4g}"
+        a, b = places[k]
+        parts.append(
+            f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{colour}"><title>{html.escape(told)}</title></circle>'
+        )
+    return parts
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    first = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    rest = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in body)
+    return f'<div class="wide"><table><thead><tr>{first}</tr></thead><tbody>{rest}</tbody></table></div>'
+
+
+SCALE = {
+    "effective_rank": "1 to d; a flat spectrum has d",
+    "rankme": "1 to d; not centred",
+    "participation_ratio": "1 to d; below the effective rank",
+    "stable_rank": "1 to d; below the participation ratio",
+    "collapsed_dimensions": "0 to d, below the threshold",
+    "mean_cosine": "1 is complete collapse, 0 no common direction",
+    "alpha": "about 1 is wished for; higher is steeper",
+}
+
+
+def _metrics(spectra: Mapping[str, Spectrum]) -> str:
+    rows = [("rows", *(f"{s.n:,}" for s in spectra.values()), ""), ("d", *(str(s.dim) for s in spectra.values()), "")]
+    rows += [
+        (name, *("undefined" if s.metrics()[name] != s.metrics()[name] else f"{s.metrics()[name]:.4g}"
+                 for s in spectra.values()), scale)
+        for name, scale in SCALE.items()
+    ]  # fmt: skip
+    return _table(("metric", *spectra, "scale"), rows)
+
+
+def _layers(layers: Mapping[str, Spectrum]) -> str:
+    rows = []
+    for name, s in layers.items():
+        rank = s.effective_rank
+        share = "" if rank != rank else f"{rank / s.dim:.1%}"
+        rows.append((name, str(s.dim), "-" if rank != rank else f"{rank:.2f}", share, str(s.collapsed_dimensions)))
+    return _table(("layer", "width", "effective rank", "of width", "collapsed"), rows)
+
+
+def advised(found: Diagnosis) -> list[tuple[str, str]]:
+    """(cause and how many directions, what to do) of each cause in the last layer, the largest first."""
+    block = found.blocks[-1]
+    counts, through = block.found.counts(), block.last_map or {}
+    causes = sorted(("augmentation", "implicit", "rounding", "dead"), key=lambda cause: -counts[cause])
+    told = []
+    for cause in (cause for cause in causes if counts[cause]):
+        erased = cause == "rounding" and through.get("killed")
+        text = ADVICE["killed"].format(**through) if erased else ADVICE[cause]
+        told.append((f"{cause}, {counts[cause]} directions", text))
+    return told or [("all alive", ADVICE["none"])]
+
+
+def _advice(found: Diagnosis) -> str:
+    items = [f"<li><strong>{what}</strong>: {html.escape(text)}</li>" for what, text in advised(found)]
+    lines = (
+        f"<p>Red, amber and green are conventions of this page: red is more than {HALF:.0%} collapsed or an effective "
+        f"rank below {NARROW:g}, amber any collapsed dimension or an effective rank below {TENTH:.0%} of the width.</p>"
+    )
+    return f"<ul>{''.join(items)}</ul>{lines}"
+
+
+def _provenance(s: Spectrum, found: Diagnosis) -> str:
+    source, images = s.source, s.images or {}
+    network, pictures = str(source.get("path") or "NETWORK"), str(images.get("path") or "IMAGES")
+    facts = {
+        "network": f"{source.get('architecture')}, {network}",
+        "sha256": source.get("sha256") or "-",
+        "branch": source.get("branch") or "-",
+        "images": f"{images.get('count')} of {pictures}, {found.about['views']} views each for the diagnosis",
+        "augmentation": found.about["augmentation"]["recipe"],
+        "seed": found.about["seed"],
+        "versions": ", ".join(f"{package} {number}" for package, number in s.versions.items()),
+        "command": shlex.join(s.command),
+    }
+    what = f"{shlex.quote(network)} {shlex.quote(pictures)}"
+    commands = [f"collapse spectrum {what}", f"collapse spectrum {what} --layer all",
+                f"collapse diagnose {what} --views {found.about['views']}"]  # fmt: skip
+    shown = html.escape("\n".join(commands))
+    return f"{rows(facts.items())}<p>Each part again, with the flags of the command above:</p><pre>{shown}</pre>"
