@@ -25,6 +25,7 @@ WHOSE = r"(momentum|key|query|target|student|teacher|online|ema)"
 DROPPED = {
     "state of training": r"optim(izer)?.*|ema_coefficient|\w+_ema_coefficient|_extra_state|loss_fn|criterion.*|meters",
     "classifier": r"fc|linear|head|heads|classifier.*|pre_logits|pooler|lm_head",
+    "auxiliary classifier": "aux1|aux2|AuxLogits",
     "probe": r".*online_(head|classifier).*|.*probe.*|callbacks_.*|knn_classifier.*|.*evaluator.*",
     "predictor": r".*pred.*",
     "prototypes": r".*prototypes.*|last_layer.*",

@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,10 +26,10 @@ from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
+from collapse.models import AUXILIARY, CLASSIFIERS, without_classifier
 
 INDEX = Path(__file__).with_name("networks.txt")
 Options = Mapping[str, Any]
-CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
 
 def known(name: Any) -> bool:
@@ -58,8 +57,7 @@ def pretrained(source: str) -> Contents:
         if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
             raise InputError("timm has no weights of this name; timm.list_pretrained() lists those that it has")
         with _silent():
-            timms = library == "timm"
-            net = timm.create_model(name, pretrained=True) if timms else tv.get_model(name, weights="DEFAULT")
+            net = _fetched(library, name)
     except Exception as error:  # the library's network code fails in its own ways
         raise InputError(f"{source}: neither cached nor fetched ({first_line(error)})") from error
     known_as = name if library == "timm" else source
@@ -67,6 +65,10 @@ def pretrained(source: str) -> Contents:
     state = dict(net.state_dict())
     config = {"pretrained_cfg": _pixels(library, name, net), "architecture": known_as}
     return Contents(f"{library} {version}", state, _digest(state), configs={"config.json": config})
+
+
+def _fetched(library: str, name: str) -> nn.Module:
+    return timm.create_model(name, pretrained=True) if library == "timm" else tv.get_model(name, weights="DEFAULT")
 
 
 @contextmanager
@@ -94,7 +96,9 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
     preset = tv.get_model_weights(name).DEFAULT.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
-    return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": preset.mean, "std": preset.std,
+    own = bool(getattr(net, "transform_input", False))  # Inception's pixels in -1..1, which it makes by itself
+    mean, std = ([0.5] * 3, [0.5] * 3) if own else (preset.mean, preset.std)
+    return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": mean, "std": std,
             "interpolation": preset.interpolation.value}  # fmt: skip
 
 
@@ -156,8 +160,10 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A digest of names and shapes, a classifier's aside."""
-    kept = sorted((name, shape) for name, shape in shapes.items() if name.split(".")[0] not in CLASSIFIERS)
+    """A digest of names and shapes, those of classifiers aside."""
+    kept = sorted(
+        (name, shape) for name, shape in shapes.items() if name.split(".")[0] not in (*CLASSIFIERS, *AUXILIARY)
+    )
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
 
 
@@ -178,19 +184,10 @@ def write_index() -> None:
 
 
 def make(name: str, options: Options = MappingProxyType({})) -> nn.Module:
-    """The network with random weights and no classifier: its output is the representation."""
-    if not name.startswith("torchvision:"):
-        return timm.create_model(name.partition(".")[0], pretrained=False, **{**options, "num_classes": 0})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        net = tv.get_model(name.partition(":")[2], weights=None)
-    classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
-    last = getattr(net, classifier)
-    if isinstance(last, nn.Sequential):
-        last[-1] = nn.Identity()
-    else:
-        setattr(net, classifier, nn.Identity())
-    return net
+    """The network with random weights and no classifier: its output is the representation (models.py)."""
+    if name.startswith("torchvision:"):
+        return without_classifier("torchvision", name.partition(":")[2])
+    return without_classifier("timm", name.partition(".")[0], **options)
 
 
 def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[str]:
