@@ -605,3 +605,11 @@ def test_the_evaluations_of_a_checkpoint_are_above_chance(photos, tmp_path_facto
     assert document["top1"] > binom.ppf(1 - 1e-3, 24, 1 / 3) / 24
     assert document["top1_interval"][0] < document["top1"] <= document["top1_interval"][1]
     assert cli.main([*map(str, call), *recipe[1:], "--out", str(out)]) == 2
+
+
+def test_a_class_without_a_vote_is_not_among_the_five():
+    z, labels = np.eye(8), np.arange(8)
+    shifted = np.roll(labels, 1)
+    assert knn(z, labels, z, shifted, k=1).top5 == 0
+    assert knn(z, labels, z, labels, k=1).top5 == 8
+    assert knn(z, labels, z, shifted, k=8).top5 > 0
