@@ -60,7 +60,7 @@ LOOKED_AT = (
     "runpy", "safetensors", "shelve", "socket", "sqlite3", "subprocess", "tarfile", "timm.create_model", "tomllib",
     "torch.classes", "torch.distributed.checkpoint", "torch.from_file", "torch.hub", "torch.jit", "torch.load",
     "torch.ops", "torch.package", "torch.serialization", "torchvision.datasets", "torchvision.io",
-    "torchvision.models.get_model", "urllib", "xml", "yaml", "zarr", "zipfile", "zlib",
+    "torchvision.models.get_model", "transformers", "urllib", "xml", "yaml", "zarr", "zipfile", "zlib",
 )  # fmt: skip
 HARMLESS = (
     "PIL.Image.Image", "PIL.Image.Resampling", "PIL.Image.Transform", "PIL.Image.Transpose", "PIL.Image.fromarray",
@@ -70,6 +70,7 @@ HARMLESS = (
 # How often each file of the package names such a thing.  A new one wants a second pair of eyes and docs/security.md.
 PLACES = {
     "__init__.py": {"importlib": 1},
+    "checkpoints/huggingface.py": {"transformers": 10},
     "checkpoints/library.py": {"timm.create_model": 1, "torchvision.models.get_model": 1},
     "checkpoints/own.py": {"importlib": 4},
     "checkpoints/preprocessing.py": {"json.loads": 1},
