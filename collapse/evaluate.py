@@ -154,8 +154,9 @@ class Accuracy(Result):
 
     @classmethod
     def of(cls, scores: Tensor, labels: Tensor) -> "Accuracy":
-        """scores: (n, classes), higher is likelier; labels: (n,)."""
-        best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+        """scores: (n, classes), higher is likelier, -inf of a class that is not among them; labels: (n,)."""
+        top = scores.topk(min(5, scores.shape[1]), dim=1)
+        best = (top.indices == labels[:, None]) & (top.values > -math.inf)
         return cls(int(best[:, 0].sum()), int(best.any(1).sum()), len(labels))
 
     def __add__(self, other: "Accuracy") -> "Accuracy":
@@ -227,7 +228,8 @@ def knn(
 ) -> Accuracy:  # fmt: skip
     """Weighted vote of the k nearest training rows: cosine similarity, weight exp(similarity / temperature).
 
-    Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.
+    Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.  A class that
+    none of the k neighbours has is not among the five most likely.
     """
     keys, queries = (F.normalize(torch.as_tensor(z).float()) for z in (train, test))
     labels, wanted = (torch.as_tensor(y).to(keys.device) for y in (train_labels, test_labels))
@@ -238,7 +240,8 @@ def knn(
         weights = ((similarity - similarity[:, :1]) / temperature).exp()  # of the nearest 1, so that none overflows
         votes = torch.zeros(len(rows), classes, device=keys.device)
         votes.scatter_add_(1, labels[nearest], weights)
-        total += Accuracy.of(votes, truth)
+        voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[nearest], True)
+        total += Accuracy.of(votes.masked_fill(~voted, -math.inf), truth)
     return total
 
 

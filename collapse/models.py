@@ -4,7 +4,9 @@ A backbone maps images (n, 3, h, w) to the representation r (n, d); a head maps 
 contrastive loss sees.  The paper: arXiv 2110.09348.
 """
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -150,31 +152,66 @@ def make_backbone(
     library, _, name = arch.partition(":")
     if library not in ("timm", "torchvision") or not name:
         raise InputError(f"arch: got {arch!r}, expected mlp, {', '.join(RESNETS)}, torchvision:NAME or timm:NAME")
-    return _foreign(library, name)
-
-
-def _foreign(library: str, name: str) -> nn.Module:
     try:
-        if library == "timm":
-            from timm import create_model
-
-            net = create_model(name, pretrained=False, num_classes=0)
-            net.width = getattr(net, "head_hidden_size", net.num_features)  # some have a layer after the pool
-            return net
-        from torchvision.models import get_model
-
-        net = get_model(name, weights=None)
-    except (RuntimeError, ValueError) as error:
+        return without_classifier(library, name)
+    except (LookupError, RuntimeError, ValueError) as error:
         raise InputError(f"arch {library}:{name}: {library} has no such network") from error
-    for last in ("fc", "classifier", "heads", "head"):
-        if isinstance(classifier := getattr(net, last, None), nn.Module):
-            widths = [m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)]
-            if not widths:
-                break
-            net.width = widths[0]
-            setattr(net, last, nn.Identity())
-            return net
-    raise InputError(f"arch {library}:{name}: its classifier is not known; use timm:NAME")
+
+
+CLASSIFIERS = ("fc", "classifier", "heads", "head")  # what torchvision calls them
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # Inception's classifiers of earlier layers, for training alone
+
+
+def without_classifier(library: str, name: str, **options: Any) -> nn.Module:
+    """timm's or torchvision's network with random weights, whose output (n, d) is its representation.
+
+    The representation is what its classifier's last linear map takes, hidden layers of the classifier before it
+    included: 1,280 entries of mobilenet_v3_large.  It is the same whether a network is trained, loaded, or named.
+    Attribute: width, d.  options: further arguments of timm's network.
+
+    Raises what the library raises: ValueError or RuntimeError for an unknown name or impossible arguments.
+    """
+    if library == "timm":
+        from timm import create_model
+
+        net = create_model(name, pretrained=False, **{**options, "num_classes": 0})
+        net.width = getattr(net, "head_hidden_size", net.num_features)  # some have a layer after the pool
+        return net
+    net = _of_torchvision(name)
+    for part in filter(partial(hasattr, net), AUXILIARY):
+        setattr(net, part, None)
+        net.aux_logits = False  # the representation alone in training too
+    classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
+    last, width = _before_last(getattr(net, classifier))
+    setattr(net, classifier, last)
+    net.width = width
+    return net
+
+
+def _of_torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a change of initial values
+        try:
+            return get_model(name, weights=None)
+        except NotImplementedError:  # RegNet computes its widths with tensors, which have none on "meta"
+            device = torch.get_default_device()
+            with torch.device("cpu"):
+                return get_model(name, weights=None).to(device)
+
+
+def _before_last(classifier: nn.Module) -> tuple[nn.Module, int]:
+    """(a classifier without its last linear map, how many numbers that takes)."""
+    if isinstance(classifier, nn.Linear):
+        return nn.Identity(), classifier.in_features
+    assert isinstance(classifier, nn.Sequential)
+    last = classifier[-1]
+    if isinstance(last, nn.Linear):
+        classifier[-1] = nn.Identity()
+        return classifier, last.in_features
+    width = next(layer.in_channels for layer in classifier if isinstance(layer, nn.Conv2d))
+    return nn.Sequential(last), width  # SqueezeNet's linear map is a convolution before the mean
 
 
 def zero_last_norms(net: nn.Module) -> None:

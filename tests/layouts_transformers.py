@@ -17,7 +17,7 @@ from torch import nn
 
 def vit(**options):
     """timm's transformer, small: what DINO, MAE, I-JEPA and others copied their names and code from."""
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0,
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3, "num_classes": 0,
              "norm_layer": partial(nn.LayerNorm, eps=1e-6)}  # fmt: skip
     net = trained(VisionTransformer(**small | options))
     nn.init.normal_(net.pos_embed, std=0.5)
@@ -66,7 +66,7 @@ def timm_named(tmp_path):
 def torchvision_vit(tmp_path):
     from torchvision.models import VisionTransformer as Vit
 
-    net = trained(Vit(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=128, mlp_dim=256))
+    net = trained(Vit(image_size=32, patch_size=8, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=256))
     nn.init.normal_(net.encoder.pos_embedding)
     state = net.state_dict()
     net.heads = nn.Identity()
@@ -74,7 +74,7 @@ def torchvision_vit(tmp_path):
 
 
 def dino_head():
-    head = mlp(64, 48, 48, 24, act=nn.GELU)
+    head = mlp(192, 48, 48, 24, act=nn.GELU)
     last = nn.utils.parametrizations.weight_norm(nn.Linear(24, 30, bias=False))
     old = {"last_layer.weight_g": last.parametrizations.weight.original0.detach(),
            "last_layer.weight_v": last.parametrizations.weight.original1.detach()}  # fmt: skip
@@ -131,7 +131,7 @@ def moco_v3_vit(tmp_path):
 
 @layout("facebookresearch/moco-v3, ViT with convolutional stem", "`base_encoder`", "base, not momentum")
 def moco_v3_conv(tmp_path):
-    head = mlp(64, 48, 48, 12, bias=False, last_bias=False, norm=True, last_norm=False)
+    head = mlp(192, 48, 48, 12, bias=False, last_bias=False, norm=True, last_norm=False)
     net = vit(patch_size=16, embed_layer=ConvStem)
     return moco_v3(net, head, net, 32)
 
@@ -148,7 +148,7 @@ def moco_v3_resnet(tmp_path):
 def mae(tmp_path):
     net = vit()
     decoder = {"mask_token": torch.ones(1, 1, 32), "decoder_pos_embed": torch.ones(1, 17, 32),
-               "decoder_embed.weight": torch.ones(32, 64), "decoder_blocks.0.attn.qkv.weight": torch.ones(96, 32),
+               "decoder_embed.weight": torch.ones(32, 192), "decoder_blocks.0.attn.qkv.weight": torch.ones(96, 32),
                "decoder_pred.weight": torch.ones(192, 32)}  # fmt: skip
     tree = {"model": net.state_dict() | decoder, "optimizer": optimizer(), "epoch": 1, "scaler": {},
             "args": argparse.Namespace(model="mae_vit_base_patch16")}  # fmt: skip
@@ -189,9 +189,9 @@ def dinov2_state(net):
         k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3") if swiglu(net) else k: v for k, v in state.items()
     }
     if net.num_reg_tokens:
-        cls = torch.ones(1, 1, 64) / 7
+        cls = torch.ones(1, 1, 192) / 7
         state |= {"cls_token": net.cls_token - cls, "pos_embed": torch.cat([cls, net.pos_embed], 1)}
-    return state | {"mask_token": torch.zeros(1, 64)}
+    return state | {"mask_token": torch.zeros(1, 192)}
 
 
 def swiglu(net):
@@ -230,7 +230,7 @@ def dinov2_training(tmp_path):
         for k, v in net.state_dict().items()
     }
     tree = {"teacher": put("backbone.", chunked) | put("dino_head.", state) | put("ibot_head.", other(state))}
-    tree["teacher"]["backbone.mask_token"] = torch.zeros(1, 64)
+    tree["teacher"]["backbone.mask_token"] = torch.zeros(1, 192)
     return Case(tree, net, "teacher.backbone", head, size=32)
 
 
@@ -246,7 +246,7 @@ def ijepa(tmp_path):
 @layout("facebookresearch/msn", "`target_encoder`; its `fc` is the projector (GELU)", "target encoder")
 def msn(tmp_path):
     net = vit()
-    fc = trained(Tree(fc1=nn.Linear(64, 48), bn1=nn.BatchNorm1d(48), fc2=nn.Linear(48, 48), bn2=nn.BatchNorm1d(48),
+    fc = trained(Tree(fc1=nn.Linear(192, 48), bn1=nn.BatchNorm1d(48), fc2=nn.Linear(48, 48), bn2=nn.BatchNorm1d(48),
                       fc3=nn.Linear(48, 12)))  # fmt: skip
     state = net.state_dict() | put("fc.", fc.state_dict())
     tree = {"target_encoder": put("module.", state), "encoder": put("module.", other(state)), "opt": optimizer(),
@@ -266,9 +266,9 @@ def lejepa(tmp_path):
 @layout("lightly-ai/lightly, MAE and I-JEPA with timm", "`backbone.vit`; not `mask_token`, `decoder`")
 def lightly_vit(tmp_path):
     net = vit()
-    parts = Tree(backbone=Tree(vit=net), decoder=Tree(decoder_embed=nn.Linear(64, 32)))
+    parts = Tree(backbone=Tree(vit=net), decoder=Tree(decoder_embed=nn.Linear(192, 32)))
     state = parts.state_dict() | {
-        "backbone.mask_token": torch.ones(1, 1, 64),
+        "backbone.mask_token": torch.ones(1, 1, 192),
         "decoder.mask_token": torch.ones(1, 1, 32),
     }
     return Case({"state_dict": state}, net, "state_dict.backbone.vit", size=32)
@@ -459,7 +459,7 @@ def clip(vision, quick):
     return net
 
 
-TOWER = {"layers": 2, "width": 64, "head_width": 64, "patch_size": 8, "image_size": 32}
+TOWER = {"layers": 2, "width": 192, "head_width": 64, "patch_size": 8, "image_size": 32}
 
 
 @layout("openai/CLIP, ViT archive", "`visual` with its projection, QuickGELU; the archive's code is not run")
@@ -517,7 +517,7 @@ def open_clip_hub(tmp_path):
 
 @layout("mlfoundations/open_clip, timm tower", "`visual.trunk` and `visual.head.proj`", flags="`--heads`")
 def open_clip_timm(tmp_path):
-    net, proj = vit(), nn.Linear(64, 24, bias=False)
+    net, proj = vit(), nn.Linear(192, 24, bias=False)
     state = put("visual.trunk.", net.state_dict()) | put("visual.head.proj.", proj.state_dict())
     state |= {"text.transformer.resblocks.0.ln_1.weight": torch.ones(3), "logit_scale": torch.ones(())}
     return Case(state, lambda x: proj(net(x)), "visual.trunk", size=32)
@@ -624,3 +624,75 @@ def fcmae_training(tmp_path):
     state |= {"mask_token": torch.ones(1, 16, 1, 1), "decoder.0.dwconv.weight": torch.ones(16, 1, 7, 7),
               "pred.weight": torch.ones(48, 16, 1, 1), "proj.weight": torch.ones(16, 32, 1, 1)}  # fmt: skip
     return Case({"model": state, "epoch": 1}, features, "model.encoder")
+
+
+def by_transformers(tmp_path, kind, take=lambda out: out.pooler_output.flatten(1), size=32, task=None, **config):
+    """A folder of a kind that transformers builds; task: the class around the encoder that saved it."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    made = CONFIG_MAPPING[kind](**config)
+    net = (getattr(transformers, task) if task else MODEL_MAPPING[type(made)])(made)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    branch = net.base_model_prefix if task else "(top)"
+    case = huggingface(tmp_path, net, branch=branch, size=size)
+    inner = getattr(net, branch) if task else net
+    case.reference = lambda x: take(inner(x))
+    return case
+
+
+POOLER = "what its pooler gives"
+
+
+@layout("transformers, DINOv3 ViT", POOLER)
+def huggingface_dinov3(tmp_path):
+    return by_transformers(tmp_path, "dinov3_vit", **SMALL, num_register_tokens=2)
+
+
+@layout("transformers, DINOv3 ConvNeXt", POOLER)
+def huggingface_dinov3_convnext(tmp_path):
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "image_size": 64}
+    return by_transformers(tmp_path, "dinov3_convnext", size=64, **sizes)
+
+
+@layout("transformers, BEiT", "what its pooler gives; without one the class token", flags="`--pool`")
+def huggingface_beit(tmp_path):
+    return by_transformers(tmp_path, "beit", task="BeitForImageClassification", **SMALL, num_labels=5)
+
+
+@layout("transformers, data2vec-vision", "the class token; fine-tuned, what its pooler gives", flags="`--pool`")
+def huggingface_data2vec(tmp_path):
+    return by_transformers(tmp_path, "data2vec-vision", lambda out: out.last_hidden_state[:, 0], **SMALL)
+
+
+@layout("transformers, Swin V2", POOLER)
+def huggingface_swin_v2(tmp_path):
+    sizes = {"embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "image_size": 32, "window_size": 4}
+    return by_transformers(tmp_path, "swinv2", **sizes)
+
+
+@layout("transformers, AIMv2", "its attention's pool")
+def huggingface_aimv2(tmp_path):
+    return by_transformers(tmp_path, "aimv2_vision_model", **SMALL)
+
+
+@layout("transformers, Hiera", "what its pooler gives; without one the mean", flags="`--pool`")
+def huggingface_hiera(tmp_path):
+    sizes = {"embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": [64, 64]}
+    return by_transformers(tmp_path, "hiera", size=64, **sizes)
+
+
+@layout("transformers, SAM", "the vision encoder, mean of its map; not the prompts and masks")
+def huggingface_sam(tmp_path):
+    sizes = {**SMALL, "window_size": 2, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 48}
+    case = by_transformers(tmp_path, "sam_vision_model", lambda out: out.last_hidden_state.mean((2, 3)), **sizes)
+    return case
+
+
+@layout("transformers, RegNet, MobileNet, EfficientNet, LeViT, FocalNet, PVT-v2, BiT, DeiT", "what its pooler gives, "
+        "the class token, or the mean, as its classifier takes it")  # fmt: skip
+def huggingface_regnet(tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "groups_width": 8}
+    return by_transformers(tmp_path, "regnet", size=64, **sizes)

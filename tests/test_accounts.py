@@ -198,6 +198,20 @@ def test_keys_that_are_no_names_are_only_said(tmp_path):
     assert {"<tuple>.weight", "7.weight"} < clean(tree, "x.pth").keys()
 
 
+def test_what_a_trainer_keeps_beside_the_network_is_left(tmp_path):
+    net = Network()
+    monitor = collapse.Monitor(net, every=2, rows=4)
+    net.train()
+    for _ in range(3):
+        net(torch.randn(4, 3, 64, 64))
+        monitor.step()
+    monitor.remove()
+    beside = {"monitor": monitor.state_dict(), "rng_state": torch.get_rng_state(), "loss_history": torch.ones(9),
+              "metrics": {"rank": torch.ones(2)}, "epoch": torch.tensor(3)}  # fmt: skip
+    report = load(tmp_path, {"model": net.state_dict(), **beside}).report
+    assert (report["branch"], report["keys"]["unknown"]) == ("model", 0)
+
+
 def test_a_part_of_a_branchs_name_is_enough_where_one_has_it(tmp_path):
     tree = {name: Network().state_dict() for name in ("net_a.encoder", "net_b.encoder", "net_b.other")}
     assert load(tmp_path, tree, branch="net_a").report["branch"] == "net_a.encoder"

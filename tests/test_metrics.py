@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_iris
@@ -201,9 +202,36 @@ def test_lidar_is_that_of_stable_pretraining_whatever_the_order_of_rows():
     assert metrics.lidar(z, samples) == pytest.approx(16.870934011505543, rel=1e-7)
     assert metrics.lidar(z[order], samples[order]) == pytest.approx(metrics.lidar(z, samples), rel=1e-9)
     assert metrics.lidar(z, samples, delta=1e-6) == pytest.approx(16.869893913135563, rel=1e-7)
-    for bad in (samples[:-1], np.zeros(1000), np.arange(1000), np.minimum(samples, 98)):
+    for bad in (samples[:-1], np.zeros(1000), np.arange(1000), np.where(np.arange(1000) == 7, -1, samples)):
         with pytest.raises(InputError, match="lidar"):
             metrics.lidar(z, bad)
+
+
+def test_lidar_takes_samples_of_unequal_numbers_of_views():
+    z, rng = views(), np.random.default_rng(0)
+    samples = np.sort(rng.integers(0, 100, 1000))
+    groups = [z[samples == name] for name in range(100)]
+    within = sum((g - g.mean(0)).T @ (g - g.mean(0)) for g in groups) / (1000 - 100)
+    between = np.cov(np.array([g.mean(0) for g in groups]).T)
+    assert metrics.lidar(z, samples) == pytest.approx(metrics.lidar_of(between, within), rel=1e-9)
+
+
+def test_tensors_are_taken_as_they_are():
+    z = views()[:50]
+    for tensor, rtol in (
+        (torch.tensor(z, requires_grad=True), 1e-12),
+        (torch.tensor(z).bfloat16(), 0.05),
+        (torch.tensor(z, dtype=torch.float32, requires_grad=True), 1e-5),
+    ):
+        for measure in (metrics.l2_std, metrics.uniformity, metrics.coherence):
+            assert measure(tensor) == pytest.approx(measure(z), rel=rtol)
+        samples = np.arange(50) // 10
+        assert metrics.lidar(tensor, torch.tensor(samples)) == pytest.approx(metrics.lidar(z, samples), rel=rtol)
+        assert metrics.linear_cka(tensor, tensor) == pytest.approx(1)
+        s = torch.linalg.svdvals(tensor.float())
+        assert metrics.rankme(of_rows=s, epsilon=1e-7) == pytest.approx(
+            metrics.rankme(of_rows=s.detach().numpy(), epsilon=1e-7)
+        )
 
 
 def test_epps_pulley_is_that_of_lejepa():
@@ -289,6 +317,11 @@ def test_directions_that_two_embeddings_share():
     cosines = np.linalg.svd(tops[0] @ tops[1].T, compute_uv=False)  # Bjorck and Golub 1973
     found = metrics.principal_angles(halves[0].vectors[:, :5], halves[1].vectors[:, :5])
     np.testing.assert_allclose(np.cos(found), cosines[::-1], rtol=1e-12)
+    near = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 9)))[0]
+    tilted = near[:, :4] + 1e-9 * near[:, 4:8]  # columns of a length that is not quite 1
+    for first, second in ((near, tilted), (tilted * 3, near[:, 2:7]), (power[:64, :5], np.eye(64)[:, :3])):
+        theirs = scipy.linalg.subspace_angles(first, second)
+        np.testing.assert_allclose(metrics.principal_angles(first, second), theirs, rtol=1e-6, atol=1e-14)
     a, b = halves
     within = metrics.variance_within(a.singular_values, a.vectors, b.vectors)
     C, total = np.cov(power[:500].T), a.singular_values.sum()

@@ -60,7 +60,7 @@ LOOKED_AT = (
     "runpy", "safetensors", "shelve", "socket", "sqlite3", "subprocess", "tarfile", "timm.create_model", "tomllib",
     "torch.classes", "torch.distributed.checkpoint", "torch.from_file", "torch.hub", "torch.jit", "torch.load",
     "torch.ops", "torch.package", "torch.serialization", "torchvision.datasets", "torchvision.io",
-    "torchvision.models.get_model", "urllib", "xml", "yaml", "zarr", "zipfile", "zlib",
+    "torchvision.models.get_model", "transformers", "urllib", "xml", "yaml", "zarr", "zipfile", "zlib",
 )  # fmt: skip
 HARMLESS = (
     "PIL.Image.Image", "PIL.Image.Resampling", "PIL.Image.Transform", "PIL.Image.Transpose", "PIL.Image.fromarray",
@@ -70,7 +70,8 @@ HARMLESS = (
 # How often each file of the package names such a thing.  A new one wants a second pair of eyes and docs/security.md.
 PLACES = {
     "__init__.py": {"importlib": 1},
-    "checkpoints/library.py": {"timm.create_model": 2, "torchvision.models.get_model": 2},
+    "checkpoints/huggingface.py": {"transformers": 10},
+    "checkpoints/library.py": {"timm.create_model": 1, "torchvision.models.get_model": 1},
     "checkpoints/own.py": {"importlib": 4},
     "checkpoints/preprocessing.py": {"json.loads": 1},
     "checkpoints/settings.py": {"json.loads": 1},
@@ -85,7 +86,7 @@ PLACES = {
     "files/zarrs.py": {"json.loads": 1, "zarr": 7},
     "files/zips.py": {"zlib": 6},
     "images.py": {"json.loads": 1},
-    "models.py": {"timm.create_model": 1, "torchvision.models.get_model": 1},
+    "models.py": {"timm.create_model": 1, "torchvision.models.get_model": 2},
     "results.py": {"json.loads": 1, "numpy.lib": 3},
     "training/lock.py": {"json.loads": 1},
     "training/network.py": {"safetensors": 2},

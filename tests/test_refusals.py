@@ -67,7 +67,7 @@ def test_several_encoders_are_listed(tmp_path, case):
 
 
 def rotary():
-    return vit_state() | {"rope_embed.periods": torch.ones(16), "storage_tokens": torch.ones(1, 4, 64)}
+    return vit_state() | {"rope_embed.periods": torch.ones(16), "storage_tokens": torch.ones(1, 4, 192)}
 
 
 def cmc():
@@ -123,8 +123,10 @@ NOT_READ = {
         lambda: vit_state(embed_dim=48),
         "nothing says how many heads.*heads=",
     ),
+    "a width of 64 with 4 heads": (lambda: vit_state(embed_dim=64, num_heads=4), "nothing says how many heads.*64"),
+    "a width of 512": (lambda: vit_state(embed_dim=512, num_heads=4), "nothing says how many heads.*heads="),
     "positions that are no square": (
-        lambda: vit_state() | {"pos_embed": torch.ones(1, 18, 64)},
+        lambda: vit_state() | {"pos_embed": torch.ones(1, 18, 192)},
         "18 positions, which are no square grid",
     ),
     "a transformer with a block cut out": (
@@ -136,12 +138,12 @@ NOT_READ = {
         "1 tensors belong to nothing known, first 'blocks.1.mlp.fc3.weight'",
     ),
     "a block number that would fill the memory": (
-        lambda: vit_state() | {"blocks.999999999.norm1.weight": torch.ones(64)},
+        lambda: vit_state() | {"blocks.999999999.norm1.weight": torch.ones(192)},
         "a block 999999999 among",
     ),
     "half a projection of the attention": (
-        lambda: vit_state() | {"blocks.1.attn.qkv.weight": torch.ones(128, 64)},
-        r"'blocks.1.attn.qkv.weight' is \(128, 64\), expected \(192, 64\)",
+        lambda: vit_state() | {"blocks.1.attn.qkv.weight": torch.ones(128, 192)},
+        r"'blocks.1.attn.qkv.weight' is \(128, 192\), expected \(576, 192\)",
     ),
 }
 
@@ -157,11 +159,11 @@ def test_what_is_not_read_says_why(tmp_path, case):
     [
         ({"pool": "max"}, "pool= is 'max', expected cls or mean"),
         ({"activation": "tanh"}, "activation= is 'tanh'"),
-        ({"heads": 5}, "5 heads do not divide a width of 64"),
+        ({"heads": 5}, "5 heads do not divide a width of 192"),
         ({"arch": "no_such_network"}, "neither timm nor torchvision has it"),
         ({"arch": "vit_tiny_patch16_224"}, "not those of vit_tiny_patch16_224"),
         ({"projector": "neck"}, "no projector at 'neck'"),
-        ({"dim": 65}, "dim=65: the representation has 64 entries"),
+        ({"dim": 193}, "dim=193: the representation has 192 entries"),
         ({"mean": (0.5,)}, r"mean= is \[0.5\], expected 3 numbers"),
         ({"branch": "teacher"}, r"no encoder at 'teacher'; there are \(top\)"),
     ],
@@ -175,9 +177,9 @@ def test_a_flag_that_does_not_fit_is_an_error(tmp_path, known, message):
 
 def test_flags_that_no_tensor_shows_change_the_network(tmp_path):
     path, images = tmp_path / "checkpoint.pth", torch.randn(2, 3, 32, 32)
-    net = transformers.vit(embed_dim=128, num_heads=4)
+    net = transformers.vit(num_heads=4)
     torch.save(net.state_dict(), path)
-    assert any("2 assumed" in note for note in collapse.load(path).report["warnings"])
+    assert any("3 assumed" in note for note in collapse.load(path).report["warnings"])
     with torch.no_grad():
         torch.testing.assert_close(collapse.load(path, heads=4)(images), net(images))
         assert not torch.allclose(collapse.load(path)(images), net(images), rtol=1e-3)
@@ -222,8 +224,8 @@ def test_a_wrong_layer_lists_the_names(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net.layer("norm")(images), net(images))
-        assert net.layer("blocks.0.mlp.fc1")(images).shape == (2, 256)
-        assert net.layer("patch_embed")(images).shape == (2, 64)
+        assert net.layer("blocks.0.mlp.fc1")(images).shape == (2, 768)
+        assert net.layer("patch_embed")(images).shape == (2, 192)
     with pytest.raises(InputError, match=r"33 x 33 pixels for patches of 8"):
         net(torch.randn(1, 3, 33, 33))
 

@@ -23,13 +23,15 @@ WHOSE = r"(momentum|key|query|target|student|teacher|online|ema)"
 
 # Parts of a file that are known not to be the encoder, and why: patterns of whole components of a key.
 DROPPED = {
-    "state of training": r"optim(izer)?.*|ema_coefficient|\w+_ema_coefficient|_extra_state|loss_fn|criterion.*|meters",
-    "classifier": r"fc|linear|head|heads|classifier.*|pre_logits|pooler|lm_head",
+    "state of training": r"optim(izer)?.*|ema_coefficient|\w+_ema_coefficient|_extra_state|loss_fn|criterion.*|meters"
+    r"|monitors?|.*history|.*rng.*|metrics|epoch|global_step",
+    "classifier": r"fc|linear|head|heads|heads?_dist|last_linear|classif|classifier.*|pre_logits|pooler|lm_head",
+    "auxiliary classifier": "aux1|aux2|AuxLogits|aux_head",
     "probe": r".*online_(head|classifier).*|.*probe.*|callbacks_.*|knn_classifier.*|.*evaluator.*",
     "predictor": r".*pred.*",
     "prototypes": r".*prototypes.*|last_layer.*",
     "queue": r".*queue.*|memory_bank.*",
-    "decoder": r"decoder.*",
+    "decoder": r"decoder.*|mask_decoder|prompt_encoder|shared_image_embedding",
     "mask token": r"mask_token.*",
     "text tower": r"transformer|text|text_model|text_projection|token_embedding|positional_embedding|ln_final"
     r"|logit_(scale|bias)|input_resolution|context_length|vocab_size",

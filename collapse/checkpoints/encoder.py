@@ -63,6 +63,8 @@ class Encoder(nn.Module):
 
 def block_names(backbone: nn.Module, stem: str = "") -> list[str]:
     """The names of the main blocks, in forward order, after the stem; a block within a block is not one."""
+    if main := getattr(backbone, "main_blocks", None):
+        return list(main)
     names = [stem] if stem else []
     for name, module in backbone.named_modules():
         if "features." in name and "Block" not in type(module).__name__:  # torchvision's stems and downsamplings
@@ -108,6 +110,8 @@ class Taps:
         self._keep(name, inputs[0] if name.startswith(INPUT) else output)
 
     def _keep(self, name: str, output: Any) -> None:
+        if isinstance(output, tuple) and output and hasattr(self.net.backbone, "main_blocks"):
+            output = output[0]  # a block of transformers gives its attention too
         # Pooled at once, since what follows may change a feature map in place.
         wrong = f"layer {name}: gives no one vector an image"
         if not isinstance(output, Tensor):

@@ -16,7 +16,8 @@ class Family:
     """Encoders with a first convolution `stem` (its weight 4-d, of 3 channels) and a tensor `block` under one root.
 
     unless: beginnings of keys under the root that make it something else, which timm or torchvision may know.
-    beside: keys under the root's parent that belong to it.
+    beside: keys under the root's parent that belong to it.  original: False for a library's network that comes in
+    variants of equal tensors, of which the library is asked for the one.
     """
 
     stem: str
@@ -24,10 +25,12 @@ class Family:
     plan: Callable[[Weights, Clues], Plan]
     unless: tuple[str, ...] = ()
     beside: tuple[tuple[str, str], ...] = ()
+    original: bool = True
 
 
 NOT_PLAIN = ("layer1.0.se.", "layer1.0.attn", "layer1.0.conv2.conv", "maxpool.")
-NOT_VIT = ("blocks.0.attn.q_bias", "blocks.0.attn.relative_position", "rel_pos_bias", "dist_token", "blocks.0.mlp.w1.")
+NOT_VIT = ("blocks.0.attn.q_bias", "blocks.0.attn.relative_position", "rel_pos_bias", "dist_token", "blocks.0.mlp.w1.",
+           "blocks.0.attn.proj_l.")  # fmt: skip
 PATCH, CONV_PATCH = "patch_embed.proj.weight", "patch_embed.proj.0.weight"
 HF = "embeddings.patch_embeddings.projection.weight"
 QKV, Q_SAVED, Q_MEMORY = "blocks.0.attn.qkv.weight", "attention.attention.query.weight", "attention.q_proj.weight"
@@ -52,12 +55,12 @@ FAMILIES = (
     Family("embeddings.patch_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight", vit.plan_huggingface_clip,
            (), (("visual_projection.weight", "visual_projection.weight"),)),
     Family("patch_embed.projection.weight", "layers.0.attn.qkv.weight", vit.plan_openmmlab),
-    Family(PATCH, "layers.0.blocks.0.attn.relative_position_bias_table", pyramids.plan_swin),
+    Family(PATCH, "layers.0.blocks.0.attn.relative_position_bias_table", pyramids.plan_swin, original=False),
     Family(CONV_PATCH, "layers.0.blocks.0.attn.relative_position_bias_table", pyramids.plan_swin),
     Family(HF, "encoder.layers.0.blocks.0.attention.self.relative_position_bias_table", pyramids.plan_huggingface_swin),
     Family(HF, "encoder.layers.0.blocks.0.attention.relative_position_bias.relative_position_bias_table",
            pyramids.plan_huggingface_swin),
-    Family("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", pyramids.plan_convnext),
+    Family("stem.0.weight", "stages.0.blocks.0.conv_dw.weight", pyramids.plan_convnext, original=False),
     Family("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", pyramids.plan_convnext),
     Family("downsample_layers.0.0.weight", "stages.0.0.dwconv.kernel", pyramids.plan_convnext),
     Family("downsample_layers.0.0.weight", "stages.0.0.depthwise_conv.weight", pyramids.plan_convnext),

@@ -14,15 +14,17 @@ from collapse.files import limits
 from collapse.files.containers import state_of
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_feature_blocks"}
-STATE_OF_TRAINING = re.compile(r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*")
+STATE_OF_TRAINING = re.compile(
+    r"optimizer.*|opt|scaler|amp|.*schedulers?|loops|callbacks|contrast|queue.*|monitors?|.*history|.*rng.*|metrics"
+)
 ROOT_LIMIT = 64  # encoders
 
-# Where a weight norm keeps its two halves since torch 2.0, and the chunks of DINOv2's blocks (arXiv 2304.07193).
+# Where a weight norm keeps its two halves since torch 2.0.
 RENAMED = (
     (re.compile(r"parametrizations\.(\w+)\.original0$"), r"\1_g"),
     (re.compile(r"parametrizations\.(\w+)\.original1$"), r"\1_v"),
-    (re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(norm[12]|attn|ls[12]|mlp)\.)"), r"\1blocks.\2."),
 )
+CHUNKS = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.(?=(norm[12]|attn|ls[12]|mlp)\.)")  # of DINOv2, arXiv 2304.07193
 
 PLAIN = r"^(?!.*(teacher|student|query_|momentum|(^|\.)key_|target|encoder_k|(^|[._])ema([._]|$)))"
 
@@ -132,8 +134,10 @@ def plain(key: str) -> str:
 def clean(tree: Any, path: str) -> dict[str, Tensor]:
     """The tensors of a file by plain key. Raises InputError for two of one name, and one that lies about its size."""
     tensors: dict[str, Tensor] = {}
-    for key, tensor in flatten(tree):
-        short = plain(key)
+    read = list(flatten(tree))
+    chunked = len({CHUNKS.sub(r"\1blocks.\2.", key) for key, _ in read}) == len({key for key, _ in read})
+    for key, tensor in read:
+        short = CHUNKS.sub(r"\1blocks.\2.", plain(key)) if chunked else plain(key)
         if short in tensors and not same(tensors[short], tensor):
             raise InputError(f"{path}: two different tensors are called {shown(short)} without their wrappers' names")
         if tensor.layout != torch.strided or tensor.is_quantized:

@@ -5,10 +5,10 @@ import hashlib
 import io
 import logging
 import re
-import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,15 +22,17 @@ from torchvision import models as tv
 
 from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
-from collapse.checkpoints.plan import Plan, frame
+from collapse.checkpoints.plan import Clues, Plan, frame, refuse_flags
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
+from collapse.models import AUXILIARY, CLASSIFIERS, without_classifier
 
+# What timm calls classifiers besides: a second for distillation, one of the patches, the older names.
+ON_TOP = (*CLASSIFIERS, *AUXILIARY, "head_dist", "heads_dist", "aux_head", "last_linear", "classif")
 INDEX = Path(__file__).with_name("networks.txt")
 Options = Mapping[str, Any]
-CLASSIFIERS = ("fc", "head", "heads", "classifier")
 
 
 def known(name: Any) -> bool:
@@ -38,11 +40,17 @@ def known(name: Any) -> bool:
     return isinstance(name, str) and bool(_versions(name))
 
 
+IN_A_ROW = (
+    ", its children in a row"  # nn.Sequential(*list(net.children())[:-1]), as many projects take a classifier off
+)
+
+
 def _versions(name: str) -> list[str]:
-    """The libraries' names for a name: timm's as it is, torchvision's with its library before it."""
+    """The libraries' names for a name: timm's as it is, torchvision's with its library before it; then in a row."""
     bare = name.removeprefix("torchvision:")
-    of_timm = [name] if timm.is_model(name.partition(".")[0]) else []
-    return of_timm + ([f"torchvision:{bare}"] if bare in tv.list_models(tv) else [])
+    found = [name] if timm.is_model(name.partition(".")[0]) else []
+    found += [f"torchvision:{bare}"] if bare in tv.list_models(tv) else []
+    return found + [f"{version}{IN_A_ROW}" for version in found]
 
 
 def pretrained(source: str) -> Contents:
@@ -58,8 +66,7 @@ def pretrained(source: str) -> Contents:
         if library == "timm" and not getattr(timm.get_pretrained_cfg(name), "has_weights", False):
             raise InputError("timm has no weights of this name; timm.list_pretrained() lists those that it has")
         with _silent():
-            timms = library == "timm"
-            net = timm.create_model(name, pretrained=True) if timms else tv.get_model(name, weights="DEFAULT")
+            net = _fetched(library, name)
     except Exception as error:  # the library's network code fails in its own ways
         raise InputError(f"{source}: neither cached nor fetched ({first_line(error)})") from error
     known_as = name if library == "timm" else source
@@ -67,6 +74,10 @@ def pretrained(source: str) -> Contents:
     state = dict(net.state_dict())
     config = {"pretrained_cfg": _pixels(library, name, net), "architecture": known_as}
     return Contents(f"{library} {version}", state, _digest(state), configs={"config.json": config})
+
+
+def _fetched(library: str, name: str) -> nn.Module:
+    return timm.create_model(name, pretrained=True) if library == "timm" else tv.get_model(name, weights="DEFAULT")
 
 
 @contextmanager
@@ -94,14 +105,15 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
     preset = tv.get_model_weights(name).DEFAULT.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
-    return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": preset.mean, "std": preset.std,
+    own = bool(getattr(net, "transform_input", False))  # Inception's pixels in -1..1, which it makes by itself
+    mean, std = ([0.5] * 3, [0.5] * 3) if own else (preset.mean, preset.std)
+    return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": mean, "std": std,
             "interpolation": preset.interpolation.value}  # fmt: skip
 
 
 def roots_of(name: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> list[str]:
     """The roots, in the order of the file, under which it has every tensor of the network of this name."""
-    of_all = [_roots(version, tensors, options) for version in _versions(name)]
-    found = next(filter(None, of_all), [])
+    found = next(filter(None, (_roots(version, tensors, options) for version in _versions(name))), [])
     if not found:
         raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
     return found
@@ -122,14 +134,8 @@ def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
-    known_prints = _index()
-    found: dict[str, list[str]] = {}
-    for root in _prefixes(tensors):
-        mine = {key.removeprefix(root): tuple(t.shape) for key, t in tensors.items() if key.startswith(root)}
-        names = [name for name in known_prints.get(fingerprint(mine), []) if _exact(name, root, tensors)]
-        if names:
-            # torchvision's network of the same name and tensors as timm's is the same function.
-            found[root] = [name for name in names if name.removeprefix("torchvision:") not in names or ":" not in name]
+    every = {root: fitting(root, tensors) for root in _prefixes(tensors)}
+    found = {root: names for root, names in every.items() if names}
     if not found:
         raise InputError(
             "no network of timm or torchvision has its tensors; if it is one under other names, give arch="
@@ -137,10 +143,30 @@ def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     return found
 
 
-def _index() -> dict[str, list[str]]:
+def fitting(root: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The networks whose tensors, by name and shape, are those under a root."""
+    mine = {key.removeprefix(root): tuple(t.shape) for key, t in tensors.items() if key.startswith(root)}
+    names = [name for name in _index().get(fingerprint(mine), []) if _exact(name, root, tensors)]
+    # torchvision's network of the same name and tensors as timm's is the same function.
+    return [name for name in names if name.removeprefix("torchvision:") not in names or ":" not in name]
+
+
+def identified(names: list[str], root: str, tensors: Mapping[str, Tensor], clues: Clues) -> Plan:
+    """The plan of the one network that has the tensors under a root; raises InputError, with the names, for several."""
+    if len(names) > 1:
+        which = ", ".join(names[:8])
+        raise InputError(f"{len(names)} networks of timm and torchvision have its tensors, {which}; give arch=")
+    refuse_flags(names[0], clues)
+    found = plan(names[0], root, tensors)
+    clues.notes.append(f"identified as {found.architecture} by its tensors alone")
+    return found
+
+
+@cache
+def _index() -> Mapping[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in INDEX.read_text().splitlines():
-        fingerprint, name = line.split()
+        fingerprint, name = line.split(" ", 1)
         found.setdefault(fingerprint, []).append(name)
     return found
 
@@ -156,69 +182,103 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A digest of names and shapes, a classifier's aside."""
-    kept = sorted((name, shape) for name, shape in shapes.items() if name.split(".")[0] not in CLASSIFIERS)
+    """A digest of names and shapes, those of classifiers aside."""
+    kept = sorted((name, shape) for name, shape in shapes.items() if name.split(".")[0] not in ON_TOP)
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
 
 
 def _exact(name: str, root: str, tensors: Mapping[str, Tensor]) -> bool:
-    if name not in _versions(name):
+    if name not in _versions(name.removesuffix(IN_A_ROW)):
         return False
-    state = frame(partial(make, name)).state_dict()
-    return all(root + k in tensors and tensors[root + k].shape == t.shape for k, t in state.items())
+    net = frame(partial(make, name))
+    state, keys = net.state_dict(), _keys(name, net)
+    return all(root + keys[k] in tensors and tensors[root + keys[k]].shape == t.shape for k, t in state.items())
 
 
 def write_index() -> None:
     """Write networks.txt anew, for another version of timm or torchvision (some minutes)."""
     lines = []
-    for name in [*timm.list_models(), *(f"torchvision:{name}" for name in tv.list_models(tv))]:
-        shapes = {key: tuple(t.shape) for key, t in frame(partial(make, name)).state_dict().items()}
+    of_tv = [f"torchvision:{name}" for name in tv.list_models(tv)]
+    for name in [*timm.list_models(), *of_tv, *(f"{name}{IN_A_ROW}" for name in of_tv)]:
+        net = frame(partial(make, name))
+        shapes = {_keys(name, net)[key]: tuple(t.shape) for key, t in net.state_dict().items()}
         lines.append(f"{fingerprint(shapes)} {name}")
     INDEX.write_text("\n".join(lines) + "\n")
 
 
 def make(name: str, options: Options = MappingProxyType({})) -> nn.Module:
-    """The network with random weights and no classifier: its output is the representation."""
-    if not name.startswith("torchvision:"):
-        return timm.create_model(name.partition(".")[0], pretrained=False, **{**options, "num_classes": 0})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        net = tv.get_model(name.partition(":")[2], weights=None)
-    classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
-    last = getattr(net, classifier)
-    if isinstance(last, nn.Sequential):
-        last[-1] = nn.Identity()
-    else:
-        setattr(net, classifier, nn.Identity())
-    return net
+    """The network with random weights and no classifier: its output is the representation (models.py)."""
+    if name.endswith(IN_A_ROW):
+        return Row(make(name.removesuffix(IN_A_ROW), options))
+    if name.startswith("torchvision:"):
+        return without_classifier("torchvision", name.partition(":")[2])
+    return without_classifier("timm", name.partition(".")[0], **options)
+
+
+class Row(nn.Sequential):
+    """All children of a network but the last, its classifier, one after another, under their names.
+
+    forward: (n, 3, h, w) -> (n, d).
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(OrderedDict(list(net.named_children())[:-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, d). Raises InputError where what follows its children makes the vector."""
+        x = super().forward(x)
+        if x.ndim == 4 and x.shape[2:] != (1, 1):
+            raise InputError("the network's children in a row give a map and no vector; not read")
+        return x.flatten(1)
+
+
+def _keys(name: str, net: nn.Module) -> dict[str, str]:
+    """{key of a network's state: its key in a file}, which has numbers for the names of children in a row."""
+    number = {child: str(index) for index, (child, _) in enumerate(net.named_children())}
+    parts = {key: key.partition(".") for key in net.state_dict()}
+    row = name.endswith(IN_A_ROW)
+    return {key: "".join((number.get(first, first) if row else first, *rest)) for key, (first, *rest) in parts.items()}
 
 
 def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[str]:
     """The roots under which the file has every tensor of a network."""
     try:
-        state = frame(partial(make, name, options)).state_dict()
+        net = frame(partial(make, name, options))
     except Exception as error:  # the library's code refuses arguments in many ways, all the config's fault
         raise InputError(f"config.json: model_args: no {name} has these ({first_line(error)})") from error
-    start = next(iter(state))
+    state = list(_keys(name, net).values())
+    start = state[0]
     roots = dict.fromkeys(key.removesuffix(start) for key in tensors if key.endswith(start))
     return [r for r in roots if (not r or r.endswith(".")) and all(r + key in tensors for key in state)]
 
 
 def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> Plan:
     """The plan of a library's network for the tensors under a root."""
-    mine = [key for key in tensors if key.startswith(root)]
-    weights = Weights(
-        {key.removeprefix(root): tensors[key] for key in mine}, {key.removeprefix(root): (key,) for key in mine}
-    )
     create = partial(make, name, options)
-    _check_shapes(name, frame(create), weights)
+    light = frame(create)
+    names = {root + file: own for own, file in _keys(name, light).items()}
+    names = {key: names.get(key, key.removeprefix(root)) for key in tensors if key.startswith(root)}
+    weights = Weights({own: tensors[key] for key, own in names.items()}, {own: (key,) for key, own in names.items()})
+    _check_shapes(name, light, weights)
     net, pixels = create().eval(), _default_pixels(name)
     side = options.get("img_size") or pixels.crop or 224
     pixels = at_size(pixels, side) if "img_size" in options else pixels
-    with torch.no_grad():  # run once to see the width of its output
-        width = net(torch.zeros(1, 3, side, side)).shape[1]
+    width = _width(name, net, side)
     stem = "maxpool" if hasattr(net, "maxpool") and hasattr(net, "layer1") else ""
     return Plan(name, create, weights, width, pixels, axes(net), stem)
+
+
+def _width(name: str, net: nn.Module, side: int) -> int:
+    """The width of its output; raises InputError if that is no vector an image."""
+    try:
+        with torch.no_grad():
+            made = net(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # children that are not called in a row
+        raise InputError(f"{name} takes no images of {side} x {side} pixels ({first_line(error)})") from error
+    if not isinstance(made, Tensor) or made.ndim != 2:
+        what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise InputError(f"{name} gives {what} an image, expected one vector")
+    return made.shape[1]
 
 
 # Arguments of timm's networks that a config may give, and what they may be; no other reaches timm.
@@ -268,7 +328,8 @@ def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:
 
 
 def _default_pixels(name: str) -> Preprocessing:
-    config = None if name.startswith("torchvision:") else timm.get_pretrained_cfg(name)
+    plain = name.removesuffix(IN_A_ROW)
+    config = None if plain.startswith("torchvision:") else timm.get_pretrained_cfg(plain)
     if config is None:
         return Preprocessing()
     crop = config.input_size[-1]

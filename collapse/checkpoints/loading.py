@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import forms, own
+from collapse.checkpoints import forms, huggingface, own
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
-from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame
+from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame, refuse_flags
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
 from collapse.checkpoints.report import Checkpoint
@@ -29,7 +29,7 @@ from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
-from collapse.models import Subvector, make_backbone
+from collapse.models import RESNETS, Subvector, make_backbone
 
 
 def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
@@ -150,6 +150,8 @@ def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
 
 def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The encoder that the caller wants, or the file's authors evaluate."""
+    if kind := huggingface.kind(clues):
+        return _from_transformers(kind, tensors, clues)
     families = find_roots(tensors)
     if not families:
         forms.refuse("", tensors)
@@ -171,10 +173,21 @@ def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     return Found(root, roots, [alias for alias in all_roots if alias not in roots], plan)
 
 
+def _from_transformers(kind: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
+    """The encoder that transformers builds of a folder's config.json."""
+    forms.refuse("", tensors)
+    refuse_flags(kind, clues)
+    root, plan = huggingface.plan(kind, tensors, clues)
+    if clues.given.branch is not None:
+        branch_named(clues.given.branch, [root])
+    clues.root = root
+    return Found(root, [root], [], plan)
+
+
 def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: Clues) -> Plan:
     """The plan of an encoder: a library's network where somebody names one, else the family's."""
     arch, config = clues.given.arch, clues.configs.get("config.json", {}).get("architecture")
-    if arch is not None and not family.plan.__module__.endswith("resnet"):
+    if arch is not None and not _is_resnet(family, root, tensors, clues):
         config = arch
     elif config is None and clues.word("model") == clues.word("arch"):
         config = clues.word("arch")  # as timm's own training saves
@@ -182,16 +195,45 @@ def _in_family(root: str, family: Family, tensors: Mapping[str, Tensor], clues: 
         from collapse.checkpoints import library
 
         if library.known(config):
+            refuse_flags(config, clues)
             says = clues.configs.get("config.json", {}) if arch is None else {}
             options = library.arguments(says, tensors, root, clues.given.pool, clues.notes)
             return library.plan_named(config, tensors, root, options)
         if config == arch:
             raise InputError(f"arch={shown(arch)}: neither timm nor torchvision has it; leave arch= out")
-    clues.head_is_embedding = _head_is_embedding(root, family, tensors)
+    elif not family.original and arch is None:
+        from collapse.checkpoints import library
+
+        if names := library.fitting(root, tensors):
+            return library.identified(names, root, tensors, clues)
+    clues.head_is_embedding, said = _head_is_embedding(root, family, tensors), len(clues.notes)
     try:
         return family.plan(weights_of(root, family, tensors), clues)
+    except InputError:
+        from collapse.checkpoints import library
+
+        given = any(getattr(clues.given, name) for name in ("arch", "heads", "activation", "pool"))
+        if not given and len(names := library.fitting(root, tensors)) == 1:
+            del clues.notes[said:]  # of an attempt that failed
+            return library.identified(names, root, tensors, clues)
+        raise
     except (ArithmeticError, LookupError, RuntimeError) as error:
         raise InputError(f"the shapes under {listed([named(root)])} are of no network ({first_line(error)})") from error
+
+
+def _is_resnet(family: Family, root: str, tensors: Mapping[str, Tensor], clues: Clues) -> bool:
+    """Whether arch= names the family's residual network, or none of a library's with these tensors."""
+    if not family.plan.__module__.endswith("resnet"):
+        return False
+    from collapse.checkpoints import library
+
+    arch = str(clues.given.arch)
+    if arch in RESNETS or not library.known(arch):
+        return True
+    try:
+        return root not in library.roots_of(arch, tensors)
+    except InputError:
+        return True
 
 
 def _head_is_embedding(root: str, family: Family, tensors: Mapping[str, Tensor]) -> bool:
@@ -220,6 +262,7 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     if name is not None and not library.known(name):
         raise InputError(f"arch={shown(name)}: neither timm nor torchvision has it")
     if name is not None:
+        refuse_flags(name, clues)
         says = clues.configs.get("config.json", {}) if clues.given.arch is None else {}
         options = library.arguments(says, tensors, "", clues.given.pool, clues.notes)
         roots = merge_roots(library.roots_of(name, tensors, options), tensors)
@@ -232,12 +275,7 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
         held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
         raise InputError(f"no known layout: {held}; {error}") from error
     root = _chosen(list(found), tensors, clues)
-    if len(found[root]) > 1:
-        listed = ", ".join(found[root][:8])
-        raise InputError(f"{len(found[root])} networks of timm and torchvision have its tensors, {listed}; give arch=")
-    plan = library.plan(found[root][0], root, tensors)
-    clues.notes.append(f"identified as {plan.architecture} by its tensors alone")
-    return Found(root, list(found), [], plan)
+    return Found(root, list(found), [], library.identified(found[root], root, tensors, clues))
 
 
 def _assemble(

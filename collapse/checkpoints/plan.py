@@ -103,6 +103,13 @@ class Clues:
         return settings.number(*self.hint("layer_norm_eps"), 1e-30, 1)
 
 
+def refuse_flags(name: str, clues: Clues) -> None:
+    """Refuse the caller's word on what a library's network decides by itself, which would not be heard."""
+    for flag in ("heads", "activation"):
+        if getattr(clues.given, flag) is not None:
+            raise InputError(f"{flag}=: {shown(name)[1:-1]} has its own; leave it out")
+
+
 @dataclass
 class Plan:
     """An architecture and the tensors that go into it.

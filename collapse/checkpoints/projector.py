@@ -87,8 +87,14 @@ def _linear_maps(group: Mapping[str, Tensor]) -> int:
     return sum(tensor.ndim == 2 for tensor in group.values())
 
 
+CONTRASTIVE = re.compile(r"encoder_q|base_encoder|query")
+
+
 def _prefix(parts: Sequence[str], root: str) -> str | None:
     """The prefix of the projector that a key may belong to: a known name beside or in the encoder, in its branch."""
+    classifier = f"{root}classifier."  # what MoCo replaces by its projector in a DenseNet or MobileNet
+    if CONTRASTIVE.search(root) and ".".join(parts).startswith(classifier):
+        return classifier
     names = [index for index, part in enumerate(parts[:-1]) if NAMES.fullmatch(part)]
     if not names or any(NEVER.fullmatch(part) for part in parts):
         return None

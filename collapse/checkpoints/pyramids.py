@@ -65,6 +65,8 @@ def plan_convnext(weights: Weights, clues: Clues) -> Plan:
     renamed = dense(weights).renamed(CONVNEXT) if original else weights
     if original and "head.norm.weight" not in renamed.tensors:
         clues.notes.append("has no last norm, as pre-training (FCMAE) leaves it: the mean of the map as it is")
+    if not original:
+        clues.notes.append("layer norms with epsilon 1e-6 and GELU assumed, as most of timm's ConvNeXts have them")
     return _convnext(renamed, None)
 
 

@@ -26,8 +26,8 @@ from collapse.checkpoints.settings import shown, side, whole
 from collapse.checkpoints.vit_names import CLIP, HUGGINGFACE, HUGGINGFACE_CLIP, OPENMMLAB, SIGLIP, TIMM, TORCHVISION
 from collapse.images import Preprocessing
 
-# Widths whose published networks do not have heads of 64: ViT-H and CLIP-H, SoViT, ViT-g, ViT-bigG.
-HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+# Heads of the published networks of a width, from ViT-Ti to ViT-bigG; any other width may have any number.
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
 
 
 class ConvStem(nn.Module):
@@ -111,9 +111,9 @@ def resample_positions(
 def plan_timm(weights: Weights, clues: Clues) -> Plan:
     """timm, DINO, DINOv2, MoCo-v3, MAE, I-JEPA, MSN and what else uses timm's names."""
     if any("rope" in name or "storage_tokens" in name for name in weights.tensors):
-        raise InputError("a transformer with rotary positions (DINOv3, EVA), which plain ViTs do not have; not read")
+        raise InputError("has rotary positions (DINOv3, EVA), which plain ViTs lack; give its name in timm as arch=")
     if any(name.endswith(".rel_pos_h") for name in weights.tensors):
-        raise InputError("SAM's image encoder, which attends in windows with relative positions; not read")
+        raise InputError("SAM's image encoder, under its own names; save it with transformers (SamVisionModel)")
     swiglu = weights.renamed(TIMM)
     first_party = "mask_token" in weights.tensors or clues.has(r"(^|\.)teacher\.backbone\.")
     resampling = "offset" if first_party and "reg_token" not in swiglu.tensors else "antialias"
@@ -328,13 +328,13 @@ def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
 
 
 def _heads(dim: int, clues: Clues) -> int:
-    """The number of attention heads: the caller's, the config's, the layout's, else heads of 64."""
+    """The number of attention heads: the caller's, the config's, the layout's, else that of a published width."""
     given = clues.given.heads or whole(*clues.hint("num_attention_heads"), 1, MOST["heads"])
     if given is None and dim == 384 and clues.has(r"(^|\.)base_encoder\.") and clues.has(r"(^|\.)momentum_encoder\."):
         given = 12  # MoCo-v3's ViT-S (arXiv 2104.02057), unlike everybody else's
     if given is None and dim in (192, 384) and "mocov3" in (clues.word("method") or ""):
         given = 12  # solo-learn's, by its args.json
-    heads = int(given or HEADS.get(dim, dim // 64 if dim % 64 == 0 else 0))
+    heads = int(given or HEADS.get(dim, 0))
     if heads < 1 or dim % heads:
         what = f"{heads} heads do not divide" if heads else "nothing says how many heads go into"
         raise InputError(f"{what} a width of {dim}; give heads=")

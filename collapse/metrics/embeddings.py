@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
-from collapse.metrics.spectral import entropy_rank
+from collapse.metrics.spectral import entropy_rank, float64
 
 
 def _rows(z: ArrayLike, name: str = "embeddings") -> NDArray:
-    z = np.asarray(z, dtype=np.float64)
+    z = float64(z)
     if z.ndim != 2 or 0 in z.shape:
         raise InputError(f"{name}: got shape {z.shape}, expected (n, d), neither of them 0")
     if not np.isfinite(z).all():
@@ -89,37 +89,36 @@ def coherence(z: ArrayLike) -> float:
 def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
     """Effective rank of Sw^-1/2 Sb Sw^-1/2 (LiDAR, arXiv 2312.04000, section 3), of several views of each sample.
 
-    Sb is the covariance of the samples' means (divisor samples - 1), Sw the mean scatter within samples (divisor
-    samples (views - 1)) plus delta, which is absolute: the value depends on the scale of z.
+    Sb is the covariance of the samples' means (divisor samples - 1), Sw the scatter within samples (divisor n -
+    samples: of equal numbers of views, samples (views - 1)) plus delta, which is absolute: the value depends on the
+    scale of z.  Each sample's mean counts once, however many views it has.
 
     Args:
         z: (n, d) embeddings.
-        samples: (n,) which sample each row is a view of; the same number of views, at least 2, of each.
+        samples: (n,) which sample each row is a view of; at least 2 views of each.
 
     Example:
         >>> views = np.repeat(np.eye(4), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((8, 4))
         >>> round(lidar(views, samples=[0, 0, 1, 1, 2, 2, 3, 3]), 1)
         2.9
     """
-    z, names = _rows(z), np.asarray(samples)
+    z, names = _rows(z), np.asarray(samples.detach().cpu() if hasattr(samples, "detach") else samples)
     _, index, views = np.unique(names, return_inverse=True, return_counts=True)
-    if names.shape != (len(z),) or len(views) < 2 or views.min() < 2 or views.min() != views.max():
-        raise InputError(
-            f"lidar: {names.shape} samples for {len(z)} rows; equal numbers of views, 2 or more, are needed"
-        )
+    if names.shape != (len(z),) or len(views) < 2 or views.min() < 2:
+        raise InputError(f"lidar: {names.shape} samples for {len(z)} rows; 2 views or more of 2 samples are needed")
     means = np.zeros((len(views), z.shape[1]))
-    np.add.at(means, index, z / views[0])
+    np.add.at(means, index, z)
+    means /= views[:, None]
     within = z - means[index]
     between = means - means.mean(0)
-    Sw = within.T @ within / (len(views) * (views[0] - 1))
-    return lidar_of(between.T @ between / (len(views) - 1), Sw, delta)
+    return lidar_of(between.T @ between / (len(views) - 1), within.T @ within / (len(z) - len(views)), delta)
 
 
 def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> float:
     """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added."""
     from scipy.linalg import eigh
 
-    Sb, Sw = np.asarray(between, np.float64), np.asarray(within, np.float64)
+    Sb, Sw = float64(between), float64(within)
     return entropy_rank(eigh(Sb, Sw + delta * np.eye(len(Sw)), eigvals_only=True).clip(0))
 
 

@@ -41,8 +41,15 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
     return measure
 
 
+def float64(values: ArrayLike) -> NDArray:
+    """Numbers in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
 def descending(values: ArrayLike) -> NDArray:
-    values = np.asarray(values, dtype=np.float64)
+    values = float64(values)
     if values.ndim != 1 or values.size == 0:
         raise InputError(f"singular values: got shape {values.shape}, expected (d,) with d >= 1")
     if not (values >= 0).all():
@@ -93,9 +100,10 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
         >>> round(rankme(of_rows=[2, 2, 2, 0]), 6)
         3.0
     """
-    if epsilon == 0 or not np.any(of_rows):
-        return entropy_rank(of_rows)
-    p = descending(of_rows) / np.sum(of_rows) + epsilon
+    s = descending(of_rows)
+    if epsilon == 0 or not s[0]:
+        return entropy_rank(s)
+    p = s / s.sum() + epsilon
     return math.exp(-(p * np.log(p)).sum())
 
 

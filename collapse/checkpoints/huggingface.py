@@ -1,0 +1,205 @@
+"""Image encoders that transformers builds itself, of a folder whose config.json names their kind.
+
+Its own loading gives the tensors their names (from_pretrained with a state dict: nothing is fetched, and a config
+names no code); what it misses is an error.  The kinds that other rules read (families.py) are not here.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collapse import InputError
+from collapse.checkpoints.keys import Weights
+from collapse.checkpoints.plan import Clues, Plan, frame, unusable
+from collapse.checkpoints.preprocessing import BICUBIC, at_size
+from collapse.checkpoints.settings import shown, side
+from collapse.files.containers import first_line
+
+# Kind -> the vector of an image: the model's own pooled output, its class token, or the mean over positions.
+POOLED = {
+    "aimv2_vision_model": "pooler", "beit": "pooler", "bit": "pooler", "data2vec-vision": "pooler", "deit": "class",
+    "dinov3_convnext": "pooler", "dinov3_vit": "pooler", "efficientnet": "pooler", "focalnet": "pooler",
+    "hiera": "pooler", "levit": "pooler", "mobilenet_v1": "pooler", "mobilenet_v2": "pooler", "pvt_v2": "mean",
+    "regnet": "pooler", "sam": "mean", "sam_vision_model": "mean", "swinv2": "pooler",
+}  # fmt: skip
+CHOICE = ("beit", "data2vec-vision", "hiera", "deit")  # whose pooling layer may be left out
+CLIPS = ("vjepa2", "videomae", "timesformer", "vivit")
+ELSEWHERE = ("clip", "clip_vision_model", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "ijepa",
+             "resnet", "siglip", "siglip_vision_model", "swin", "vit", "vit_mae", "vit_msn")  # fmt: skip
+LIST_LIMIT, NUMBER_LIMIT = 64, 1 << 16
+LEFT = ("architectures", "auto_map", "backbone", "dtype", "id2label", "label2id", "quantization_config", "torch_dtype",
+        "transformers_version", "use_pretrained_backbone", "use_timm_backbone")  # fmt: skip
+
+
+def kind(clues: Clues) -> str | None:
+    """The kind that a config.json gives, if this module is to build it.
+
+    Raises InputError, by name, for a kind that is not read: of clips, of texts, of sounds.
+    """
+    config = clues.configs.get("config.json", {})
+    name = config.get("model_type")
+    if not isinstance(name, str) or name in ELSEWHERE or clues.given.arch is not None:
+        return None
+    if "quantization_config" in config:
+        raise InputError("config.json: its weights are quantised; dequantise them and save float32")
+    if name in CLIPS:
+        raise InputError(f"config.json: a {name}, which takes clips of several frames; encoders of images are read")
+    if name not in POOLED:
+        raise InputError(
+            f"config.json: model_type {shown(name)} is none of the image encoders that are read, of transformers "
+            f"{', '.join(sorted((*POOLED, *ELSEWHERE)))}; of any other give the array of its embeddings"
+        )
+    return name
+
+
+class Model(nn.Module):
+    """A model of transformers with the vector that it gives of an image: (n, 3, h, w) -> (n, d)."""
+
+    def __init__(self, net: nn.Module, pooling: str, prefix: int) -> None:
+        super().__init__()
+        self.net, self.pooling, self.num_prefix_tokens = net, pooling, prefix
+        self.global_pool = "token" if prefix and pooling != "mean" else "avg"
+        self.main_blocks = innermost(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, d). Raises InputError for images of a size that it does not take."""
+        try:
+            given = self.net(pixel_values=x)
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            size = f"{x.shape[-2]} x {x.shape[-1]}"
+            raise InputError(f"the network takes no images of {size} pixels ({first_line(error)})") from error
+        if self.pooling == "pooler":
+            return given.pooler_output.flatten(1)
+        hidden = given.last_hidden_state
+        if self.pooling == "class":
+            return hidden[:, 0]
+        return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, self.num_prefix_tokens :].mean(1)
+
+
+def innermost(net: nn.Module) -> list[str]:
+    """The names of the entries of lists of modules that hold no further list."""
+    lists = {name: part for name, part in net.named_modules() if isinstance(part, nn.ModuleList) and len(part)}
+    last = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    return [f"{name}.{entry}" for name in last for entry, _ in lists[name].named_children()]
+
+
+def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
+    """(root, plan) of the encoder that config.json describes, with the tensors that transformers takes for it."""
+    create, size, pooling = _network(name, tensors, clues)
+    for key, tensor in tensors.items():
+        if tensor.ndim and (problem := unusable(key, tensor)) and tensor.is_floating_point():
+            raise InputError(f"{shown(key)} {problem}")
+    held = sum(tensor.numel() for tensor in tensors.values())
+    light = frame(create)
+    if sum(p.numel() for p in light.parameters()) > 2 * held + (1 << 20):
+        raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
+    net, unused = _filled(*create.args[:3], tensors)
+    used = tuple(key for key in tensors if key not in unused)
+    if any(tensors[key].dtype in (torch.float16, torch.bfloat16) for key in used):
+        clues.notes.append("weights are stored in 16 bits; computed in float32")
+    state = {f"net.{own}": tensor for own, tensor in net.state_dict().items()}
+    weights = Weights(state, dict.fromkeys(list(state)[:1], used))  # transformers says which, not what became of each
+    root = f"{net.base_model_prefix}." if net.base_model_prefix else ""
+    root = root if root and all(key.startswith(root) for key in used) else ""
+    pixels = at_size(BICUBIC, size)
+    model = Model(net.eval(), pooling, light.num_prefix_tokens)
+    with torch.inference_mode():
+        width = model(torch.zeros(1, 3, size, size)).shape[1]
+    axes = "tokens" if light.num_prefix_tokens or name in ("aimv2_vision_model", "swinv2", "hiera") else "nchw"
+    return root, Plan(f"transformers {name}", create, weights, width, pixels, axes)
+
+
+def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[partial[Model], int, str]:
+    """(what builds it, pixels a side, how it pools), of a checked config."""
+    try:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+        from transformers.models.sam.modeling_sam import SamVisionModel
+    except ImportError as error:
+        raise InputError(f"a {name} is built by transformers, which is not here; pip install transformers") from error
+    values = clues.configs["config.json"]
+    whole = values.get("vision_config") if name == "sam" else values
+    checked = _checked(whole if isinstance(whole, Mapping) else {}, len(tensors))
+    try:
+        config = CONFIG_MAPPING["sam_vision_model" if name == "sam" else name].from_dict(checked)
+        model = SamVisionModel if name.startswith("sam") else MODEL_MAPPING[type(config)]
+    except Exception as error:  # its checks raise in many ways, all the config's fault
+        raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
+    pooling, more = _pooling(name, tensors, clues)
+    size = side("config.json: image_size", getattr(config, "image_size", 224)) or 224
+    registers = getattr(config, "num_register_tokens", 0)
+    prefix = {"deit": 2, "beit": 1, "data2vec-vision": 1, "dinov3_vit": 1 + registers}.get(name, 0)
+    return partial(_made, model, config, more, pooling, prefix), size, pooling
+
+
+def _made(model: type[nn.Module], config: Any, more: Mapping[str, Any], pooling: str, prefix: int) -> Model:
+    return Model(model(config, **more), pooling, prefix)
+
+
+def _pooling(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, dict[str, Any]]:
+    """(how it pools, the argument that makes its pooling layer): the caller's word, else by the tensors."""
+    has = any("pooler" in key.split(".") for key in tensors)
+    if clues.given.pool is not None:
+        if name not in CHOICE or (name == "hiera" and clues.given.pool == "cls"):
+            raise InputError(f"pool={clues.given.pool}: a {name} pools in one way; leave it out")
+        return "mean" if clues.given.pool == "mean" else "class", {"add_pooling_layer": False}
+    if name not in CHOICE or name == "deit":
+        return POOLED[name], {"add_pooling_layer": False} if name == "deit" else {}
+    if has:
+        return "pooler", {"add_pooling_layer": True}
+    what = "the mean of its positions" if name == "hiera" else "the class token"
+    clues.notes.append(f"has no pooling layer, as pre-training leaves it: {what} is taken; see pool=")
+    return "mean" if name == "hiera" else "class", {"add_pooling_layer": False}
+
+
+def _checked(values: Mapping[str, Any], tensors: int) -> dict[str, Any]:
+    """The values of a config that shape a network, each of a kind and size that one can have."""
+    found = {}
+    for name, value in values.items():
+        if name in LEFT or name.startswith("_") or not isinstance(name, str):
+            continue
+        _check(name, value, tensors)
+        found[name] = value
+    return found
+
+
+def _check(name: str, value: Any, tensors: int) -> None:
+    if isinstance(value, (list, tuple)) and len(value) <= LIST_LIMIT:
+        for entry in value:
+            _check(name, entry, tensors)
+        return
+    limit = tensors if "layers" in name or "depth" in name else NUMBER_LIMIT
+    simple = value is None or isinstance(value, (bool, str)) or (isinstance(value, float) and abs(value) < 1e12)
+    if not simple and not (isinstance(value, int) and abs(value) <= limit):
+        raise InputError(f"config.json: {name} is {shown(value)}, which no network has")
+
+
+def _filled(model: Any, config: Any, more: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, set[str]]:
+    """(the model with its weights, the keys that it has no place for), by transformers' own names and renamings."""
+    from transformers.utils import logging
+
+    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        net, info = model.from_pretrained(
+            None, config=config, state_dict=floats, output_loading_info=True, dtype=torch.float32, **more
+        )
+    except Exception as error:  # shapes that do not fit, renamings that fail: all the file's fault
+        raise InputError(f"its tensors are not those of its config.json ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+    missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
+    if missing or info["mismatched_keys"]:
+        first = (missing or [str(next(iter(info["mismatched_keys"])))])[0]
+        raise InputError(
+            f"{len(missing) or 'some'} tensors of its network are missing or misshapen, first {shown(first)}"
+        )
+    return net, set(info["unexpected_keys"])
