@@ -59,8 +59,7 @@ def spectrum(
         limit: use the first rows or images only, this many.
         sample: use this many of them at random, by `seed`, in their order; N rows are held in memory.
         seed: of `sample`, and of `positions`.
-        device: "auto", "cpu" or "cuda[:i]".  "auto" is CUDA where it is; a module stays where it is; rows are
-            added up on the CPU.
+        device: "auto", "cpu" or "cuda[:i]".  "auto" is CUDA where it is, where a module is, and the CPU for rows.
         rounding: (b, d) errors that some rows are known to have, for the floor (evaluate.rounding).
         max_unpacked: GiB that a packed array file may unpack to although it is far smaller (a bomb is refused).
         watch: gets the batches and passes them on, as a progress bar does; `batches.total` is their number of images.

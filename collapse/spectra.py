@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from collapse import GateError, InputError, metrics
 from collapse.outputs import digest, spare, whole
 from collapse.results import (
-    LARGEST,
     Result,
     command,
     integer_of,
@@ -35,6 +34,7 @@ from collapse.results import (
     versions,
     write_npz,
 )
+from collapse.spectrum_parts import check_files, check_possible, errors_of, images_of, source_of, versions_of
 
 EPS = float(np.finfo(np.float64).eps)
 SPECTRUM, SPECTRA, VECTORS = "collapse.spectrum/1", "collapse.spectra/1", "collapse.vectors/1"
@@ -307,12 +307,12 @@ class Spectrum(Result):
         method = value_of(document, "method", where, str)
         if method not in METHODS:
             raise InputError(f"{where}: method {method[:40]!r}, expected {' or '.join(METHODS)}")
-        source = dict(_source(value_of(document, "source", where, dict), f"{where}: source"))
+        source = dict(source_of(value_of(document, "source", where, dict), f"{where}: source"))
         notes = source.pop("warnings")
         n, unit = integer_of(document, "n", 2, where), value_of(document, "l2_normalized", where, bool)
         moments = numbers_of(document, "moments", where, dim)
-        _files(document, where)
-        _possible(values, moments, n, unit, where)
+        check_files(document, where)
+        check_possible(values, moments, n, unit, where)
         return cls(
             singular_values=values,
             moments=moments,
@@ -322,11 +322,11 @@ class Spectrum(Result):
             l2_normalized=unit,
             threshold=number_of(document, "threshold", where, 1.0),
             source=source,
-            images=_images(document, where),
+            images=images_of(document, where),
             warnings=[note for note in notes if not note.startswith("undefined for")],
             command=list_of(document, "command", where, str),
-            versions=_versions(document, where),
-            errors=_errors(document, dim, where),
+            versions=versions_of(document, where),
+            errors=errors_of(document, dim, where),
         )
 
 
@@ -339,73 +339,3 @@ def load_results(path: Path) -> list[Spectrum]:
     if not layers:
         raise InputError(f"{path}: holds no layer")
     return [Spectrum._of(layer, f"{path}: layer {index}") for index, layer in enumerate(layers)]
-
-
-def _possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str) -> None:
-    """Refuse sums that no rows have: taking the mean off only takes away, and rows of norm 1 have mean square 1."""
-    total = moments.sum() * (1 + 1e-6)
-    if values.sum() * (1 - 1 / n) > total or (unit and moments.sum() > 1 + 1e-6):
-        raise InputError(f"{where}: no rows have these singular_values and moments; it is cut or edited")
-
-
-def _source(source: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Provenance, whose values must have their types; what is not known is kept."""
-    value_of(source, "kind", where, str)
-    for key in ("path", "sha256", "architecture", "branch", "layer"):
-        value_of(source, key, where, str, type(None))
-    for key in ("keys", "preprocessing"):
-        value_of(source, key, where, dict, type(None))
-    for key in ("foreign", "warnings"):
-        list_of(source, key, where, str)
-    return source
-
-
-def _images(document: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    images = value_of(document, "images", where, dict, type(None))
-    if images is None:
-        return None
-    value_of(images, "path", f"{where}: images", str, type(None))
-    integer_of(images, "count", 0, f"{where}: images")
-    for entry in list_of(images, "skipped", f"{where}: images", dict):
-        value_of(entry, "path", f"{where}: images skipped", str)
-        value_of(entry, "why", f"{where}: images skipped", str)
-    return dict(images)
-
-
-def _versions(document: Mapping[str, Any], where: str) -> dict[str, str]:
-    found: dict[str, str] = value_of(document, "versions", where, dict)
-    for name in found:
-        value_of(found, name, f"{where}: versions", str)
-    return found
-
-
-def _files(document: Mapping[str, Any], where: str) -> None:
-    """What lies beside the document, by name, if it says so at all."""
-    named = value_of({"files": {}, **document}, "files", where, dict)
-    for name in named:
-        about = value_of(named, name, f"{where}: files", dict)
-        value_of(about, "sha256", f"{where}: files", str)
-        integer_of(about, "size", 0, f"{where}: files")
-
-
-def _errors(document: Mapping[str, Any], dim: int, where: str) -> dict[str, Any] | None:
-    """Standard errors; null stands for one that is undefined."""
-    found = value_of({"errors": None, **document}, "errors", where, dict, type(None))
-    if found is None:
-        return None
-    where = f"{where}: errors"
-    values = list_of(found, "singular_values", where, float, int, type(None))
-    measures = value_of(found, "metrics", where, dict)
-    if len(values) != dim:
-        raise InputError(f"{where}: {len(values)} standard errors for {dim} singular values; it is cut or edited")
-    return {
-        "groups": integer_of(found, "groups", 2, where),
-        "singular_values": np.array([_error(value, where) for value in values]),
-        "metrics": {name: _error(value_of(measures, name, where, float, int, type(None)), where) for name in measures},
-    }
-
-
-def _error(value: float | None, where: str) -> float:
-    if value is not None and not 0 <= value <= LARGEST:
-        raise InputError(f"{where}: a standard error is {str(value)[:40]}, expected a finite number from 0")
-    return math.nan if value is None else float(value)

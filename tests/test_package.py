@@ -26,6 +26,7 @@ LAYERS = (
     {"collapse.arguments", "collapse.files", "collapse.metrics"},
     {"collapse.outputs"},
     {"collapse.results"},
+    {"collapse.spectrum_parts"},
     {"collapse.spectra"},
     {"collapse.accumulators"},
     {"collapse.covariance", "collapse.images", "collapse.models", "collapse.plots"},
