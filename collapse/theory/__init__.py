@@ -5,21 +5,25 @@ predict      closed forms at fixed X (theorems 1 to 3), depth, the balance of la
 population   an infinite batch: losses in closed form, trajectories, where the flow stops
 meanfield    a finite batch, exactly: the mean loss over Gaussian data by quadrature
 flow         the gradient flow of any number of layers (lemma 3)
+descent      losses and optimisers of one step
 simulate     stochastic gradient descent, many runs at once
 """
 
-from collapse.theory.flow import matrix_flow
+from collapse.theory.descent import Descent
+from collapse.theory.flow import aligned_flow, matrix_flow, momentum_rate
 from collapse.theory.identities import gram_difference, infonce, infonce_gradients
 from collapse.theory.meanfield import MeanField, negative_weights
 from collapse.theory.population import (
     collapsed_modes,
     cosine_modes,
+    critical_start,
     escape_time,
     euclidean_modes,
     population_gradient,
     population_loss,
     population_modes,
     stationary_modes,
+    water_level,
 )
 from collapse.theory.predict import (
     alignment,
@@ -29,18 +33,20 @@ from collapse.theory.predict import (
     one_layer,
     two_layer_modes,
 )
-from collapse.theory.simulate import Descent, GaussianViews, MaskedViews, sample_gradient, sgd, singular_values
+from collapse.theory.simulate import GaussianViews, MaskedViews, sample_gradient, sgd, singular_values
 
 __all__ = [
     "Descent",
     "GaussianViews",
     "MaskedViews",
     "MeanField",
+    "aligned_flow",
     "alignment",
     "balanced_grams",
     "collapsed_modes",
     "conserved_split",
     "cosine_modes",
+    "critical_start",
     "deep_modes",
     "escape_time",
     "euclidean_modes",
@@ -48,6 +54,7 @@ __all__ = [
     "infonce",
     "infonce_gradients",
     "matrix_flow",
+    "momentum_rate",
     "negative_weights",
     "one_layer",
     "population_gradient",
@@ -58,4 +65,5 @@ __all__ = [
     "singular_values",
     "stationary_modes",
     "two_layer_modes",
+    "water_level",
 ]
