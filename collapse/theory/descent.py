@@ -48,6 +48,19 @@ class Descent:
     trust: float = 0.0
     vicreg: tuple[float, float, float] = (25.0, 25.0, 1.0)
 
+    @property
+    def clock(self) -> float:
+        """Time of the flow that a step takes, lr / (1 - beta): momentum is a faster clock."""
+        return self.lr / (1 - self.momentum)
+
+    @property
+    def inertia(self) -> float:
+        """mu of the flow mu W'' + W' = -dL/dW that steps with momentum follow to second order in the clock.
+
+        W_n+1 - W_n = beta (W_n - W_n-1) - lr g, with W_n = W(clock n): mu = lr (1 + beta) / (2 (1 - beta)^2).
+        """
+        return self.clock * (1 + self.momentum) / (2 * (1 - self.momentum))
+
 
 class Optimizer:
     """SGD with momentum, weight decay and LARS, on layers (R, rows, columns), each run by itself."""

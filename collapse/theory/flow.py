@@ -3,8 +3,7 @@
 Notation:  W = W_L .. W_1 the product, G = dL/dW its gradient;  dW_l/dt = -(W_L .. W_l+1)^T G (W_l-1 .. W_1)^T.
 W_l+1^T W_l+1 - W_l W_l^T is conserved, whatever G does over time.
 The gradient comes from lemma 2 (-W X), population.py, meanfield.py or a sample (simulate.sample_gradient).
-With weight decay gamma the velocity is dW_l/dt - gamma W_l and the conserved difference decays as exp(-2 gamma t);
-LARS scales each layer's velocity to the length eta |W_l|.
+With weight decay gamma the velocity is dW_l/dt - gamma W_l and the conserved difference decays as exp(-2 gamma t).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from collapse import InputError
-from collapse.theory.arrays import Array, Floats, check_positive, same_kind
+from collapse.theory.arrays import Array, Floats, check_positive, check_shapes, same_kind
 
 
 def matrix_flow(
@@ -79,36 +78,39 @@ def aligned_flow(
     sigma: Floats,
     mode_gradient: Callable[[Floats], Floats],
     weight_decay: float = 0.0,
-    trust: float = 0.0,
+    inertia: float = 0.0,
 ) -> Floats:
     """Singular values over time of L aligned layers: d sigma_l / dt = v_l, v_l = -2 w^2 / sigma_l dL/dm - gamma sigma_l.
 
-    w = sigma_1 .. sigma_L is the product and m = w^2.  LARS makes it eta |sigma_l| v_l / |v_l|, norms over the modes:
-    one layer then takes the path of plain descent by a clock of its own, and so do balanced layers.
+    w = sigma_1 .. sigma_L is the product and m = w^2.  Momentum makes it mu d2 sigma_l / dt2 + d sigma_l / dt = v_l, from
+    rest; Descent.clock and Descent.inertia give t and mu.
 
     Args:
         t: (T,) times, ascending, the first of them the start.
         sigma: (L, K) initial singular values of each layer, > 0.
         mode_gradient: m (K,) -> dL/dm (K,): MeanField.mode_gradient, or that of an infinite batch.
         weight_decay: gamma >= 0.
-        trust: eta of LARS; 0 is plain descent.
+        inertia: mu >= 0, a time; 0 is plain descent.
 
     Returns:
         (T, L, K) float64; the solver's own error in ln sigma is about 1e-4.
     """
 
-    def rate(_: float, log_sigma: Floats) -> Floats:
-        log_sigma = log_sigma.reshape(sigma.shape)
+    def velocity(log_sigma: Floats) -> Floats:
+        """v_l / sigma_l."""
         log_w = log_sigma.sum(0)
-        velocity = -2 * np.exp(2 * (log_w - log_sigma)) * mode_gradient(np.exp(2 * log_w)) - weight_decay
-        if trust:
-            layer = np.exp(log_sigma)
-            norms = np.linalg.norm(layer, axis=1), np.linalg.norm(layer * velocity, axis=1)
-            velocity *= (trust * norms[0] / np.maximum(norms[1], np.finfo(float).tiny))[:, None]
-        return velocity.ravel()
+        return -2 * np.exp(2 * (log_w - log_sigma)) * mode_gradient(np.exp(2 * log_w)) - weight_decay
 
-    flow = solve_ivp(rate, (t[0], t[-1]), np.log(sigma).ravel(), "LSODA", t_eval=t, rtol=1e-4, atol=1e-5)
-    return np.exp(flow.y.T).reshape(-1, *sigma.shape)
+    def rate(_: float, state: Floats) -> Floats:
+        log_sigma, *moving = state.reshape(-1, *sigma.shape)
+        if not moving:
+            return velocity(log_sigma).ravel()
+        speed = moving[0]
+        return np.concatenate([speed, (velocity(log_sigma) - speed) / inertia - speed**2], axis=None)
+
+    start = np.stack([np.log(sigma), np.zeros_like(sigma)] if inertia else [np.log(sigma)])
+    flow = solve_ivp(rate, (t[0], t[-1]), start.ravel(), "LSODA", t_eval=t, rtol=1e-4, atol=1e-5)
+    return np.exp(flow.y.T[:, : sigma.size]).reshape(-1, *sigma.shape)
 
 
 @same_kind
@@ -141,3 +143,30 @@ def momentum_rate(rate: Array, lr: float, momentum: float) -> Array:
         raise InputError("rate: falls so fast that the mode oscillates; lower lr")
     root = torch.sqrt(inside)
     return torch.log1p(torch.where(b > 0, 2 * step / (b + root), (root - b) / 2))
+
+
+@same_kind
+def lars_time(t: Array, weights: Array, gradients: Array, trust: float) -> Array:
+    """The time that LARS takes to where plain descent is at time t: the integral of |g| / (eta |W|) dt.
+
+    LARS steps along the gradient by eta |W| whatever its length.  One layer therefore takes the path of plain descent
+    by another clock, and so do layers of equal norms and gradients.  What shrinks all gradients alike, such as the
+    1 - pi of a finite batch, leaves this clock alone.
+
+    Args:
+        t: (T,) times of plain descent, ascending.
+        weights: (T,) norms of the layer.
+        gradients: (T,) norms of its gradient as the optimiser sees it, which the noise of SGD lengthens: the harmonic
+            mean over batches.
+        trust: eta > 0.
+
+    Returns:
+        (T,) float64, from 0.
+
+    Raises:
+        InputError: shapes do not fit, or the trust is not positive.
+    """
+    check_shapes(t=(t, ("T",)), weights=(weights, ("T",)), gradients=(gradients, ("T",)))
+    check_positive("trust", trust)
+    passed = torch.cumulative_trapezoid(gradients / (trust * weights), t)
+    return torch.cat([torch.zeros_like(t[:1]), passed])

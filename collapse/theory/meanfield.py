@@ -191,7 +191,12 @@ class MeanField:
         return self.x * self.x_prime, self.x**2
 
     def modes(
-        self, t: Floats, sigma: Floats, similarity: str = "dot", weight_decay: float = 0.0, trust: float = 0.0
+        self,
+        t: Floats,
+        sigma: Floats,
+        similarity: str = "dot",
+        weight_decay: float = 0.0,
+        inertia: float = 0.0,
     ) -> Floats:
         """Singular values of L aligned layers over time, for diagonal covariances (flow.aligned_flow).
 
@@ -201,14 +206,14 @@ class MeanField:
             t: (T,) times, ascending, the first of them the start.
             sigma: (L, d) initial singular values of each layer, mode k along coordinate k of the data, > 0.
             similarity: "dot" or "cosine".
-            weight_decay, trust: as for `aligned_flow`.
+            weight_decay, inertia: as for `aligned_flow`.
 
         Returns:
             (T, L, d) float64; the solver's own error in ln sigma is about 1e-4, the pool's is larger.
         """
         check_choice("similarity", similarity, ("dot", "cosine"))
         gradient = self.mode_gradient if similarity == "dot" else self.cosine_mode_gradient
-        return aligned_flow(t, sigma, gradient, weight_decay, trust)
+        return aligned_flow(t, sigma, gradient, weight_decay, inertia)
 
 
 def _root(covariance: Floats) -> Floats:

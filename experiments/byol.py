@@ -1,0 +1,125 @@
+"""Learning without negatives: which directions BYOL, SimSiam, DirectPred and DirectCopy keep, predicted and simulated.
+
+    python experiments/byol.py                 # simulate, predict, save, draw: 20 s on one core
+    python experiments/byol.py --plot-only     # redraw from the saved result
+
+z = W x and a linear predictor P, both 12 x 12, that share a random basis at the start and are then left alone; clean
+variances fall from 1 to 0.3, noise of standard deviation 0 to 1.2; weight decay 0.03, batch 128.  Each direction starts
+at a predictor eigenvalue of its own, from 0.8 to 0.05.  It lives if that lies above the smaller root of
+p (c0 - c p) = gamma and ends at the larger (theory.predictor_roots): one rule for the four methods.  Collapse is
+dimensional; it is complete at four times the decay, and without a predictor at any.
+Methods: simsiam, predictor trained at twice the rate, target at once; byol, the same with a target of rate 1;
+directpred and directcopy, set from the representation's covariance, boost 0.
+
+Writes byol.npz: t (T,); for each METHOD the eigenvalues METHOD_p and METHOD_s of the predictor and of the
+representation's covariance, (T, 2, 12): simulated and predicted, in the shared basis at the start; living (7, 3),
+counts by SGD, by the flow and by the rule, in the four methods, at four times the decay (simsiam, directpred), and
+without a predictor.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ortho_group
+
+from collapse import plots
+from collapse.experiment import Arrays, Meta, main
+from collapse.results import r_squared, r_squared_change
+from collapse.theory import Descent, Distillation, GaussianViews, distil, predictor_modes, predictor_roots
+
+DIM, DECAY = 12, 0.03
+C0 = np.geomspace(1, 0.3, DIM)
+NOISE = np.linspace(0, 1.2, DIM)
+CE = NOISE**2
+P0 = np.geomspace(0.8, 0.05, DIM)[np.random.default_rng(5).permutation(DIM)]
+METHODS = {
+    "simsiam": Distillation(rate=2.0),
+    "byol": Distillation(rate=2.0, target=1.0),
+    "directpred": Distillation("directpred"),
+    "directcopy": Distillation("directcopy"),
+}
+LABELS = {"simsiam": "SimSiam", "byol": "BYOL", "directpred": "DirectPred", "directcopy": "DirectCopy"}
+
+
+def start(method: Distillation) -> NDArray:
+    """Singular values of W with which the predictor is in balance at the start."""
+    return {
+        "trained": P0 / np.sqrt(method.rate),
+        "directpred": P0 / np.sqrt(C0 + CE),
+        "directcopy": np.sqrt(P0 / (C0 + CE)),
+        "none": P0,
+    }[method.predictor]
+
+
+def run(method: Distillation, decay: float, seed: int, lr: float, horizon: float) -> tuple[NDArray, NDArray, NDArray]:
+    """Times, and the eigenvalues p and s, (T, 2, 12) each: by SGD and by the flow."""
+    steps, basis = round(horizon / lr), ortho_group.rvs(DIM, random_state=seed)
+    at = np.unique(np.linspace(0, steps, 61).round().astype(int))
+    w0 = start(method)
+    P, W = distil(
+        (basis * w0)[None], (basis * P0 @ basis.T)[None], GaussianViews(np.sqrt(C0), NOISE), [seed],
+        Descent(lr, steps, weight_decay=decay), at.tolist(), method,
+    )  # fmt: skip
+    simulated_p = np.einsum("ik,tij,jk->tk", basis, P[:, 0], basis)
+    simulated_s = np.einsum("tik,k->tk", W[:, 0] ** 2, C0 + CE)
+    p, s = predictor_modes(lr * at, w0, P0, C0, CE, method, decay)
+    return lr * at, np.stack([simulated_p, p], axis=1), np.stack([simulated_s, s], axis=1)
+
+
+def living(s: NDArray) -> NDArray:
+    """How many of (..., 12) variances are above 1e-3."""
+    return (s > 1e-3).sum(-1)
+
+
+def simulate(seed: int = 0, lr: float = 0.02, horizon: float = 60.0) -> tuple[Meta, Arrays]:
+    """The four methods; stronger decay and no predictor for the count alone."""
+    arrays, counts = {}, []
+    meta: dict[str, Any] = {"r2": {}, "r2_change": {}}
+    low, _ = predictor_roots(C0, CE, DECAY)
+    for name, method in METHODS.items():
+        t, p, s = run(method, DECAY, seed, lr, horizon)
+        arrays |= {"t": t, f"{name}_p": p, f"{name}_s": s}
+        counts.append([*living(s[-1]), int((low < P0).sum())])
+        for kind, values in {"p": p, "s": s}.items():
+            # Below 1e-8 of the start an eigenvalue of the running mean is rounding.
+            seen = (values[1:].min(1) > 1e-8) & (values[1:, 1] > 1e-8)
+            measured, predicted = values[1:, 0][seen], values[1:, 1][seen]
+            first = np.broadcast_to(values[0, 1], values[1:, 0].shape)[seen]
+            meta["r2"][f"{name}_{kind}"] = r_squared(measured, predicted)
+            meta["r2_change"][f"{name}_{kind}"] = r_squared_change(measured, predicted, first)
+    low, _ = predictor_roots(C0, CE, 10 * DECAY)
+    for method in (METHODS["simsiam"], METHODS["directpred"]):
+        _, _, s = run(method, 10 * DECAY, seed, lr, horizon)
+        counts.append([*living(s[-1]), int((low < P0).sum())])
+    _, _, s = run(Distillation("none"), DECAY, seed, lr, 3 * horizon)
+    counts.append([*living(s[-1]), 0])
+    return meta, {**arrays, "living": np.array(counts)}
+
+
+def report(meta: Meta, arrays: Arrays) -> str:
+    names = [*LABELS.values(), "SimSiam, ten times the decay", "DirectPred, ten times the decay", "no predictor"]
+    lines = ["living directions of 12: SGD, flow, rule"]
+    lines += [f"  {name:<32} {'  '.join(map(str, row))}" for name, row in zip(names, arrays["living"], strict=True)]
+    lines.append("R^2 of ln eigenvalues, all times (of their change): predictor; representation")
+    for name, label in LABELS.items():
+        cells = [f"{meta['r2'][f'{name}_{kind}']:.4f} ({meta['r2_change'][f'{name}_{kind}']:.4f})" for kind in "ps"]
+        lines.append(f"  {label:<11} {'; '.join(cells)}")
+    return "\n".join(lines)
+
+
+def draw(meta: Meta, arrays: Arrays) -> Any:
+    """Eigenvalues of the representation's covariance over time, by method."""
+    fig, axes = plots.figure(plots.TEXT, 2.3, columns=4, sharey=True)
+    order = np.argsort(-arrays["simsiam_s"][-1, 1])
+    for (name, label), ax in zip(LABELS.items(), axes, strict=True):
+        simulated, predicted = arrays[f"{name}_s"][:, :, order].swapaxes(0, 1)
+        plots.plot_prediction(ax, arrays["t"], np.maximum(simulated, 1e-12), np.maximum(predicted, 1e-12), every=4)
+        ax.set(title=label, xlabel=r"time $t$", ylim=(-16, 1.5))
+    axes[0].set_ylabel(r"$\ln\,\lambda$ of $\mathrm{Cov}(z)$")
+    plots.theory_legend(axes[0], loc="lower left")
+    return fig
+
+
+if __name__ == "__main__":
+    main(__file__, simulate, report, draw)
