@@ -37,6 +37,7 @@ from collapse.theory.population import (
 )
 from collapse.theory.predict import (
     alignment,
+    alignment_index,
     balanced_grams,
     conserved_split,
     deep_modes,
@@ -54,6 +55,7 @@ __all__ = [
     "MeanField",
     "aligned_flow",
     "alignment",
+    "alignment_index",
     "balanced_grams",
     "barlow_twins_loss",
     "barlow_twins_modes",
