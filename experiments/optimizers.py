@@ -139,10 +139,14 @@ def on_lars_clock(t: NDArray, path: NDArray, norms: NDArray, depth: int) -> NDAr
     return np.exp(np.array([np.interp(t, clock, column) for column in np.log(path).T])).T
 
 
+def infinite(m: NDArray) -> NDArray:
+    """dL/dm of an infinite batch, c0 = c = 1."""
+    return (m / TAU - 1) / TAU
+
+
 def predict(name: str, depth: int, t: NDArray, field: MeanField) -> tuple[NDArray, NDArray]:
     """The product's modes (T, 16): of the batch as it is, and of an infinite one without noise."""
     descent, sigma = OPTIMIZERS[name], np.tile(STEEP ** (1 / depth), (depth, 1))
-    infinite = lambda m: (m / TAU - 1) / TAU
     if name != "lars":
         inertia = descent.inertia if descent.momentum else 0.0
         flows = (aligned_flow(t, sigma, g, descent.weight_decay, inertia) for g in (field.mode_gradient, infinite))
@@ -172,7 +176,9 @@ def simulate(seed: int = 0, lr: float = 5e-3, horizon: float = 8.0) -> tuple[Met
     """The grid of deaths and the races of three optimisers."""
     arrays = grid(seed, lr, horizon)
     pairs = {loss: (arrays[f"{loss}_simulated"], arrays[f"{loss}_predicted"]) for loss in ("dot", "spectral")}
-    alive = {loss: (both[0] ** 2 > 1e-2 * UNDECAYED) & (both[1] ** 2 > 1e-2 * UNDECAYED) for loss, both in pairs.items()}
+    alive = {
+        loss: (both[0] ** 2 > 1e-2 * UNDECAYED) & (both[1] ** 2 > 1e-2 * UNDECAYED) for loss, both in pairs.items()
+    }
     from_start = np.broadcast_to(START, arrays["closed"].shape)
     meta: dict[str, Any] = {"r2": {}, "r2_change": {}, "exact": {}}
     for loss, (measured, predicted) in pairs.items():
@@ -220,8 +226,11 @@ def report(meta: Meta, arrays: Arrays) -> str:
         lines.append(f"  L = {depth}, InfoNCE SGD/mean field, spectral SGD/closed form:   {cells}")
     names = ("dot", "spectral", *OPTIMIZERS)
     lines.append("R^2 of ln w (of its change): " + ", ".join(f"{n} {r2[n]:.4f} ({change[n]:.4f})" for n in names))
-    lines.append(f"R^2 of ln escape time, {len(arrays['escapes'])} modes: {r2['escapes']:.4f}, infinite batch "
-                 f"{r2['escapes_infinite']:.4f}; " + ", ".join(f"{n} {r2[f'{n}_escapes']:.4f}" for n in OPTIMIZERS))  # fmt: skip
+    each = ", ".join(f"{n} {r2[f'{n}_escapes']:.4f}" for n in OPTIMIZERS)
+    lines.append(
+        f"R^2 of ln escape time, {len(arrays['escapes'])} modes: {r2['escapes']:.4f}, infinite batch "
+        f"{r2['escapes_infinite']:.4f}; {each}"
+    )
     for index, name in enumerate(OPTIMIZERS):
         rows = arrays["escapes"][arrays["escapes"][:, 0] == index]
         late = rows[:, 3] / rows[:, 5]

@@ -42,7 +42,7 @@ def same_kind(function: Callable[P, Any]) -> Callable[P, Any]:
 
 def _float64(name: str, value: Any, device: torch.device) -> Tensor:
     try:
-        tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64))
+        tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64, order="C"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: is not an array of real numbers ({error})") from error
     if tensor.is_complex():

@@ -6,8 +6,8 @@ tau the temperature.  Each loss is a mean over the batch, as its own code has it
 dot            cross-entropy of z . z' / tau in one direction, that of the official toy scripts
 cosine         the same of normalised rows
 euclidean      the paper's section 4 (identities.py)
-spectral       -z_i . z'_i / tau + (z_i . z'_j)^2 / (2 tau^2), j != i: half the spectral contrastive loss (arXiv 2106.04156)
-               of embeddings over sqrt(tau)
+spectral       -z_i . z'_i / tau + (z_i . z'_j)^2 / (2 tau^2), j != i: half the spectral contrastive loss
+               (arXiv 2106.04156) of embeddings over sqrt(tau)
 barlow_twins   |(z^T z' + z'^T z) / 2 N - 1|^2, Barlow Twins as in arXiv 2303.15438
 vicreg         variance, invariance and covariance as in the code of arXiv 2105.04906
 The last two have no temperature.

@@ -80,10 +80,10 @@ def aligned_flow(
     weight_decay: float = 0.0,
     inertia: float = 0.0,
 ) -> Floats:
-    """Singular values over time of L aligned layers: d sigma_l / dt = v_l, v_l = -2 w^2 / sigma_l dL/dm - gamma sigma_l.
+    """Singular values over time of L aligned layers, d sigma_l / dt = v_l = -2 w^2 / sigma_l dL/dm - gamma sigma_l.
 
-    w = sigma_1 .. sigma_L is the product and m = w^2.  Momentum makes it mu d2 sigma_l / dt2 + d sigma_l / dt = v_l, from
-    rest; Descent.clock and Descent.inertia give t and mu.
+    w = sigma_1 .. sigma_L is the product and m = w^2.  Momentum makes it mu d2 sigma_l / dt2 + d sigma_l / dt = v_l,
+    from rest; Descent.clock and Descent.inertia give t and mu.
 
     Args:
         t: (T,) times, ascending, the first of them the start.
@@ -117,7 +117,7 @@ def aligned_flow(
 def momentum_rate(rate: Array, lr: float, momentum: float) -> Array:
     """Growth a step, d ln w / d step, of a mode that the flow lets grow at `rate`, under SGD with momentum; exact.
 
-    W_n+1 = W_n + beta (W_n - W_n-1) + lr rate W_n grows by the larger root r of r^2 - (1 + beta + lr rate) r + beta = 0.
+    W_n+1 = W_n + beta (W_n - W_n-1) + lr rate W_n grows by the larger root r of r^2 - (1 + beta + lr rate) r + beta.
     To first order ln r = lr rate / (1 - beta): momentum is a clock that runs 1 / (1 - beta) times faster.
 
     Args:
@@ -130,7 +130,7 @@ def momentum_rate(rate: Array, lr: float, momentum: float) -> Array:
 
     Raises:
         InputError: the learning rate is not positive, momentum is not in [0, 1), or a rate lies so far below zero that
-            the mode oscillates, lr rate < -(1 - sqrt(beta))^2.
+            the mode oscillates, lr rate <= -(1 - sqrt(beta))^2.
     """
     check_positive("lr", lr)
     if not 0 <= momentum < 1:
@@ -138,10 +138,9 @@ def momentum_rate(rate: Array, lr: float, momentum: float) -> Array:
     step = lr * rate
     # In d = r - 1, whose digits a small step would take from r: d^2 + (1 - beta - step) d - step = 0.
     b = 1 - momentum - step
-    inside = b**2 + 4 * step
-    if ((inside < 0) | (b <= 0) & (step < 0) | (step <= -1)).any():
+    if (step <= -((1 - momentum**0.5) ** 2)).any():
         raise InputError("rate: falls so fast that the mode oscillates; lower lr")
-    root = torch.sqrt(inside)
+    root = torch.sqrt(b**2 + 4 * step)
     return torch.log1p(torch.where(b > 0, 2 * step / (b + root), (root - b) / 2))
 
 

@@ -1,6 +1,6 @@
 """Other losses of one family, for linear embeddings of Gaussian data: exact means at any batch, and closed forms.
 
-Notation:  C0, Ce covariances of the clean data and of the augmentation, C = C0 + Ce;  W (m, d) the product of all layers;
+Notation:  C0, Ce covariances of clean data and augmentation, C = C0 + Ce;  W (m, d) the product of all layers;
 S = W C W^T the covariance of an embedding, A = W C0 W^T the cross-covariance of two views;  N the batch.
 Along a direction in which all commute: c0, ce, c, m = sigma^2 of W, signal fraction rho = c0 / c.
 Which directions each keeps, at most as many as W has rows: the spectral contrastive loss those of largest rho, as
@@ -27,8 +27,8 @@ QUANTILES = 512  # of a sample variance, over which its root is averaged
 def spectral_loss(W: Array, C0: Array, Ce: Array) -> Array:
     """The mean spectral contrastive loss (arXiv 2106.04156), -2 E z . z' + E (z . z'_negative)^2 = -2 tr A + tr S^2.
 
-    At W / sqrt(tau) it is twice `population_loss` of the dot product: what InfoNCE descends with an infinite batch, this
-    one does with any.  Its mean over batches does not depend on N.
+    At W / sqrt(tau) it is twice `population_loss` of the dot product: with any batch it descends what InfoNCE descends
+    with an infinite one, for its mean over batches does not depend on N.
 
     Args:
         W: (m, d).

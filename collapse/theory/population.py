@@ -9,7 +9,6 @@ Beyond the paper.  What a finite batch changes is in meanfield.py.  Arrays in an
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -114,9 +113,7 @@ def stationary_modes(
 
 
 @same_kind
-def critical_start(
-    c0: Array, ce: Array, depth: int, temperature: float = 0.1, weight_decay: float = 0.0
-) -> Array:
+def critical_start(c0: Array, ce: Array, depth: int, temperature: float = 0.1, weight_decay: float = 0.0) -> Array:
     """The least initial singular value of the product from which a mode survives weight decay; dot-product loss.
 
     L balanced layers: sqrt of the smaller root of m^(1 - 1/L) (c0 - c^2 m / tau) = gamma tau / 2.  One layer survives
@@ -166,15 +163,16 @@ def _dot_roots(c0: Tensor, c: Tensor, tau: float, gamma: float, depth: int) -> t
     return torch.where(alive, low * size, torch.inf), torch.where(alive, high * size, 0.0)
 
 
+@same_kind
 def population_modes(
-    t: Floats,
-    w0: Floats,
-    c0: Floats,
-    ce: Floats,
+    t: Array,
+    w0: Array,
+    c0: Array,
+    ce: Array,
     depth: int = 1,
     temperature: float = 0.1,
     weight_decay: float = 0.0,
-) -> Floats:
+) -> Array:
     """w_k(t) of balanced aligned layers, dot-product loss, infinite batch: the modes decouple.
 
     dw/dt = (2 L / tau) w^(3 - 2/L) (c0 - c^2 w^2 / tau) - L gamma w; for L = 1, w^2 is logistic in t.
@@ -191,24 +189,27 @@ def population_modes(
         (T, K) float64.
 
     Raises:
-        InputError: depth is below 1, or the decay is negative.
+        InputError: shapes do not fit, depth is below 1, or the decay is negative.
     """
+    check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_depth(depth)
     check_decay(weight_decay)
     c = c0 + ce
     if depth == 1:
         k = 4 * c0 / temperature - 2 * weight_decay
         elapsed = (t - t[0])[:, None]
-        safe = np.where(k == 0, 1.0, k)
-        grown = np.where(k == 0, elapsed, -np.expm1(-safe * elapsed) / safe)
-        return w0 / np.sqrt(np.exp(-k * elapsed) + 4 * (w0 * c / temperature) ** 2 * grown)
+        safe = torch.where(k == 0, 1.0, k)
+        grown = torch.where(k == 0, elapsed, -torch.expm1(-safe * elapsed) / safe)
+        return w0 / torch.sqrt(torch.exp(-k * elapsed) + 4 * (w0 * c / temperature) ** 2 * grown)
+    times, start, signal, view = (array.detach().cpu().numpy() for array in (t, w0, c0, c))
 
     def rate(_: float, log_w: Floats) -> Floats:
         w = np.exp(log_w)
-        return depth * (2 / temperature * w ** (2 - 2 / depth) * (c0 - c**2 * w**2 / temperature) - weight_decay)
+        pull = 2 / temperature * w ** (2 - 2 / depth) * (signal - view**2 * w**2 / temperature)
+        return depth * (pull - weight_decay)
 
-    flow = solve_ivp(rate, (t[0], t[-1]), np.log(w0), "LSODA", t_eval=t, rtol=1e-8, atol=1e-10)
-    return np.exp(flow.y.T)
+    flow = solve_ivp(rate, (times[0], times[-1]), np.log(start), "LSODA", t_eval=times, rtol=1e-8, atol=1e-10)
+    return torch.as_tensor(np.exp(flow.y.T), device=t.device)
 
 
 def population_gradient(W: Floats, C0: Floats, Ce: Floats, temperature: float = 0.1) -> Floats:
@@ -337,9 +338,10 @@ def escape_time(
     return torch.where(never, torch.inf, torch.log(after / before) / (depth * b * weight_decay))
 
 
+@same_kind
 def collapsed_modes(
-    w0: Floats, c0: Floats, ce: Floats, depth: int, horizon: float, temperature: float = 0.1, threshold: float = 1e-2
-) -> NDArray[np.bool_]:
+    w0: Array, c0: Array, ce: Array, depth: int, horizon: float, temperature: float = 0.1, threshold: float = 1e-2
+) -> Array:
     """Which modes count as collapsed at time `horizon`, in closed form: by augmentation, or by depth.
 
     A mode is collapsed by augmentation if the place where it stops, m* = tau c0 / c^2, lies below threshold times the
@@ -356,5 +358,5 @@ def collapsed_modes(
         (K,) bool.
     """
     stationary = stationary_modes(c0, ce, "dot", temperature)
-    level = np.full(len(w0), np.sqrt(threshold * stationary.max()))
+    level = (threshold * stationary.max()).sqrt().expand(len(w0))
     return (stationary < level**2) | (escape_time(w0, level, c0, depth, temperature) > horizon)

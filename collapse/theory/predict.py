@@ -155,7 +155,7 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
 def alignment_index(w: Array, K: Array) -> Array:
     """Towards which end the alignment matrix of two layers goes: above 0 the identity, below 0 the anti-identity.
 
-    Put G = (W1 W1^T + W2^T W2) / 2.  Both Gram matrices are G -+ K / 2 with the conserved K = W2^T W2 - W1 W1^T, so that
+    Put G = (W1 W1^T + W2^T W2) / 2.  The Gram matrices are G -+ K / 2 with the conserved K = W2^T W2 - W1 W1^T, so that
     the inner product of the centred Gram matrices is var(G) - var(K) / 4, variances over eigenvalues.  Where the layers
     have outgrown K the eigenvalues of G are the singular values w of the product, and the index
     (var(w) - var(K) / 4) / (var(w) + var(K) / 4) is the correlation of the two matrices.  A product whose modes differ

@@ -1,4 +1,4 @@
-"""Learning without negatives: BYOL, SimSiam, DirectPred and DirectCopy with linear layers (arXiv 2102.06810, 2110.04947).
+"""Learning without negatives: BYOL, SimSiam, DirectPred, DirectCopy in linear layers (arXiv 2102.06810, 2110.04947).
 
 Notation:  online network W, target network W_a, predictor P, views x, x' of covariance C = C0 + Ce and
 cross-covariance C0;  J = E |P W x - W_a x'|^2 / 2, whose gradient does not reach the target.
@@ -6,7 +6,7 @@ Along a direction in which all commute: w, a, p of W, W_a, P;  c0, ce, c;  s = w
 representation's covariance;  rho = c0 / c.  gamma is a weight decay of W and P, and time is learning rate x steps.
 The loss is quadratic: the mean gradient is that of an infinite batch at any batch size, and only noise is left.
 
-With a target that follows at once (SimSiam) and a predictor in balance with it, each method has dw/dt = w (p (c0 - c p) - gamma):
+With a target that follows at once and a predictor in balance with W, each method has dw/dt = w (p (c0 - c p) - gamma):
 a direction ends at p = (c0 + sqrt(c0^2 - 4 c gamma)) / 2 c, if it starts above the other root, and dies otherwise.
 Without a predictor (p = 1) every direction with noise dies.
 """
@@ -89,15 +89,16 @@ def predictor_roots(c0: Array, ce: Array, weight_decay: float = 0.0) -> tuple[Ar
     return torch.where(alive, low, torch.inf), torch.where(alive, high, 0.0)
 
 
+@same_kind
 def predictor_modes(
-    t: Floats,
-    w0: Floats,
-    p0: Floats,
-    c0: Floats,
-    ce: Floats,
+    t: Array,
+    w0: Array,
+    p0: Array,
+    c0: Array,
+    ce: Array,
     method: Distillation | None = None,
     weight_decay: float = 0.0,
-) -> tuple[Floats, Floats]:
+) -> tuple[Array, Array]:
     """(p_k(t), s_k(t)): eigenvalues of the predictor and of the representation's covariance, aligned.
 
     dw/dt = p (a c0 - p w c) - gamma w, da/dt = beta (w - a), and for a trained predictor
@@ -113,27 +114,36 @@ def predictor_modes(
 
     Returns:
         Two (T, K) float64.
-    """
-    method, c = method or Distillation(), c0 + ce
-    trained = method.predictor == "trained"
 
-    def predictor(w: Floats, p: Floats) -> Floats:
-        if trained:
-            return p
-        s = w**2 * c
-        values = {"directpred": np.sqrt(s), "directcopy": s, "none": np.ones_like(s)}[method.predictor]
-        return values if method.predictor == "none" else values + method.boost * s.max(-1, keepdims=True)
+    Raises:
+        InputError: shapes do not fit, or the decay is negative.
+    """
+    check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), p0=(p0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
+    check_decay(weight_decay)
+    method = method or Distillation()
+    times, start, first, signal, view = (array.detach().cpu().numpy() for array in (t, w0, p0, c0, c0 + ce))
+    trained = method.predictor == "trained"
 
     def rate(_: float, state: Floats) -> Floats:
         w, a, p = state.reshape(3, -1)
-        a, p = a if method.target else w, predictor(w, p)
-        pull = a * c0 - p * w * c
+        a, p = a if method.target else w, _predictor(p, w**2 * view, method)
+        pull = a * signal - p * w * view
         moves = trained * (method.rate * w * pull - weight_decay * p)
         return np.concatenate([p * pull - weight_decay * w, method.target * (w - a), moves])
 
-    flow = solve_ivp(rate, (t[0], t[-1]), np.concatenate([w0, w0, p0]), "LSODA", t_eval=t, rtol=1e-8, atol=1e-12)
-    w, _, p = flow.y.T.reshape(len(t), 3, -1).swapaxes(0, 1)
-    return predictor(w, p), w**2 * c
+    state = np.concatenate([start, start, first])
+    flow = solve_ivp(rate, (times[0], times[-1]), state, "LSODA", t_eval=times, rtol=1e-8, atol=1e-12)
+    w, _, p = flow.y.T.reshape(len(times), 3, -1).swapaxes(0, 1)
+    s = w**2 * view
+    return torch.as_tensor(_predictor(p, s, method), device=t.device), torch.as_tensor(s, device=t.device)
+
+
+def _predictor(p: Floats, s: Floats, method: Distillation) -> Floats:
+    """The predictor's eigenvalues: its own if trained, else set from those of the representation's covariance."""
+    if method.predictor in ("trained", "none"):
+        return p if method.predictor == "trained" else np.ones_like(s)
+    chosen = np.sqrt(s) if method.predictor == "directpred" else s
+    return chosen + method.boost * s.max(-1, keepdims=True)
 
 
 def distil(
