@@ -335,7 +335,9 @@ def escape_time(
     held = weight_decay * temperature / (2 * c0)
     before, after = 1 - held * w0**-b, 1 - held * w**-b
     never = (before * after <= 0) | ((before < 0) & (w >= w0))
-    return torch.where(never, torch.inf, torch.log(after / before) / (depth * b * weight_decay))
+    # ln(after / before), without the digits that a small decay would lose.
+    passed = torch.log1p(held * (w0**-b - w**-b) / before)
+    return torch.where(never, torch.inf, passed / (depth * b * weight_decay))
 
 
 @same_kind
