@@ -23,7 +23,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, sgd, singular_values
 
 DIM = 16
@@ -62,13 +62,15 @@ def simulate(seed: int = 102, seeds: int = 4, lr: float = 0.0025, horizon: float
 
 def report(meta: Meta, arrays: Arrays) -> str:
     dead = [int((values[-1] < 0.1 * values[-1, 0]).sum()) for values in arrays["product_simulated"].swapaxes(0, 1)]
-    last = arrays["product_predicted"][-1]
+    predicted, runs = arrays["product_predicted"], gmean(arrays["product_simulated"], 1)
+    last, change = predicted[-1], r_squared_change(runs[1:], predicted[1:], runs[0])
     return "\n".join(
         [
             "R^2 of ln singular values, mean field over the mean of the runs, all times:",
             "  " + "   ".join(f"{name} {value:.4f}" for name, value in meta["r2"].items()),
             "ceiling for the product, one run against the mean of the others: "
             + " ".join(f"{value:.4f}" for value in meta["ceiling"]),
+            f"R^2 of the change ln s(t) / s(0) of the product: {change:.4f}",
             f"collapsed at the end (covariance below 1e-2 of the largest): simulated {dead}, "
             f"predicted {int((last < 0.1 * last[0]).sum())}",
         ]

@@ -21,7 +21,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, sgd, singular_values
 
 DIM = 16
@@ -81,11 +81,14 @@ def report(meta: Meta, arrays: Arrays) -> str:
         "R^2 of ln singular values of the product, mean field over SGD, all times; collapsed dimensions at the end"
     ]
     counts = count(arrays["simulated"][-1]), count(arrays["predicted"][-1])
-    for (depth, r2), simulated, predicted in zip(meta["r2"].items(), *counts, strict=True):
+    means, forecasts = gmean(arrays["simulated"], 2).swapaxes(0, 1), arrays["predicted"].swapaxes(0, 1)
+    changes = [r_squared_change(w[1:], f[1:], w[0]) for w, f in zip(means, forecasts, strict=True)]
+    for (depth, r2), simulated, predicted, change in zip(meta["r2"].items(), *counts, changes, strict=True):
         runs = ", ".join(f"{value:.4f}" for value in r2["runs"])
         lines.append(
             f"  L = {depth}   mean of the runs {r2['mean']:.4f} (each {runs}; one run by another "
-            f"{r2['last_by_first']:.4f})   collapsed: SGD {simulated.tolist()}, predicted {predicted}"
+            f"{r2['last_by_first']:.4f}), change {change:.4f}   collapsed: SGD {simulated.tolist()}, "
+            f"predicted {predicted}"
         )
     return "\n".join(lines)
 
