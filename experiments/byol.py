@@ -85,7 +85,8 @@ def living(s: NDArray) -> NDArray:
 
 def simulate(seed: int = 0, lr: float = 0.02, horizon: float = 50.0) -> tuple[Meta, Arrays]:
     """The four methods; stronger decay and no predictor for the count alone."""
-    arrays, counts = {}, []
+    arrays: Arrays = {}
+    counts = []
     meta: dict[str, Any] = {"r2": {}, "r2_change": {}}
     low, _ = predictor_roots(C0, CE, DECAY)
     for name, method in METHODS.items():
@@ -127,7 +128,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         plots.plot_prediction(ax, arrays["t"], np.maximum(simulated, 1e-12), np.maximum(predicted, 1e-12), every=4)
         ax.set(title=label, xlabel=r"time $t$", ylim=(-16, 1.5))
     axes[0].set_ylabel(r"$\ln\,\lambda$ of $\mathrm{Cov}(z)$")
-    plots.theory_legend(axes[0], loc="lower left")
+    plots.theory_legend(axes[0], loc="upper right", bbox_to_anchor=(1.08, 0.86))
     return fig
 
 

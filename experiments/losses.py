@@ -17,6 +17,8 @@ exact mean loss of a batch (Barlow Twins, VICReg); narrow, from the rule of whic
 spectral and VICReg, largest c0 for Barlow Twins, and the flow of the exact mean loss where there is one.
 What an infinite batch would do is drawn too: in Barlow Twins a finite batch kills what little signal cannot pay for.
 
+R^2 is over what exceeds 1e-3 of the largest in both: the noise of SGD keeps dead directions near e^-8.
+
 Writes losses.npz: c0, ce (16,); t (T,); for each LOSS the variance of each direction, m c with m the diagonal of W^T W:
 LOSS_simulated and LOSS_predicted (T, 16), LOSS_infinite (16,) at the end, wide; LOSS_narrow (16,), measured at the
 end, and LOSS_kept (16,), 1 for the directions that the rule keeps; staircase (T, 3, 16), Barlow Twins from a small
@@ -137,7 +139,7 @@ def simulate(seed: int = 0) -> tuple[Meta, Arrays]:
         measured, predicted = variances(W), predict(name, descent.lr * at, start)
         if name == "cosine":  # the loss has no scale, and noise lengthens it
             measured, predicted = (s / s.sum(1, keepdims=True) for s in (measured, predicted))
-        seen = (measured[1:] > 1e-6) & (predicted[1:] > 1e-6)
+        seen = np.all([s[1:] > 1e-3 * s[1:].max(1, keepdims=True) for s in (measured, predicted)], axis=0)
         first = np.broadcast_to(measured[0], measured[1:].shape)[seen]
         meta["r2"][name] = r_squared(measured[1:][seen], predicted[1:][seen])
         meta["r2_change"][name] = r_squared_change(measured[1:][seen], predicted[1:][seen], first)

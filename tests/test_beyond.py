@@ -149,17 +149,17 @@ def test_escape_with_decay_takes_the_time_that_the_flow_takes(depth):
 def test_decay_is_a_clock_for_the_cosine_at_any_depth_and_batch():
     """The loss has no scale: W(t) = exp(-gamma t) V((exp(2 gamma t) - 1) / 2 gamma), V without decay."""
     rng = np.random.default_rng(0)
-    layers, decay, t = [rng.standard_normal((3, 3)) for _ in range(2)], 0.7, np.array([0.0, 0.5, 1.2])
-    x = torch.tensor(rng.standard_normal((40, 3)))
+    layers, decay, t = [rng.standard_normal((3, 3)) for _ in range(2)], 0.7, np.array([0.0, 0.3, 0.8])
+    x = torch.tensor(rng.standard_normal((20, 3)))
 
     def gradient(W):
         z = x @ torch.tensor(W).T
         return (GRADIENTS["cosine"](z[None], Descent(temperature=0.5))[0].T @ x).numpy()
 
-    decayed = matrix_flow(t, layers, gradient, 1e-9, "DOP853", weight_decay=decay)
-    plain = matrix_flow(np.expm1(2 * decay * t) / (2 * decay), layers, gradient, 1e-9, "DOP853")
+    decayed = matrix_flow(t, layers, gradient, 1e-6, "RK45", weight_decay=decay)
+    plain = matrix_flow(np.expm1(2 * decay * t) / (2 * decay), layers, gradient, 1e-6, "RK45")
     for one, other in zip(decayed, plain, strict=True):
-        np.testing.assert_allclose(one, np.exp(-decay * t)[:, None, None] * other, atol=1e-6)
+        np.testing.assert_allclose(one, np.exp(-decay * t)[:, None, None] * other, atol=1e-4)
     assert np.abs(plain[0][-1] - layers[0]).max() > 0.1
     c0, ce = np.array([1.0, 1.0, 0.2]), np.array([0.1, 0.3, 1.0])
     m = stationary_modes(c0, ce, "cosine", 0.5, decay)
