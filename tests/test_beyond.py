@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
-from scipy.optimize import brentq
+from scipy.optimize import brentq, nnls
 from scipy.stats import ortho_group
 
 from collapse import InputError
@@ -191,34 +191,43 @@ def test_momentum_grows_a_mode_at_its_rate(momentum, share, lr):
         np.testing.assert_allclose(math.exp(found), w / before, rtol=1e-9)
 
 
-def test_momentum_is_a_clock_to_first_order_and_inertia_to_second():
-    lr, rate = 1e-3, 3.0
-    for momentum in (0.0, 0.5, 0.9):
-        descent = Descent(lr, momentum=momentum)
-        exact = momentum_rate(rate, lr, momentum)
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_momentum_is_a_clock_to_first_order_and_inertia_to_second(momentum):
+    """Errors of both in x, the growth a step: lr rate = (1 - beta) sinh x + (1 + beta) (cosh x - 1), exactly."""
+    rate = 3.0
+    for lr in (1e-3, 1e-4):
+        descent, x = Descent(lr, momentum=momentum), momentum_rate(rate, lr, momentum)
         first = rate * descent.clock
         second = descent.clock * (math.sqrt(1 + 4 * descent.inertia * rate) - 1) / (2 * descent.inertia)
-        assert abs(second - exact) < 0.2 * abs(first - exact)
-        assert abs(first / exact - 1) < 0.3
+        late = (1 + momentum) / (1 - momentum)  # 2 inertia / clock
+        np.testing.assert_allclose(first / x - 1, late * x / 2 + x**2 / 6 + late * x**3 / 24, rtol=0.01 * x)
+        left = x**2 / 6 + late * x**3 / 24
+        np.testing.assert_allclose(second / x - 1, left / (1 + late * x), rtol=x)
 
 
 def test_the_flow_with_inertia_is_that_of_sgd_with_momentum():
-    """Deterministic steps of torch's momentum on a quartic mode, by hand, at a step that shows the inertia."""
-    momentum, lr, steps = 0.9, 2e-3, 400
+    """Torch's momentum on a quartic mode, by hand.  It rests half a step early: W_0 = W_-1.
+
+    The error falls with the step; a flow at rest at the first step is 20 times further off, plain descent 200 times.
+    """
+    momentum, errors = 0.9, []
     gradient = lambda m: 2 * (m - 1)
-    sigma, velocity, path = np.array([0.05, 0.3]), np.zeros(2), []
-    for _ in range(steps):
-        velocity = momentum * velocity + 2 * sigma * gradient(sigma**2)
-        sigma = sigma - lr * velocity
-        path.append(sigma)
-    descent = Descent(lr, momentum=momentum)
-    t = descent.clock * np.arange(0, steps + 1, 10)
-    with_inertia, without = (
-        aligned_flow(t, np.array([[0.05, 0.3]]), gradient, inertia=mu)[1:, 0] for mu in (descent.inertia, 0.0)
-    )
-    measured = np.array(path)[9::10]
-    assert np.abs(np.log(with_inertia / measured)).max() < 0.1
-    assert np.abs(np.log(without / measured)).max() > 0.5
+    for lr, steps in ((2e-3, 400), (1e-3, 800)):
+        sigma, velocity, path = np.array([0.05, 0.3]), np.zeros(2), []
+        for _ in range(steps):
+            velocity = momentum * velocity + 2 * sigma * gradient(sigma**2)
+            sigma = sigma - lr * velocity
+            path.append(sigma)
+        descent, measured = Descent(lr, momentum=momentum), np.array(path)[9::10]
+        for mu, early in ((descent.inertia, 0.5), (descent.inertia, 0), (0.0, 0)):
+            t = np.concatenate([[0], descent.clock * (np.arange(10, steps + 1, 10) + early)])
+            flow = aligned_flow(t, np.array([[0.05, 0.3]]), gradient, inertia=mu)[1:, 0]
+            errors.append(np.abs(np.log(flow / measured)).max())
+    half, rest, plain, finer = errors[:4]
+    assert half < 2e-3
+    assert finer < half / 1.8
+    assert rest > 10 * half
+    assert plain > 100 * half
 
 
 def test_the_optimizer_is_torchs_with_momentum_and_decay_and_lars_by_its_definition():
@@ -263,18 +272,21 @@ def test_one_layer_under_lars_takes_the_path_of_descent_by_its_clock():
 
 
 def test_sgd_with_decay_follows_the_mean_field():
-    """24 runs; the mode of little signal shrinks, though an infinite batch would keep it."""
+    """24 runs, within 4.5 standard errors of their mean; the mode of little signal dies, an infinite batch keeps it."""
     clean, noise, decay = np.array([1.0, 0.9, 0.66]), np.full(3, 0.1), 1.6
-    descent, seeds = Descent(lr=2e-3, steps=1_000, batch=16, temperature=0.5, weight_decay=decay), range(24)
+    descent, seeds = Descent(lr=8e-3, steps=1_000, batch=16, temperature=0.5, weight_decay=decay), range(24)
     start = np.diag([0.5, 0.5, 0.3])
-    (W,) = sgd([np.tile(start, (24, 1, 1))], GaussianViews(clean, noise), seeds, descent, [250, 1_000])
+    (W,) = sgd([np.tile(start, (24, 1, 1))], GaussianViews(clean, noise), seeds, descent, [60, 250, 1_000])
     found = np.abs(np.einsum("trkk->trk", W))
-    field = MeanField(np.diag(clean**2), np.diag(noise**2), 16, 0.5)
-    predicted = field.modes(np.array([0, 0.5, 2.0]), start.diagonal()[None], weight_decay=decay)[1:, 0]
+    # Against 65,536 points, 2,048 are off by 1.8 % of the third mode at t = 8, and these by 0.2 %.
+    field = MeanField(np.diag(clean**2), np.diag(noise**2), 16, 0.5, points=16_384)
+    t = np.array([0, 0.48, 2, 8, 40])
+    predicted = field.modes(t, start.diagonal()[None], weight_decay=decay)[1:, 0]
     error = found.std(1, ddof=1) / math.sqrt(24)
-    assert (np.abs(found.mean(1) - predicted) <= 4.5 * error + 0.01 * predicted).all()
-    infinite = population_modes([0, 2.0], start.diagonal(), clean**2, noise**2, 1, 0.5, decay)[-1]
-    assert infinite[2] > found.mean(1)[-1, 2] + 10 * error[-1, 2]
+    assert (np.abs(found.mean(1) - predicted[:3]) <= 4.5 * error).all()
+    assert predicted[-1, 2] < 0.02 * start[2, 2]
+    kept = np.sqrt(stationary_modes(clean**2, noise**2, "dot", 0.5, decay))
+    assert kept[2] > found.mean(1)[-1, 2] + 10 * error[-1, 2]
 
 
 @settings(max_examples=30, deadline=None)
@@ -358,24 +370,27 @@ def test_barlow_twins_learns_one_mode_after_another():
     assert (m[:, 3] == m0[3]).all()
 
 
-def test_a_finite_batch_of_barlow_twins_kills_what_an_infinite_one_keeps():
-    """By gradient descent on the mean loss, 2 g against (c tr S + g tr A) / N: 5 % on both sides of the line."""
-    batch, c0 = 8, np.array([1.0, 1.0, 0.6])
-    kept = {}
-    for side in (0.95, 1.05):
-        # The first two alone: m = 1 / g less the batch's part, and the traces that the third meets.
-        ce = np.array([0.1, 0.1, 0.0])
-        gradient = loss_gradient(barlow_twins_loss, np.diag(c0[:2]), np.diag(ce[:2]), batch=batch)
-        (W,) = matrix_flow(np.array([0.0, 20.0]), [0.5 * np.eye(2)], gradient, 1e-6, "RK45")
-        m = W[-1].diagonal() ** 2
-        traces = (m * (c0 + ce)[:2]).sum(), (m * c0[:2]).sum()
-        c = side * c0[2] * (2 * batch - traces[1]) / traces[0]
-        ce[2] = c - c0[2]
-        gradient = loss_gradient(barlow_twins_loss, np.diag(c0), np.diag(ce), batch=batch)
-        (W,) = matrix_flow(np.array([0.0, 120.0]), [np.diag([*np.sqrt(m), 0.02])], gradient, 1e-6, "RK45")
-        kept[side] = W[-1, 2, 2]
-    assert kept[0.95] > 0.06
-    assert abs(kept[1.05]) < 0.002
+def smallest_barlow_twins(c0, c, batch):
+    """Where its mean loss is least in m >= 0, in which it is quadratic."""
+    noise = np.vstack([c, c0, np.diag(c), np.diag(c0)]) / math.sqrt(2 * batch)
+    return nnls(np.vstack([np.diag(c0), noise]), np.concatenate([np.ones(len(c0)), np.zeros(len(noise))]))[0]
+
+
+@pytest.mark.parametrize("side", [0.95, 1.05])
+def test_a_finite_batch_of_barlow_twins_kills_what_an_infinite_one_keeps(side):
+    """2 g against (c tr S + g tr A) / N, 5 % on both sides: a small mode grows at 2 g (1 - side) (2 - tr A / N)."""
+    batch, c0, ce = 8, np.array([1.0, 1.0, 0.6]), np.array([0.1, 0.1, 0.0])
+    first = smallest_barlow_twins(c0[:2], (c0 + ce)[:2], batch)
+    of_S, of_A = (first * (c0 + ce)[:2]).sum(), (first * c0[:2]).sum()
+    ce[2] = side * c0[2] * (2 * batch - of_A) / of_S - c0[2]
+    m = smallest_barlow_twins(c0, c0 + ce, batch)
+    assert (m[2] > 1e-3) if side < 1 else (m[2] == 0)
+    gradient = loss_gradient(barlow_twins_loss, np.diag(c0), np.diag(ce), batch=batch)
+    np.testing.assert_allclose(gradient(np.diag(np.sqrt(m))), 0, atol=1e-12)
+    start = np.diag([*np.sqrt(first), 1e-4])
+    (W,) = matrix_flow(np.array([0.0, 20.0]), [start], gradient, 1e-8, "RK45")
+    rate = 2 * c0[2] * (1 - side) * (2 - of_A / batch)
+    np.testing.assert_allclose(math.log(W[-1, 2, 2] / 1e-4) / 20, rate, rtol=1e-3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -401,21 +416,55 @@ def test_what_the_variance_term_of_vicreg_keeps_alive():
     assert vicreg_modes([1.0], [0.1], (25.0, 0.0, 1.0)) == 0
 
 
-@pytest.mark.parametrize("loss", ["spectral", "barlow_twins", "vicreg"])
-def test_a_narrow_embedding_keeps_the_directions_of_its_rule(loss):
-    """Four directions, two entries; most clean variance and most signal fraction are not the same two."""
-    c0, ce = np.array([2.0, 1.5, 1.0, 0.8]), np.array([3.0, 2.5, 0.1, 0.05])
+# Most clean variance and most signal fraction are not the same two of four directions.
+MIXED = np.array([2.0, 1.5, 1.0, 0.8]), np.array([3.0, 2.5, 0.1, 0.05])
+
+
+def narrowed(gradient, scale, t, rtol=1e-4):
+    """Variance of each direction in an embedding of two entries, (T, 4), from a random start."""
+    start = scale * np.random.default_rng(8).standard_normal((2, 4))
+    (W,) = matrix_flow(np.asarray(t, float), [start], gradient, rtol, "RK23")
+    return (W**2).sum(1) * sum(MIXED)
+
+
+@pytest.mark.parametrize("loss", ["spectral", "vicreg"])
+def test_a_narrow_embedding_keeps_the_directions_of_largest_signal_fraction(loss):
+    covariances = [np.diag(variances) for variances in MIXED]
     gradient = {
-        "spectral": lambda W: population_gradient(W, np.diag(c0), np.diag(ce), 1.0),
-        "barlow_twins": loss_gradient(barlow_twins_loss, np.diag(c0), np.diag(ce)),
-        "vicreg": loss_gradient(vicreg_loss, np.diag(c0), np.diag(ce)),
+        "spectral": lambda W: population_gradient(W, *covariances, 1.0),
+        "vicreg": loss_gradient(vicreg_loss, *covariances, batch=64),
     }[loss]
-    start = 1e-3 * np.random.default_rng(8).standard_normal((2, 4))
-    (W,) = matrix_flow(np.array([0.0, 60.0]), [start], gradient, 1e-6, "LSODA")
-    variance = (W[-1] ** 2).sum(0) * (c0 + ce)
-    expected = {0, 1} if loss == "barlow_twins" else {2, 3}
-    assert set(np.argsort(-variance)[:2].tolist()) == expected
-    assert np.sort(variance)[1] < 0.05 * variance.max()
+    variance = narrowed(gradient, 0.1, [0, 8.0 if loss == "spectral" else 1.5])[-1]
+    assert variance[:2].max() < 0.01 * variance[2:].min()
+
+
+def test_barlow_twins_in_a_narrow_embedding_keeps_what_grows_first_if_it_starts_small():
+    """Any W with W C0 W^T = 1 is a minimum.  While the second mode rises from eps to 1 the third, at c0 = 1 against
+    1.5, rises from eps to eps^(1 - 1 / 1.5): its variance falls with the start as eps^(2/3).
+    """
+    gradient = loss_gradient(barlow_twins_loss, *(np.diag(variances) for variances in MIXED))
+    third = []
+    for scale in (1e-2, 1e-4):
+        variance = narrowed(gradient, scale, [0, 4])[-1]
+        assert variance[:2].min() > 10 * variance[2:].max()
+        third.append(variance[2])
+    np.testing.assert_allclose(math.log(third[0] / third[1]) / math.log(100), 2 / 3, rtol=0.15)
+
+
+def test_a_finite_batch_of_barlow_twins_goes_on_to_the_largest_signal_fraction():
+    """At A = 1 the batch's part, ((tr S)^2 + tr S^2) / 2 N, is least for the least c / c0; the turn is linear in N."""
+    turns = []
+    for batch in (8, 16, 24):
+        gradient = loss_gradient(barlow_twins_loss, *(np.diag(variances) for variances in MIXED), batch=batch)
+        t = np.linspace(0, 1.25 * batch, 101)
+        variance = narrowed(gradient, 1e-2, t)
+        turned = variance[:, 2:].sum(1) > variance[:, :2].sum(1)
+        assert not turned[t < 2].any()
+        assert variance[-1, :2].max() < 0.01 * variance[-1, 2:].min()
+        turns.append(t[turned][0])
+    gaps = np.diff(turns)
+    np.testing.assert_allclose(gaps, gaps.mean(), atol=0.4)  # a step of t is 0.1 to 0.3
+    assert gaps.min() > 1
 
 
 @settings(max_examples=30, deadline=None)

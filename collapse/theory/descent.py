@@ -58,6 +58,8 @@ class Descent:
         """mu of the flow mu W'' + W' = -dL/dW that steps with momentum follow to second order in the clock.
 
         W_n+1 - W_n = beta (W_n - W_n-1) - lr g, with W_n = W(clock n): mu = lr (1 + beta) / (2 (1 - beta)^2).
+        Steps begin with W_0 = W_-1: the flow rests half a step early, so that step n > 0 is at time clock (n + 1 / 2)
+        of a flow that starts at rest.
         """
         return self.clock * (1 + self.momentum) / (2 * (1 - self.momentum))
 

@@ -83,7 +83,7 @@ def aligned_flow(
     """Singular values over time of L aligned layers, d sigma_l / dt = v_l = -2 w^2 / sigma_l dL/dm - gamma sigma_l.
 
     w = sigma_1 .. sigma_L is the product and m = w^2.  Momentum makes it mu d2 sigma_l / dt2 + d sigma_l / dt = v_l,
-    from rest; Descent.clock and Descent.inertia give t and mu.
+    from rest; Descent.clock and Descent.inertia give t and mu (and say when SGD is at rest).
 
     Args:
         t: (T,) times, ascending, the first of them the start.

@@ -4,7 +4,9 @@ Notation:  C0, Ce covariances of clean data and augmentation, C = C0 + Ce;  W (m
 S = W C W^T the covariance of an embedding, A = W C0 W^T the cross-covariance of two views;  N the batch.
 Along a direction in which all commute: c0, ce, c, m = sigma^2 of W, signal fraction rho = c0 / c.
 Which directions each keeps, at most as many as W has rows: the spectral contrastive loss those of largest rho, as
-InfoNCE; Barlow Twins those of largest c0, whatever the augmentation; VICReg those of largest rho.
+InfoNCE, and so does VICReg.  For Barlow Twins with an infinite batch any W with A = 1 is a minimum: from a small start
+it keeps those of largest c0, which rise first, whatever the augmentation; a finite batch goes on from there to those of
+largest rho, in a time of order N.
 The sample losses, and how these are descended, are in descent.py.
 """
 
