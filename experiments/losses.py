@@ -14,15 +14,15 @@ that is a saddle.  Entries that mix the directions of little noise reach their d
 covariance term, at its code's weight, does not keep them apart: VICReg loses the noisy directions.
 Predicted: wide, from the stationary points in closed form (spectral), the mean field (dot, cosine), and the flow of the
 exact mean loss of a batch (Barlow Twins, VICReg); narrow, from the rule of which 6 stay, largest rho for InfoNCE,
-spectral and VICReg, largest c0 for Barlow Twins, and the flow of the exact mean loss where there is one.
+spectral and VICReg, largest c0 for Barlow Twins, which starts small and stops long before it feels its batch.
 What an infinite batch would do is drawn too: in Barlow Twins a finite batch kills what little signal cannot pay for.
 
 R^2 is over what exceeds 1e-3 of the largest in both: the noise of SGD keeps dead directions near e^-8.
 
-Writes losses.npz: c0, ce (16,); t (T,); for each LOSS the variance of each direction, m c with m the diagonal of W^T W:
-LOSS_simulated and LOSS_predicted (T, 16), LOSS_infinite (16,) at the end, wide; LOSS_narrow (16,), measured at the
-end, and LOSS_kept (16,), 1 for the directions that the rule keeps; staircase (T, 3, 16), Barlow Twins from a small
-start, by SGD, by the closed form and by the flow of the batch.
+Writes losses.npz: c0, ce (16,); steps (T,); for each LOSS the variance of each direction, m c with m the diagonal of
+W^T W: LOSS_simulated and LOSS_predicted (T, 16), LOSS_infinite (16,) at the end, wide; LOSS_narrow (16,), measured at
+the end, and LOSS_kept (16,), 1 for the directions that the rule keeps; t (S,) and staircase (S, 3, 16), Barlow Twins
+from a small start, by SGD, by the closed form and by the flow of the batch.
 """
 
 from typing import Any
