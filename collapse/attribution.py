@@ -18,9 +18,9 @@ The line at S = A is a convention.  Where a direction really dies depends on the
 lemma 2 weighs S and A by softmaxes, and for cosine similarity the line moves with the temperature
 (theory.cosine_modes).
 
-S - A is taken at the output, where a direction was pulled through every layer.  For linear maps this costs nothing: the
-numbers of negative and positive eigenvalues of a form do not change under M -> P M P^T (Sylvester's law of inertia), so
-they are those at the input of the last map, and of each one before it, along the directions that were pulled back.
+S - A is taken at the output, where a direction was pulled through every layer.  The numbers of negative and positive
+eigenvalues of M and P M P^T are the same for a square invertible P (Sylvester's law of inertia); for any linear map
+they are those of the form at its input, restricted to the directions P^T u that were pulled back.
 """
 
 import math

@@ -294,6 +294,14 @@ def r_squared(measured: NDArray, predicted: NDArray) -> float:
     return float(1 - np.sum((x - y) ** 2) / np.sum((x - x.mean()) ** 2))
 
 
+def r_squared_change(measured: NDArray, predicted: NDArray, start: NDArray) -> float:
+    """R^2 of the change ln(x / start): what says nothing moves scores 0 at most, however wide the start is spread.
+
+    measured, predicted: (..., K) values after the start; start: (K,), or of any shape that broadcasts.
+    """
+    return r_squared(measured / start, predicted / start)
+
+
 ROWS = 14  # of a table on a screen
 NOTES = 4  # warnings on a screen
 SCREEN = 79

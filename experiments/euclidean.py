@@ -16,7 +16,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, euclidean_modes, sgd
 
 SETTINGS = {"d4_n32": (4, 32), "d4_n128": (4, 128), "d4_n512": (4, 512), "d16_n128": (16, 128)}
@@ -26,7 +26,7 @@ LR, SEEDS = 4e-3, 2
 def simulate(seed: int = 0, steps: int = 4_000) -> tuple[Meta, Arrays]:
     """m = sigma^2 of aligned modes over time, SGD (mean of the logs of two runs) and infinite batch."""
     at = np.concatenate([[0], np.unique(np.geomspace(10, steps, 40).astype(int))])
-    t, arrays, r2 = LR * at, {}, {}
+    t, arrays, r2, r2_change = LR * at, {}, {}, {}
     for name, (d, batch) in SETTINGS.items():
         ce, m0 = np.geomspace(0.25, 8, d), np.full(d, 0.25)
         runs = np.tile(np.diag(np.sqrt(m0)), (SEEDS, 1, 1))
@@ -34,13 +34,17 @@ def simulate(seed: int = 0, steps: int = 4_000) -> tuple[Meta, Arrays]:
         W = sgd([runs], GaussianViews(np.ones(d), np.sqrt(ce)), range(seed, seed + SEEDS), descent, at.tolist())[0]
         arrays[f"{name}_simulated"] = gmean((W**2).sum(-2), 1)
         arrays[f"{name}_predicted"] = euclidean_modes(t, m0, np.ones(d), ce)
-        r2[name] = r_squared(arrays[f"{name}_simulated"], arrays[f"{name}_predicted"])
-    return {"r2": r2}, {"t": t, **arrays}
+        both = arrays[f"{name}_simulated"], arrays[f"{name}_predicted"]
+        r2[name], r2_change[name] = r_squared(*both), r_squared_change(both[0][1:], both[1][1:], m0)
+    return {"r2": r2, "r2_change": r2_change}, {"t": t, **arrays}
 
 
 def report(meta: Meta, arrays: Arrays) -> str:
-    fits = "   ".join(f"d = {SETTINGS[name][0]}, N = {SETTINGS[name][1]}: {r2:.4f}" for name, r2 in meta["r2"].items())
-    return f"Euclidean loss, infinite batch over SGD, R^2 of ln sigma^2 over all times\n  {fits}"
+    fits = "   ".join(
+        f"d = {d}, N = {batch}: {meta['r2'][name]:.4f} ({meta['r2_change'][name]:.4f})"
+        for name, (d, batch) in SETTINGS.items()
+    )
+    return f"Euclidean loss, infinite batch over SGD, R^2 of ln sigma^2 over all times (of its change)\n  {fits}"
 
 
 def draw(meta: Meta, arrays: Arrays) -> Any:

@@ -27,7 +27,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -113,14 +113,18 @@ def simulate(seed: int = 0, seeds: int = 4, steps: int = 10_000, lr: float = 1e-
 
 
 def scores(values: dict[str, NDArray]) -> Meta:
-    """R^2 of ln singular values of each path, over all times and at the last."""
+    """R^2 of ln singular values of each path, over all times, at the last, and of the change."""
     r2: Meta = {}
     for p, path in enumerate(PATHS):
         runs = alive(values["simulated"][:, p])
         mean, last = gmean(runs, -2), runs[-1]
         forecasts = {kind: values[kind][:, p, : runs.shape[-1]] for kind in ("predicted", "population")}
         r2[path] = {
-            kind: {"trajectory": r_squared(mean, forecast), "final": r_squared(mean[-1], forecast[-1])}
+            kind: {
+                "trajectory": r_squared(mean, forecast),
+                "final": r_squared(mean[-1], forecast[-1]),
+                "change": r_squared_change(mean[1:], forecast[1:], mean[0]),
+            }
             for kind, forecast in forecasts.items()
         }
         if len(last) > 1:

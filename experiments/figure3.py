@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -81,6 +81,7 @@ def simulate(seed: int = 7, steps: int = 10_000, lr: float = 1e-3) -> tuple[Meta
             r2[f"{name}_{kind}"] = {
                 "trajectory": r_squared(values, forecast),
                 "final": r_squared(values[-1], forecast[-1]),
+                "change": r_squared_change(values[1:], forecast[1:], values[0]),
             }
     return {"r2": r2, "batch": descent.batch, "temperature": descent.temperature}, {
         "amplitudes": AMPLITUDES,
@@ -94,7 +95,10 @@ def report(meta: Meta, arrays: Arrays) -> str:
     for name, r2 in meta["r2"].items():
         start, kind = name.split("_")
         label = {"predicted": "mean field of the batch", "population": "infinite batch"}[kind]
-        lines.append(f"  {start:<8} start, {label:<24} all times {r2['trajectory']:.4f}   last {r2['final']:.4f}")
+        lines.append(
+            f"  {start:<8} start, {label:<24} all times {r2['trajectory']:.4f}   last {r2['final']:.4f}   "
+            f"change {r2['change']:.4f}"
+        )
     return "\n".join(lines)
 
 

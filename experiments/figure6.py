@@ -23,7 +23,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, sgd, singular_values
 
 DIM = 16
@@ -57,7 +57,14 @@ def simulate(seed: int = 102, seeds: int = 4, lr: float = 0.0025, horizon: float
     product = simulated["product"]
     ceiling = [r_squared(product[:, i], gmean(np.delete(product, i, axis=1), 1)) for i in range(seeds)]
     arrays = {f"{name}_simulated": simulated[name] for name in NAMES} | {f"{k}_predicted": predicted[k] for k in NAMES}
-    return {"r2": r2, "ceiling": ceiling, "batch": descent.batch, "noise": NOISE}, {"t": lr * at, **arrays}
+    meta = {"r2": r2, "r2_change": changes(arrays), "ceiling": ceiling, "batch": descent.batch, "noise": NOISE}
+    return meta, {"t": lr * at, **arrays}
+
+
+def changes(arrays: Arrays) -> dict[str, float]:
+    """R^2 of the change ln s(t) / s(0), of the mean of the runs, by matrix."""
+    means = {name: gmean(arrays[f"{name}_simulated"], 1) for name in NAMES}
+    return {name: r_squared_change(w[1:], arrays[f"{name}_predicted"][1:], w[0]) for name, w in means.items()}
 
 
 def report(meta: Meta, arrays: Arrays) -> str:
@@ -69,6 +76,8 @@ def report(meta: Meta, arrays: Arrays) -> str:
             "  " + "   ".join(f"{name} {value:.4f}" for name, value in meta["r2"].items()),
             "ceiling for the product, one run against the mean of the others: "
             + " ".join(f"{value:.4f}" for value in meta["ceiling"]),
+            "R^2 of the change ln s(t) / s(0): "
+            + "   ".join(f"{name} {value:.4f}" for name, value in meta["r2_change"].items()),
             f"collapsed at the end (covariance below 1e-2 of the largest): simulated {dead}, "
             f"predicted {int((last < 0.1 * last[0]).sum())}",
         ]

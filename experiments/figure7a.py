@@ -21,7 +21,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, sgd, singular_values
 
 DIM = 16
@@ -67,6 +67,7 @@ def simulate(seed: int = 0, runs: int = 2, lr: float = 0.01, horizon: float = 10
             "mean": r_squared(gmean(values, 1), forecast),
             "runs": [r_squared(values[:, i], forecast) for i in range(runs)],
             "last_by_first": r_squared(values[:, -1], values[:, 0]),
+            "change": change(values, forecast),
         }
     return {"r2": r2, "noise": NOISE}, {
         "t": lr * at,
@@ -74,6 +75,12 @@ def simulate(seed: int = 0, runs: int = 2, lr: float = 0.01, horizon: float = 10
         "simulated": np.stack(simulated, axis=1),
         "predicted": np.stack(predicted, axis=1),
     }
+
+
+def change(simulated: NDArray, predicted: NDArray) -> float:
+    """R^2 of the change ln s(t) / s(0), of the mean of the runs: (T, runs, 16), (T, 16)."""
+    mean = gmean(simulated, 1)
+    return r_squared_change(mean[1:], predicted[1:], mean[0])
 
 
 def report(meta: Meta, arrays: Arrays) -> str:
@@ -85,7 +92,8 @@ def report(meta: Meta, arrays: Arrays) -> str:
         runs = ", ".join(f"{value:.4f}" for value in r2["runs"])
         lines.append(
             f"  L = {depth}   mean of the runs {r2['mean']:.4f} (each {runs}; one run by another "
-            f"{r2['last_by_first']:.4f})   collapsed: SGD {simulated.tolist()}, predicted {predicted}"
+            f"{r2['last_by_first']:.4f}), change {r2['change']:.4f}   collapsed: SGD {simulated.tolist()}, "
+            f"predicted {predicted}"
         )
     return "\n".join(lines)
 

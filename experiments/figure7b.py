@@ -27,7 +27,7 @@ from scipy.integrate import solve_ivp
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, negative_weights, sgd, singular_values
 
 DIM = 16
@@ -132,7 +132,20 @@ def simulate(
         ]
         for name in ("pool", "linear")
     }
-    return {"r2": r2, "noise": NOISE}, {"t": t, "depths": np.array(DEPTHS), "mean_cosine": np.array(cosines), **arrays}
+    meta = {"r2": r2, "r2_change": changes(arrays), "noise": NOISE}
+    return meta, {"t": t, "depths": np.array(DEPTHS), "mean_cosine": np.array(cosines), **arrays}
+
+
+def changes(arrays: Arrays) -> dict[str, list[float]]:
+    """R^2 of the change of ln lambda from the start, by prediction and depth."""
+    runs = floored(arrays["simulated"])
+    return {
+        name: [
+            r_squared_change(runs[1:, j], np.broadcast_to(floored(arrays[name])[1:, j, None], runs[1:, j].shape), w0)
+            for j, w0 in enumerate(runs[0])
+        ]
+        for name in ("pool", "linear")
+    }
 
 
 def report(meta: Meta, arrays: Arrays) -> str:
@@ -140,7 +153,9 @@ def report(meta: Meta, arrays: Arrays) -> str:
     last = {name: count(arrays[name][-1]).tolist() for name in ("simulated", "pool", "linear")}
     for j, depth in enumerate(arrays["depths"]):
         lines.append(
-            f"  L = {depth}   R^2 pool {meta['r2']['pool'][j]:.3f}, linear {meta['r2']['linear'][j]:.3f}"
+            f"  L = {depth}   R^2 (of the change) pool {meta['r2']['pool'][j]:.3f} "
+            f"({meta['r2_change']['pool'][j]:.3f}), linear {meta['r2']['linear'][j]:.3f} "
+            f"({meta['r2_change']['linear'][j]:.3f})"
             f"   collapsed: SGD {last['simulated'][j]}, pool {last['pool'][j]}, linear {last['linear'][j]}"
             f"   cosine of hidden mean and dropped direction {arrays['mean_cosine'][j]:.3f}"
         )

@@ -35,7 +35,7 @@ from scipy.stats import gmean, ortho_group
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
 from collapse.metrics import effective_rank
-from collapse.results import r_squared
+from collapse.results import r_squared, r_squared_change
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -101,10 +101,14 @@ def measures(W: NDArray) -> dict[str, float]:
 
 
 def scores(simulated: NDArray, forecasts: dict[str, NDArray]) -> dict[str, Any]:
-    """R^2 of one head, simulated (T, seeds, 16), forecasts (T, 16): over all times and at the last."""
+    """R^2 of one head, simulated (T, seeds, 16), forecasts (T, 16): over all times, at the last, and of the change."""
     mean, seeds = gmean(simulated, -2), range(simulated.shape[1])
     r2: dict[str, Any] = {
-        kind: {"trajectory": r_squared(mean, values), "final": r_squared(mean[-1], values[-1])}
+        kind: {
+            "trajectory": r_squared(mean, values),
+            "final": r_squared(mean[-1], values[-1]),
+            "change": r_squared_change(mean[1:], values[1:], mean[0]),
+        }
         for kind, values in forecasts.items()
     }
     last = simulated[-1]

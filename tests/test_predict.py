@@ -545,7 +545,7 @@ NAN = np.array([1.0, np.nan])
         (lambda: stationary_modes([1, -1], VECTOR), "c0: entry 1 is -1, below zero"),
         (lambda: stationary_modes(VECTOR, [-1, 1]), "ce: entry 0 is -1, below zero"),
         (lambda: stationary_modes([1, 0], [1, 0]), "c0, ce: direction 1 has no variance at all"),
-        (lambda: stationary_modes(VECTOR, VECTOR, "cosine"), "similarity: got 'cosine'"),
+        (lambda: stationary_modes(VECTOR, VECTOR, "l1"), "similarity: got 'l1'"),
         (lambda: stationary_modes(VECTOR, VECTOR, "dot", math.inf), "temperature: got inf"),
     ],
 )

@@ -42,7 +42,7 @@ def same_kind(function: Callable[P, Any]) -> Callable[P, Any]:
 
 def _float64(name: str, value: Any, device: torch.device) -> Tensor:
     try:
-        tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64))
+        tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64, order="C"))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: is not an array of real numbers ({error})") from error
     if tensor.is_complex():
@@ -94,3 +94,9 @@ def check_depth(depth: int) -> None:
     """Raise InputError unless depth is a whole number of layers."""
     if depth < 1 or depth != int(depth):
         raise InputError(f"depth: got {depth}, expected a whole number of layers, at least 1")
+
+
+def check_decay(weight_decay: float) -> None:
+    """Raise InputError unless 0 <= weight_decay < infinity."""
+    if not 0 <= weight_decay < float("inf"):
+        raise InputError(f"weight_decay: got {weight_decay}, expected a finite number, at least 0")

@@ -12,13 +12,13 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.fft import irfft, rfft, rfftfreq
-from scipy.integrate import solve_ivp
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.special import ndtr, ndtri
 from scipy.stats import chi, qmc
 
 from collapse import InputError
 from collapse.theory.arrays import Floats, check_choice
+from collapse.theory.flow import aligned_flow
 
 # The tables: 1 - pi and D on p = -40 .. 160 by sqrt(q) = 0 .. 40; beyond, the value at the edge.
 P_LOW, P_HIGH, P_STEP = -40.0, 160.0, 0.16
@@ -190,8 +190,15 @@ class MeanField:
     def _products(self) -> tuple[Floats, Floats]:
         return self.x * self.x_prime, self.x**2
 
-    def modes(self, t: Floats, sigma: Floats, similarity: str = "dot") -> Floats:
-        """Singular values of L aligned layers over time, for diagonal covariances.
+    def modes(
+        self,
+        t: Floats,
+        sigma: Floats,
+        similarity: str = "dot",
+        weight_decay: float = 0.0,
+        inertia: float = 0.0,
+    ) -> Floats:
+        """Singular values of L aligned layers over time, for diagonal covariances (flow.aligned_flow).
 
         d ln sigma_l / dt = -2 (w / sigma_l)^2 dL/dm, w = sigma_1 .. sigma_L, m = w^2. Modes are coupled by pi and D.
 
@@ -199,20 +206,14 @@ class MeanField:
             t: (T,) times, ascending, the first of them the start.
             sigma: (L, d) initial singular values of each layer, mode k along coordinate k of the data, > 0.
             similarity: "dot" or "cosine".
+            weight_decay, inertia: as for `aligned_flow`.
 
         Returns:
             (T, L, d) float64; the solver's own error in ln sigma is about 1e-4, the pool's is larger.
         """
         check_choice("similarity", similarity, ("dot", "cosine"))
         gradient = self.mode_gradient if similarity == "dot" else self.cosine_mode_gradient
-
-        def rate(_: float, log_sigma: Floats) -> Floats:
-            log_sigma = log_sigma.reshape(sigma.shape)
-            log_w = log_sigma.sum(0)
-            return (-2 * np.exp(2 * (log_w - log_sigma)) * gradient(np.exp(2 * log_w))).ravel()
-
-        flow = solve_ivp(rate, (t[0], t[-1]), np.log(sigma).ravel(), "LSODA", t_eval=t, rtol=1e-4, atol=1e-5)
-        return np.exp(flow.y.T).reshape(-1, *sigma.shape)
+        return aligned_flow(t, sigma, gradient, weight_decay, inertia)
 
 
 def _root(covariance: Floats) -> Floats:

@@ -3,19 +3,21 @@
 Notation:  x0 ~ N(0, C0) clean data, a view is x0 + e, e ~ N(0, Ce);  C = C0 + Ce;  W the product of L layers,
 S = W C W^T;  c0, ce, c eigenvalues where the covariances commute, m_k = w_k^2 squared singular values of W;
 tau the temperature;  T times, K modes.  Time is learning rate x steps of the loss averaged over anchors.
+gamma is a weight decay as in torch.optim.SGD, on that loss: it adds gamma |W_l|^2 / 2 for each layer.
 Beyond the paper.  What a finite batch changes is in meanfield.py.  Arrays in and out as in identities.py.
 """
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
+from torch import Tensor
 
 from collapse import InputError
 from collapse.theory.arrays import (
     Array,
     Floats,
     check_choice,
+    check_decay,
     check_depth,
     check_not_negative,
     check_positive,
@@ -57,42 +59,123 @@ def population_loss(W: Array, C0: Array, Ce: Array, similarity: str = "euclidean
 
 
 @same_kind
-def stationary_modes(c0: Array, ce: Array, similarity: str = "euclidean", temperature: float = 1.0) -> Array:
-    """sigma_k^2 of W at which the population flow stops, for commuting covariances.
+def stationary_modes(
+    c0: Array,
+    ce: Array,
+    similarity: str = "euclidean",
+    temperature: float = 1.0,
+    weight_decay: float = 0.0,
+    depth: int = 1,
+) -> Array:
+    """sigma_k^2 of the product of balanced layers at which the population flow stops, for commuting covariances.
 
-    dot: tau c0 / c^2.  euclidean: s = sigma^2 c / tau solves (2 + s) / (1 + s)^2 = 2 ce / c; infinite where ce = 0.
-    Both are zero only where c0 = 0: a direction that carries signal shrinks but does not vanish.
+    dot: tau (c0 - gamma tau / 2)+ / c^2 for one layer; for L layers the larger root of
+    m^(1 - 1/L) (c0 - c^2 m / tau) = gamma tau / 2, or 0 where there is none.
+    euclidean: s = sigma^2 c / tau solves (2 + s) / (1 + s)^2 = (2 ce + gamma tau) / c; infinite where that is 0.
+    cosine: t_k / c with the shares t_k of `water_level`, at the scale tr S = 1.  The loss does not depend on the scale,
+    so that decay, which shrinks it, moves no share.
+    Without decay the first two are zero only where c0 = 0; with decay a direction dies where c0 <= gamma tau / 2.
 
     Args:
         c0, ce: (K,) variance of the clean data and of the augmentation along each direction, >= 0, not both zero.
-        similarity: "euclidean" or "dot".
+        similarity: "euclidean", "dot" or "cosine".
         temperature: tau > 0.
+        weight_decay: gamma >= 0.
+        depth: L >= 1; above 1 for the dot product and the cosine.  A start below `critical_start` ends at 0.
 
     Returns:
         (K,) float64.
 
     Raises:
-        InputError: shapes do not fit, a variance is negative, or both are zero.
+        InputError: shapes do not fit, a variance or the decay is negative, both variances are zero, or the depth is
+            above 1 for the Euclidean loss.
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
-    check_choice("similarity", similarity, SIMILARITIES)
+    check_choice("similarity", similarity, (*SIMILARITIES, "cosine"))
     check_positive("temperature", temperature)
+    check_decay(weight_decay)
+    check_depth(depth)
     c = c0 + ce
     if not c.all():
         raise InputError(f"c0, ce: direction {int((c == 0).nonzero()[0, 0])} has no variance at all; leave it out")
+    if similarity == "cosine":
+        return _water_level(c0 / c, temperature)[1] / c
     if similarity == "dot":
-        return temperature * (c0 / c) / c
-    ratio = 2 * ce / c
-    # The root of ratio (1 + s)^2 = 2 + s with 2 - ratio = 2 c0 / c put in, so that no difference cancels.
-    s = (2 * c0 / c) / (ratio * (1 + 2 / (1 + torch.sqrt(1 + 4 * ratio))))
+        return _dot_roots(c0, c, temperature, weight_decay, depth)[1]
+    if depth > 1:
+        raise InputError(f"depth: got {depth} for the Euclidean loss, expected 1; only dot and cosine have more")
+    signal = (c0 - weight_decay * temperature / 2).clamp(min=0)
+    ratio = 2 - 2 * signal / c if weight_decay else 2 * ce / c
+    # The root of ratio (1 + s)^2 = 2 + s with 2 - ratio = 2 signal / c put in, so that no difference cancels.
+    s = (2 * signal / c) / (ratio * (1 + 2 / (1 + torch.sqrt(1 + 4 * ratio))))
     return temperature * s / c
 
 
-def population_modes(t: Floats, w0: Floats, c0: Floats, ce: Floats, depth: int = 1, temperature: float = 0.1) -> Floats:
+@same_kind
+def critical_start(c0: Array, ce: Array, depth: int, temperature: float = 0.1, weight_decay: float = 0.0) -> Array:
+    """The least initial singular value of the product from which a mode survives weight decay; dot-product loss.
+
+    L balanced layers: sqrt of the smaller root of m^(1 - 1/L) (c0 - c^2 m / tau) = gamma tau / 2.  One layer survives
+    from any start, or dies from any.  With two or more zero is stable as soon as there is decay: death depends on the
+    start, and at the largest decay that a mode survives it keeps (L - 1) / (2 L - 1) of its undecayed size.
+
+    Args:
+        c0, ce: (K,) variance of the clean data and of the augmentation along each mode.
+        depth: L >= 1.
+        temperature: tau > 0.
+        weight_decay: gamma >= 0.
+
+    Returns:
+        (K,) float64; infinite where a mode dies from any start.
+
+    Raises:
+        InputError: shapes do not fit, a variance or the decay is negative, or the temperature is not positive.
+    """
+    check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
+    check_not_negative(c0=c0, ce=ce)
+    check_positive("temperature", temperature)
+    check_decay(weight_decay)
+    check_depth(depth)
+    return _dot_roots(c0, c0 + ce, temperature, weight_decay, depth)[0].sqrt()
+
+
+def _dot_roots(c0: Tensor, c: Tensor, tau: float, gamma: float, depth: int) -> tuple[Tensor, Tensor]:
+    """(smaller, larger root) of m^a (c0 - c^2 m / tau) = gamma tau / 2, a = 1 - 1/L; (infinity, 0) without a root.
+
+    Both are found by Newton's method in x = c^2 m / (tau c0), where x^a (1 - x) is concave around each, from the side
+    on which the tangent does not overshoot.
+    """
+    lost = gamma * tau / 2
+    if depth == 1:
+        alive = c0 > lost
+        return torch.where(alive, 0.0, torch.inf), tau * ((c0 - lost).clamp(min=0) / c) / c
+    a, size = 1 - 1 / depth, tau * (c0 / c) / c
+    safe = torch.where(c0 > 0, c0, 1.0)
+    level = lost / (safe * torch.where(c0 > 0, size, 1.0) ** a)
+    peak = a / (1 + a)
+    alive = (c0 > 0) & (level < peak**a * (1 - peak))
+    level = torch.where(alive, level, 0.0)
+    low, high = level ** (1 / a), torch.ones_like(level)
+    for _ in range(60):
+        low, high = (x - (x**a * (1 - x) - level) / (a * x ** (a - 1) * (1 - x) - x**a) for x in (low, high))
+        low = torch.where(level > 0, low, 0.0)
+    return torch.where(alive, low * size, torch.inf), torch.where(alive, high * size, 0.0)
+
+
+@same_kind
+def population_modes(
+    t: Array,
+    w0: Array,
+    c0: Array,
+    ce: Array,
+    depth: int = 1,
+    temperature: float = 0.1,
+    weight_decay: float = 0.0,
+) -> Array:
     """w_k(t) of balanced aligned layers, dot-product loss, infinite batch: the modes decouple.
 
-    dw/dt = (2 L / tau) w^(3 - 2/L) (c0 - c^2 w^2 / tau); for L = 1, w^2 is logistic in t.
+    dw/dt = (2 L / tau) w^(3 - 2/L) (c0 - c^2 w^2 / tau) - L gamma w; for L = 1, w^2 is logistic in t.
 
     Args:
         t: (T,) times, ascending, the first of them the start.
@@ -100,28 +183,33 @@ def population_modes(t: Floats, w0: Floats, c0: Floats, ce: Floats, depth: int =
         c0, ce: (K,) variance of the clean data and of the augmentation along each mode.
         depth: L >= 1.
         temperature: tau > 0.
+        weight_decay: gamma >= 0.
 
     Returns:
         (T, K) float64.
 
     Raises:
-        InputError: depth is below 1.
+        InputError: shapes do not fit, depth is below 1, or the decay is negative.
     """
+    check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_depth(depth)
+    check_decay(weight_decay)
     c = c0 + ce
     if depth == 1:
-        k = 4 * c0 / temperature
+        k = 4 * c0 / temperature - 2 * weight_decay
         elapsed = (t - t[0])[:, None]
-        safe = np.where(k == 0, 1.0, k)
-        grown = np.where(k == 0, elapsed, -np.expm1(-safe * elapsed) / safe)
-        return w0 / np.sqrt(np.exp(-k * elapsed) + 4 * (w0 * c / temperature) ** 2 * grown)
+        safe = torch.where(k == 0, 1.0, k)
+        grown = torch.where(k == 0, elapsed, -torch.expm1(-safe * elapsed) / safe)
+        return w0 / torch.sqrt(torch.exp(-k * elapsed) + 4 * (w0 * c / temperature) ** 2 * grown)
+    times, start, signal, view = (array.detach().cpu().numpy() for array in (t, w0, c0, c))
 
     def rate(_: float, log_w: Floats) -> Floats:
         w = np.exp(log_w)
-        return 2 * depth / temperature * w ** (2 - 2 / depth) * (c0 - c**2 * w**2 / temperature)
+        pull = 2 / temperature * w ** (2 - 2 / depth) * (signal - view**2 * w**2 / temperature)
+        return depth * (pull - weight_decay)
 
-    flow = solve_ivp(rate, (t[0], t[-1]), np.log(w0), "LSODA", t_eval=t, rtol=1e-8, atol=1e-10)
-    return np.exp(flow.y.T)
+    flow = solve_ivp(rate, (times[0], times[-1]), np.log(start), "LSODA", t_eval=times, rtol=1e-8, atol=1e-10)
+    return torch.as_tensor(np.exp(flow.y.T), device=t.device)
 
 
 def population_gradient(W: Floats, C0: Floats, Ce: Floats, temperature: float = 0.1) -> Floats:
@@ -159,9 +247,8 @@ def euclidean_modes(t: Array, m0: Array, c0: Array, ce: Array) -> Array:
 def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
     """t_k = s_k / tr S, the share of each mode in the embedding's variance, where the cosine loss is least.
 
-    Infinite batch, wide embeddings (z / |z| ~ z / sqrt(tr S)), commuting covariances: water-filling,
-    t_k = tau max(rho_k + mu, 0) with rho = c0 / (c0 + ce) and mu such that the shares add up to 1.  Unlike the other
-    similarities, normalisation makes modes of small rho exactly zero, and more of them the higher the temperature.
+    Infinite batch, wide embeddings (z / |z| ~ z / sqrt(tr S)), commuting covariances: the shares of `water_level` for
+    the signal fractions c0 / (c0 + ce).
 
     Args:
         c0, ce: (K,) variance of the clean data and of the augmentation along each mode, not both zero.
@@ -173,42 +260,90 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
     check_positive("temperature", temperature)
-    rho = c0 / (c0 + ce)
+    return _water_level(c0 / (c0 + ce), temperature)[1]
+
+
+@same_kind
+def water_level(fractions: Array, temperature: float = 0.1) -> tuple[Array, Array]:
+    """(mu, t): the level and the shares t_k = tau (rho_k + mu)+ of the cosine loss, which add up to 1.
+
+    Directions of rho_k <= -mu die exactly: unlike the other similarities, normalisation turns shrinkage into collapse,
+    and more of it the higher the temperature.  Infinite batch, wide embeddings.
+
+    Args:
+        fractions: (K,) signal fractions rho = c0 / (c0 + ce).  Measured ones may lie a little outside [0, 1].
+        temperature: tau > 0.
+
+    Returns:
+        mu, a float64 number, and t, (K,) float64.
+
+    Raises:
+        InputError: fractions is not a vector of at least one entry, or the temperature is not positive.
+    """
+    check_shapes(fractions=(fractions, ("K",)))
+    check_positive("temperature", temperature)
+    if not len(fractions):
+        raise InputError("fractions: is empty; give one signal fraction a direction")
+    return _water_level(fractions, temperature)
+
+
+def _water_level(rho: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     descending = rho.sort(descending=True).values
     count = torch.arange(1, len(rho) + 1, dtype=rho.dtype, device=rho.device)
     levels = (1 / temperature - descending.cumsum(0)) / count
     # The modes above water are the first ones, as many as lie above the level that they themselves set.
-    above = int((descending + levels > 0).sum())
-    return temperature * (rho + levels[above - 1]).clamp(min=0)
+    mu = levels[int((descending + levels > 0).sum()) - 1]
+    return mu, temperature * (rho + mu).clamp(min=0)
 
 
 @same_kind
-def escape_time(w0: Array, w: Array, c0: Array, depth: int, temperature: float = 0.1) -> Array:
+def escape_time(
+    w0: Array, w: Array, c0: Array, depth: int, temperature: float = 0.1, weight_decay: float = 0.0
+) -> Array:
     """Time in which a mode of balanced layers grows from w0 to w, both far below where it stops; dot-product loss.
 
     tau ln(w / w0) / (2 c0) for L = 1, tau (w0^-b - w^-b) / (2 L b c0) with b = 2 - 2/L for L >= 2: logarithmic in the
-    initial scale for one layer, a power of it for more.  Infinite batch; a finite one is slower (meanfield.py).
+    initial scale for one layer, a power of it for more.  With weight decay gamma, ln(w / w0) / (2 c0 / tau - gamma) and
+    ln((1 - h w^-b) / (1 - h w0^-b)) / (L b gamma), h = gamma tau / (2 c0).
+    Infinite batch; a finite one is slower (meanfield.py).
 
     Args:
         w0, w, c0: (K,) initial and final singular value of the product, variance of the clean data; > 0.
         depth: L >= 1.
         temperature: tau > 0.
+        weight_decay: gamma >= 0.
 
     Returns:
-        (K,) float64 times; negative where w < w0.
+        (K,) float64 times; negative where the mode was at w before, infinite where it never gets there.
+
+    Raises:
+        InputError: shapes do not fit, a value is not positive, or the decay is negative.
     """
     check_shapes(w0=(w0, ("K",)), w=(w, ("K",)), c0=(c0, ("K",)))
     check_depth(depth)
     check_positive("temperature", temperature)
+    check_decay(weight_decay)
+    for name, values in {"w0": w0, "w": w, "c0": c0}.items():
+        if not (values > 0).all():
+            raise InputError(f"{name}: entry {int((values <= 0).nonzero()[0, 0])} is not positive; leave it out")
     if depth == 1:
-        return temperature / (2 * c0) * torch.log(w / w0)
+        rate = 2 * c0 / temperature - weight_decay
+        return torch.where((rate <= 0) & (w >= w0), torch.inf, torch.log(w / w0) / rate)
     b = 2 - 2 / depth
-    return temperature * (w0**-b - w**-b) / (2 * depth * b * c0)
+    if not weight_decay:
+        return temperature * (w0**-b - w**-b) / (2 * depth * b * c0)
+    held = weight_decay * temperature / (2 * c0)
+    before, after = 1 - held * w0**-b, 1 - held * w**-b
+    never = (before * after <= 0) | ((before < 0) & (w >= w0))
+    # ln(after / before), without the digits that a small decay would lose.
+    passed = torch.log1p(held * (w0**-b - w**-b) / before)
+    return torch.where(never, torch.inf, passed / (depth * b * weight_decay))
 
 
+@same_kind
 def collapsed_modes(
-    w0: Floats, c0: Floats, ce: Floats, depth: int, horizon: float, temperature: float = 0.1, threshold: float = 1e-2
-) -> NDArray[np.bool_]:
+    w0: Array, c0: Array, ce: Array, depth: int, horizon: float, temperature: float = 0.1, threshold: float = 1e-2
+) -> Array:
     """Which modes count as collapsed at time `horizon`, in closed form: by augmentation, or by depth.
 
     A mode is collapsed by augmentation if the place where it stops, m* = tau c0 / c^2, lies below threshold times the
@@ -225,5 +360,5 @@ def collapsed_modes(
         (K,) bool.
     """
     stationary = stationary_modes(c0, ce, "dot", temperature)
-    level = np.full(len(w0), np.sqrt(threshold * stationary.max()))
+    level = (threshold * stationary.max()).sqrt().expand(len(w0))
     return (stationary < level**2) | (escape_time(w0, level, c0, depth, temperature) > horizon)

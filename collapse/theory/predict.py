@@ -136,7 +136,8 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
 
     K = W2^T W2 - W1 W1^T is conserved; with isotropic data the flow stops at such a product, where
     W1 W1^T = (-K + sqrt(K^2 + 4 m)) / 2.  Both have K's eigenvectors, in opposite order: the alignment matrix of
-    theorem 2 tends to the anti-identity wherever the loss has a finite optimum.  All modes must be alive.
+    theorem 2 tends to the anti-identity.  All modes must be alive; data whose modes stop at different sizes may end at
+    the identity instead (alignment_index).
 
     Args:
         K: (h, h) symmetric.
@@ -148,6 +149,33 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
     values, vectors = torch.linalg.eigh(K)
     gram = (vectors * ((torch.sqrt(values**2 + 4 * m) - values) / 2)) @ vectors.T
     return gram, gram + K
+
+
+@same_kind
+def alignment_index(w: Array, K: Array) -> Array:
+    """Towards which end the alignment matrix of two layers goes: above 0 the identity, below 0 the anti-identity.
+
+    Put G = (W1 W1^T + W2^T W2) / 2.  The Gram matrices are G -+ K / 2 with the conserved K = W2^T W2 - W1 W1^T, so that
+    the inner product of the centred Gram matrices is var(G) - var(K) / 4, variances over eigenvalues.  Where the layers
+    have outgrown K the eigenvalues of G are the singular values w of the product, and the index
+    (var(w) - var(K) / 4) / (var(w) + var(K) / 4) is the correlation of the two matrices.  A product whose modes differ
+    aligns the layers; one whose modes are alike, as at the optimum for isotropic data, leaves them in opposite order.
+
+    Args:
+        w: (..., h) singular values of W2 W1, at any time; sqrt(m*) for the end.
+        K: (h, h) symmetric.
+
+    Returns:
+        (...) float64 in [-1, 1]; 0 where neither has any spread.
+
+    Raises:
+        InputError: K is not square, or w has another number of entries.
+    """
+    check_shapes(K=(K, ("h", "h")))
+    if w.shape[-1:] != K.shape[:1]:
+        raise InputError(f"w: got shape {tuple(w.shape)}, expected (..., {len(K)}) for K of shape {tuple(K.shape)}")
+    product, held = w.var(-1, correction=0), torch.linalg.eigvalsh(K).var(correction=0) / 4
+    return (product - held) / (product + held).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _check_blow_up(alive: Tensor, t: Tensor, lam: Tensor) -> None:

@@ -1,16 +1,15 @@
 """Stochastic gradient descent of small networks on the toy contrastive task, many runs as one batch of tensors.
 
 Notation:  R runs, L layers;  x, x_prime the two views of a batch, drawn afresh at each step;  z = W_L .. W_1 x without
-bias, linear or with a ReLU after each layer but the last;  the loss is averaged over the batch.
-Similarities: "dot", cross-entropy of z . z' / tau in one direction, that of the official toy scripts; "cosine", the
-same of normalised embeddings; "euclidean", the paper's section 4 (identities.py).  Time is learning rate x steps.
+bias, linear or with a ReLU after each layer but the last.  Losses and optimisers are those of descent.py; time is
+learning rate x steps.
 Draws and weights are float32; each run has its own generator, so a run does not depend on those beside it.
 
 A projector is a further layer.  `masks` says which entries train: zeros fix an orthogonal or low-rank layer, an
 identity leaves a diagonal one; a residual block r = h + W h is the layer 1 + W, which has the same gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -23,20 +22,9 @@ from tqdm import tqdm
 
 from collapse import InputError
 from collapse.theory.arrays import Floats, check_choice
+from collapse.theory.descent import GRADIENTS, Descent, Optimizer, dot_product_gradient
 
 DRAWN = 64  # batches drawn at a time, over all runs: few calls, and the draws stay in the cache
-
-
-@dataclass(frozen=True)
-class Descent:
-    """How to descend; the defaults are the official toy scripts'."""
-
-    lr: float = 1e-3
-    steps: int = 10_000
-    batch: int = 128
-    temperature: float = 0.1
-    similarity: str = "dot"
-    activation: str = "linear"
 
 
 class Views(Protocol):
@@ -139,23 +127,23 @@ def sgd(
     layers = [torch.tensor(W, dtype=torch.float32) for W in weights]
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     kept = [[W.clone() for W in layers]] if at[0] == 0 else []
-    wanted, chunk = set(at), max(1, DRAWN // len(seeds))
-    with tqdm(total=descent.steps, desc=f"SGD of {len(seeds)} runs", unit="step", disable=None) as bar:
-        for first in range(0, descent.steps, chunk):
-            batches = views.draw(generators, min(chunk, descent.steps - first), descent.batch)
-            for step, x in enumerate(batches.unbind(1), first + 1):
-                _descend(layers, trainable, x.flatten(1, 2), descent)
-                if step in wanted:
-                    kept.append([W.clone() for W in layers])
-            bar.update(batches.shape[1])
+    wanted, optimizer = set(at), Optimizer(descent, layers)
+    gradients = _linear_gradients if descent.activation == "linear" else _relu_gradients
+    for step, x in batches(views, generators, descent):
+        optimizer.step(layers, gradients(layers, x, descent), trainable)
+        if step in wanted:
+            kept.append([W.clone() for W in layers])
     return [torch.stack(layer).double().numpy() for layer in zip(*kept, strict=True)]
 
 
-def _descend(layers: list[Tensor], masks: list[Tensor | None], x: Tensor, descent: Descent) -> None:
-    """One step on the views x, (R, 2 batch, d), in place, for all runs at once."""
-    gradients = (_linear_gradients if descent.activation == "linear" else _relu_gradients)(layers, x, descent)
-    for W, gradient, mask in zip(layers, gradients, masks, strict=True):
-        W.sub_(gradient if mask is None else gradient * mask, alpha=descent.lr)
+def batches(views: Views, generators: Sequence[torch.Generator], descent: Descent) -> Iterator[tuple[int, Tensor]]:
+    """(step, both views stacked (R, 2 batch, d)) for the steps 1 .. descent.steps, drawn some steps at a time."""
+    chunk = max(1, DRAWN // len(generators))
+    with tqdm(total=descent.steps, desc=f"SGD of {len(generators)} runs", unit="step", disable=None) as bar:
+        for first in range(0, descent.steps, chunk):
+            drawn = views.draw(generators, min(chunk, descent.steps - first), descent.batch)
+            yield from enumerate(drawn.flatten(2, 3).unbind(1), first + 1)
+            bar.update(drawn.shape[1])
 
 
 def _relu_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list[Tensor]:
@@ -163,7 +151,7 @@ def _relu_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list[T
     inputs = [x]
     for W in layers[:-1]:
         inputs.append((inputs[-1] @ W.mT).relu_())
-    back = GRADIENTS[descent.similarity](inputs[-1] @ layers[-1].mT, descent.temperature)
+    back = GRADIENTS[descent.similarity](inputs[-1] @ layers[-1].mT, descent)
     gradients: list[Tensor] = []
     for W, h in zip(reversed(layers), reversed(inputs), strict=True):
         gradients.insert(0, back.mT @ h)
@@ -177,65 +165,14 @@ def _linear_gradients(layers: list[Tensor], x: Tensor, descent: Descent) -> list
     for W in layers[1:]:
         below.append(W @ below[-1])
     if descent.similarity == "dot":
-        back = _dot_product_gradient(below[-1], x, descent.temperature)
+        back = dot_product_gradient(below[-1], x, descent.temperature)
     else:
-        back = GRADIENTS[descent.similarity](x @ below[-1].mT, descent.temperature).mT @ x
+        back = GRADIENTS[descent.similarity](x @ below[-1].mT, descent).mT @ x
     gradients = [back] * len(layers)
     for depth in range(len(layers) - 1, 0, -1):
         gradients[depth], back = back @ below[depth - 1].mT, layers[depth].mT @ back
     gradients[0] = back
     return gradients
-
-
-def _dot_product_gradient(W: Tensor, x: Tensor, temperature: float) -> Tensor:
-    """dL/dW for z = W x: W (B + B^T), B = x^T (softmax - 1) x_prime; one large product where the rows' has two."""
-    first, second = x.chunk(2, dim=1)
-    logits = (first @ (W.mT @ W / temperature)) @ second.mT
-    error = torch.softmax(logits, 2, out=logits)
-    B = first.mT @ (error @ second - second)
-    return W @ (B + B.mT) / (temperature * first.shape[1])
-
-
-def _dot_gradient(z: Tensor, temperature: float) -> Tensor:
-    """Gradient of the mean cross-entropy of z . z' / tau with respect to both views stacked, (R, 2 batch, m)."""
-    first, second = z.chunk(2, dim=1)
-    # The small factors are scaled, not the logits.
-    first, second = first / temperature, second / temperature
-    error = torch.softmax(first @ (second * temperature).mT, dim=2)
-    error.diagonal(dim1=1, dim2=2).sub_(1)
-    return torch.cat([error @ second, error.mT @ first], dim=1) / z.shape[1] * 2
-
-
-def _cosine_gradient(z: Tensor, temperature: float) -> Tensor:
-    """The same of normalised rows: the part of the gradient along a row does nothing."""
-    norm = z.norm(dim=2, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-    unit = z / norm
-    gradient = _dot_gradient(unit, temperature)
-    return (gradient - (gradient * unit).sum(2, keepdim=True) * unit) / norm
-
-
-def _euclidean_gradient(z: Tensor, temperature: float) -> Tensor:
-    """Lemma 1, over tau, averaged over anchors; negatives come from the first view."""
-    first, second = z.chunk(2, dim=1)
-    # Differences of one shift keep the digits that |a|^2 + |b|^2 - 2 a.b would lose far from the origin.
-    shift = first.mean(1, keepdim=True)
-    first, second = first - shift, second - shift
-    squares = (first**2).sum(2)
-    logits = first @ first.mT - squares[:, None, :] / 2
-    positive = (first * second).sum(2) - (second**2).sum(2) / 2
-    logits.diagonal(dim1=1, dim2=2).copy_(positive)
-    alpha = torch.softmax(logits / temperature, dim=2)
-    alpha.diagonal(dim1=1, dim2=2).zero_()
-    rows, columns = alpha.sum(2)[..., None], alpha.sum(1)[..., None]
-    g_first = (alpha + alpha.mT) @ first - rows * second - columns * first
-    return torch.cat([g_first, rows * (second - first)], dim=1) / (temperature * first.shape[1])
-
-
-GRADIENTS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "dot": _dot_gradient,
-    "cosine": _cosine_gradient,
-    "euclidean": _euclidean_gradient,
-}
 
 
 def sample_gradient(
@@ -247,10 +184,11 @@ def sample_gradient(
     """
     check_choice("similarity", similarity, tuple(GRADIENTS))
     views = torch.as_tensor(np.concatenate([x, x_prime]), dtype=torch.float64)
+    descent = Descent(temperature=temperature, similarity=similarity)
 
     def gradient(W: NDArray) -> NDArray:
         z = views @ torch.as_tensor(W, dtype=torch.float64).T
-        return (GRADIENTS[similarity](z[None], temperature)[0].T @ views).numpy()
+        return (GRADIENTS[similarity](z[None], descent)[0].T @ views).numpy()
 
     return gradient
 
