@@ -20,6 +20,7 @@ from collapse.theory.population import (
     population_loss,
     population_modes,
     stationary_modes,
+    water_level,
 )
 from collapse.theory.predict import (
     alignment,
@@ -58,4 +59,5 @@ __all__ = [
     "singular_values",
     "stationary_modes",
     "two_layer_modes",
+    "water_level",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
+from torch import Tensor
 
 from collapse import InputError
 from collapse.theory.arrays import (
@@ -159,9 +160,8 @@ def euclidean_modes(t: Array, m0: Array, c0: Array, ce: Array) -> Array:
 def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
     """t_k = s_k / tr S, the share of each mode in the embedding's variance, where the cosine loss is least.
 
-    Infinite batch, wide embeddings (z / |z| ~ z / sqrt(tr S)), commuting covariances: water-filling,
-    t_k = tau max(rho_k + mu, 0) with rho = c0 / (c0 + ce) and mu such that the shares add up to 1.  Unlike the other
-    similarities, normalisation makes modes of small rho exactly zero, and more of them the higher the temperature.
+    Infinite batch, wide embeddings (z / |z| ~ z / sqrt(tr S)), commuting covariances: the shares of `water_level` for
+    the signal fractions c0 / (c0 + ce).
 
     Args:
         c0, ce: (K,) variance of the clean data and of the augmentation along each mode, not both zero.
@@ -173,13 +173,40 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
     check_positive("temperature", temperature)
-    rho = c0 / (c0 + ce)
+    return _water_level(c0 / (c0 + ce), temperature)[1]
+
+
+@same_kind
+def water_level(fractions: Array, temperature: float = 0.1) -> tuple[Array, Array]:
+    """(mu, t): the level and the shares t_k = tau (rho_k + mu)+ of the cosine loss, which add up to 1.
+
+    Directions of rho_k <= -mu die exactly: unlike the other similarities, normalisation turns shrinkage into collapse,
+    and more of it the higher the temperature.  Infinite batch, wide embeddings.
+
+    Args:
+        fractions: (K,) signal fractions rho = c0 / (c0 + ce).  Measured ones may lie a little outside [0, 1].
+        temperature: tau > 0.
+
+    Returns:
+        mu, a float64 number, and t, (K,) float64.
+
+    Raises:
+        InputError: fractions is not a vector of at least one entry, or the temperature is not positive.
+    """
+    check_shapes(fractions=(fractions, ("K",)))
+    check_positive("temperature", temperature)
+    if not len(fractions):
+        raise InputError("fractions: is empty; give one signal fraction a direction")
+    return _water_level(fractions, temperature)
+
+
+def _water_level(rho: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     descending = rho.sort(descending=True).values
     count = torch.arange(1, len(rho) + 1, dtype=rho.dtype, device=rho.device)
     levels = (1 / temperature - descending.cumsum(0)) / count
     # The modes above water are the first ones, as many as lie above the level that they themselves set.
-    above = int((descending + levels > 0).sum())
-    return temperature * (rho + levels[above - 1]).clamp(min=0)
+    mu = levels[int((descending + levels > 0).sum()) - 1]
+    return mu, temperature * (rho + mu).clamp(min=0)
 
 
 @same_kind

@@ -1,0 +1,78 @@
+"""A frozen trunk's last map, relaxed on views: it stands still where water-filling says, and what heads leave of r."""
+
+import numpy as np
+import pytest
+import torch
+
+from collapse import InputError
+from collapse.models import make_head
+from collapse.training.relaxation import Relaxation, Views, living, relax
+
+DIM, TEMPERATURE = 12, 0.5
+RHO = np.array([0.95, 0.93, 0.9, 0.88, 0.86, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.02])
+SCALES = np.geomspace(3, 0.3, DIM)
+HEADS = {"none": ("none", DIM), "linear": ("linear", 8), "directclr": ("lowrank-diagonal", 8), "mlp": ("mlp", 8)}
+
+
+@pytest.fixture(scope="module")
+def views():
+    """Gaussian, of known signal fractions, in a turned basis: 1,000 images in 4 views."""
+    rng = np.random.default_rng(0)
+    clean = rng.standard_normal((1000, 1, DIM)) * np.sqrt(RHO)
+    seen = clean + rng.standard_normal((1000, 4, DIM)) * np.sqrt(1 - RHO)
+    return Views(seen * SCALES @ np.linalg.qr(rng.standard_normal((DIM, DIM)))[0] + 3)
+
+
+def relaxed(views, head, limit=100, lr=0.2, **how):
+    torch.manual_seed(0)
+    relaxation = Relaxation(views, make_head(HEADS[head][0], DIM, HEADS[head][1]), TEMPERATURE, lr, 128, **how)
+    return relaxation, relax(relaxation, first=50, limit=limit)
+
+
+def test_views_have_the_signal_fractions_they_were_made_with(views):
+    np.testing.assert_allclose(views.fractions, RHO, atol=0.05)
+    np.testing.assert_allclose(views.modes.T @ views.total @ views.modes, np.eye(DIM), atol=1e-9)
+    np.testing.assert_allclose(views.rows.square().mean(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["none", "linear", "directclr"])
+def test_a_linear_map_stands_still_where_water_filling_says(views, head):
+    predicted = views.predicted(HEADS[head][1], TEMPERATURE)
+    alive = int((predicted > 0).sum())
+    assert 3 <= alive <= 6
+    _, (state, moved, _) = relaxed(views, head)
+    assert moved <= 0.01
+    assert state.living()["z"][0] == alive
+    assert np.abs(state.shares - predicted).sum() / 2 < 0.1
+    # What the loss does not see stays: without a projector nothing; of DirectCLR's, the other four entries.
+    assert state.living()["r"][0] == {"none": alive, "linear": DIM, "directclr": alive + 4}[head]
+
+
+def test_the_dead_fall_to_rounding_and_the_balance_of_the_layers_is_kept(views):
+    _, (state, _, _) = relaxed(views, "none")
+    assert state.living()["z"] == [int((views.predicted(DIM, TEMPERATURE) > 0).sum())] * 2
+    _, (state, _, _) = relaxed(views, "linear", lr=0.01)
+    assert 0 < state.drift < 0.1
+
+
+def test_a_projector_of_two_layers_leaves_r_alive(views):
+    relaxation, (state, _, _) = relaxed(views, "mlp", limit=500, lr=0.01)
+    assert state.living()["r"] == [DIM, DIM]
+    assert relaxation.rest.training
+
+
+def test_equal_seeds_give_equal_weights(views):
+    first, second, other = (relaxed(views, "linear", limit=20, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first.W, second.W)
+    assert not torch.equal(first.W, other.W)
+
+
+def test_what_counts_as_living():
+    assert living(np.array([1.0, 1e-2, 1e-4, 1e-9]), 1e-6) == [2, 3]
+    assert living(np.array([1e-3, 1e-7]), 1e-2) == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1, 4), (1, 2, 4)])
+def test_views_of_the_wrong_shape_are_refused(shape):
+    with pytest.raises(InputError, match="2 views or more"):
+        Views(np.zeros(shape))
