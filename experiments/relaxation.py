@@ -45,7 +45,7 @@ RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
 IMAGES, VIEWS = 5000, 8
 LIMIT, STILL = 4000, 0.02  # steps, and what may move over a doubling of them
-KINDS = {"none": "none", "linear": "linear", "mlp": "mlp", "directclr": "lowrank-diagonal"}
+KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
 # The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
 HOW: dict[str, dict[str, float]] = {
     "none": {"lr": 0.05},
