@@ -15,7 +15,7 @@ script goes on where it was stopped; the result sums up those that are there.
 
 Writes experiments/results/relaxation.npz (of each cell NAME: NAME-r, NAME-z singular values of rows of length one;
 NAME-start of r = h; NAME-fractions, NAME-shares, NAME-predicted of the modes; meta: cells, a list of name, trunk, head,
-temperature, seed, steps, seconds, moved over the last doubling, drift, measured and predicted living directions of r
+temperature, seed, steps, seconds, moved over the last doubling, drift, floors, measured and predicted living directions of r
 and z above 1e-3 of the largest and above the floor, error, the largest difference as a share of the width, spearman of
 the shares of the modes predicted to live, held, what the others hold; orders, see `orders`) and the figure.
 """
@@ -120,6 +120,7 @@ def perform(cell: tuple[str, str, float, int], source: str) -> None:
     error = max(abs(a - b) / widths[of] for of in widths for a, b in zip(measured[of], counts[of], strict=True))
     about = {"name": name_of(cell), "trunk": trunk, "head": head, "temperature": temperature, "seed": seed}
     about |= {"steps": state.step, "seconds": seconds, "moved": moved, "drift": state.drift, "measured": measured}
+    about["floors"] = {"r": state.r.floor, "z": state.z.floor}
     about |= {"predicted": counts, "error": error, **agreement(state.shares, predicted)}
     arrays = {"r": state.r.singular_values, "z": state.z.singular_values, "start": start.r.singular_values}
     arrays |= {"fractions": views.fractions, "shares": state.shares, "predicted": predicted}

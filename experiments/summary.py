@@ -19,7 +19,12 @@ from collapse.results import load_result, provenance, save_text, strict, to_json
 
 
 class Runs(dict[str, tuple[Meta, Arrays]]):
-    """The results of runs by name; asking for one that is missing is an InputError."""
+    """The results of runs by name; asking for one that is missing is an InputError.
+
+    stored: whether they are the project's own of the preset that the relaxations are of.
+    """
+
+    stored = False
 
     def __missing__(self, name: str) -> tuple[Meta, Arrays]:
         raise InputError(f"run {name} is missing; give --data to train it")
@@ -82,7 +87,9 @@ def _document(
         raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
     if len(there) < len(names):
         print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
-    found = summarise(Runs({run: load_result(results / f"{run}.npz") for run in there}))
+    runs = Runs({run: load_result(results / f"{run}.npz") for run in there})
+    runs.stored = results == study.RESULTS / "study"
+    found = summarise(runs)
     return strict({"schema": "collapse.study/1", **found, "config": configs[names[0]].as_dict(), **provenance()})
 
 
@@ -239,23 +246,65 @@ def tables(script: str, heads: Sequence[str]) -> None:
     main(script, patterns, summarise, report, draw_tables)
 
 
+def relaxed(heads: Sequence[str], layer: str) -> Meta:
+    """Of each temperature at which every head was relaxed behind the trained trunk: head -> lists over its seeds.
+
+    Lists: seeds, steps, values (singular values, what lies below the floor put there), predicted (living directions).
+    """
+    path = study.RESULTS / "relaxation.npz"
+    if not path.exists():
+        return {}
+    meta, arrays = load_result(path)
+    found: Meta = {}
+    for cell in meta["cells"]:
+        if cell["trunk"] != "trained" or cell["head"] not in heads:
+            continue
+        one = found.setdefault(f"{cell['temperature']:g}", {}).setdefault(
+            cell["head"], {"seeds": [], "steps": [], "values": [], "predicted": []}
+        )
+        values = np.maximum(arrays[f"{cell['name']}-{layer}"], cell["floors"][layer])
+        entries = (cell["seed"], cell["steps"], values, cell["predicted"][layer][1])
+        for key, entry in zip(("seeds", "steps", "values", "predicted"), entries, strict=True):
+            one[key].append(entry)
+    return {temperature: of for temperature, of in found.items() if set(of) == set(heads)}
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Least to largest, or the one there is."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def spectra(script: str, heads: Sequence[str], key: str) -> None:
-    """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds."""
+    """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds.
+
+    Trained end to end, in each regime; before them, where the last map alone was relaxed (relaxation.py).
+    """
+    layer = "z" if key.startswith("embedding") else "r"
 
     def summarise(runs: Runs) -> Meta:
         floor = max(float(arrays[key.replace("singular_values", "floor")]) for _, arrays in runs.values())
-        found: Meta = {"floor": floor}
+        found: Meta = {"floor": floor, "relaxed": relaxed(heads, layer) if runs.stored else {}, "epochs": {}}
         for regime, title in REGIMES.items():
             names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
             values = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
             if all(values.values()):
                 found[title] = values
-        if len(found) == 1:
+                found["epochs"][title] = runs[names[heads[0]][0]][0]["config"]["epochs"]
+        if not found["epochs"]:
             raise InputError(f"in no setting there is a run of each of {', '.join(heads)}; give --data to train them")
         return found
 
     def report(found: Meta) -> str:
         lines = []
+        for temperature, of in found["relaxed"].items():
+            for head, one in of.items():
+                values = np.array(one["values"])
+                dead = values.shape[1] - (values > 1.01 * values.min(1, keepdims=True)).sum(1)
+                where = f"temperature {temperature}, {study.LABELS[head]}, {span(one['steps'])} steps"
+                lines.append(
+                    f"relaxed, {where}: at the floor {span(dead)}, predicted {span(values.shape[1] - np.array(one['predicted']))}"
+                )
         for regime in (name for name in TITLES if name in found):
             for head, values in found[regime].items():
                 logs = np.log(np.maximum(values, found["floor"]))
@@ -266,20 +315,33 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
         return "\n".join(lines)
 
     def draw(found: Meta) -> Any:
-        names = [name for name in TITLES if name in found]
-        rows = 2 if len(names) == 4 else 1
-        shape = {"columns": len(names) // rows, "rows": rows, "squeeze": False}
-        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True, sharey=True)
-        for ax, regime in zip(grid.flat, names, strict=True):
-            shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
-            plots.plot_repeated_spectra(ax, shown)
-            ax.set_title(TITLES[regime])
-            ax.get_legend().set_visible(ax is grid.flat[0])
-            ax.label_outer()
-        of = "z" if key.startswith("embedding") else "r"
-        fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$", fontsize="medium")
-        for ax in grid.flat:
+        panels = [(f"last map relaxed, $\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
+        panels += [(titled(found, name), found[name], False) for name in TITLES if name in found]
+        columns = len(panels) if len(panels) < 4 else (len(panels) + 1) // 2
+        rows = -(-len(panels) // columns)
+        shape = {"columns": columns, "rows": rows, "squeeze": False}
+        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True)
+        for ax, (title, of, still) in zip(grid.flat, panels, strict=False):
+            values = {head: one["values"] if still else one for head, one in of.items()}
+            plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(one) for head, one in values.items()})
+            for head, one in of.items() if still else ():
+                color = plots.HEAD_COLORS[study.LABELS[head]]
+                ax.axvline(np.mean(one["predicted"]) + 0.5, color=color, linestyle=":", linewidth=0.8)
+            ax.set_title(title, fontsize="small")
+            ax.get_legend().set_visible(False)
             ax.set_ylabel("")
+        for ax in grid.flat[len(panels) :]:
+            ax.set_visible(False)
+        fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({layer})$", fontsize="medium")
+        seeds = span([len(one["values"] if still else one) for _, of, still in panels for one in of.values()])
+        title = f"{seeds} seeds" + ("; dotted: where theory puts the last living direction" * bool(found["relaxed"]))
+        fig.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, title=title)
         return fig
 
     main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)
+
+
+def titled(found: Meta, regime: str) -> str:
+    """A regime's title with its epochs."""
+    epochs = found["epochs"][regime]
+    return f"{TITLES[regime]}, {epochs} epoch{'s' * (epochs > 1)}"
