@@ -15,9 +15,9 @@ script goes on where it was stopped; the result sums up those that are there.
 
 Writes experiments/results/relaxation.npz (of each cell NAME: NAME-r, NAME-z singular values of rows of length one;
 NAME-start of r = h; NAME-fractions, NAME-shares, NAME-predicted of the modes; meta: cells, a list of name, trunk, head,
-temperature, seed, steps, seconds, moved over the last doubling, drift, floors, measured and predicted living directions of r
-and z above 1e-3 of the largest and above the floor, error, the largest difference as a share of the width, spearman of
-the shares of the modes predicted to live, held, what the others hold; orders, see `orders`) and the figure.
+temperature, seed, steps, seconds, moved over the last doubling, drift, floors, measured and predicted living directions
+of r and z above 1e-3 of the largest and above the floor, error, the largest difference as a share of the width,
+spearman of the shares of the modes predicted to live, held, what the others hold; orders, see `orders`) and the figure.
 """
 
 import fnmatch
@@ -70,9 +70,9 @@ def views_of(trunk: str, seed: int, source: str) -> Views:
     if not path.exists():
         print(f"{trunk}, seed {seed}: {IMAGES} images in {VIEWS} views", file=sys.stderr, flush=True)
         config = replace(study.plan(study.PRESET)["mlp-s0"], seed=seed)
-        found = study.augmented(
-            encoders()[TRUNKS[trunk]], config, study.data_of(source, "train"), IMAGES, "cpu", 0, VIEWS
-        )
+        data = study.data_of(source, "train")
+        data = data.subset(np.sort(np.random.default_rng([seed, 7]).permutation(len(data))[:IMAGES]))
+        found = study.augmented(encoders()[TRUNKS[trunk]], config, data, IMAGES, "cpu", 0, VIEWS)
         save_result(path, {"images": IMAGES}, views=found.astype(np.float32))
     return Views(load_result(path)[1]["views"])
 

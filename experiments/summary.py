@@ -302,9 +302,8 @@ def spectra(script: str, heads: Sequence[str], key: str) -> None:
                 values = np.array(one["values"])
                 dead = values.shape[1] - (values > 1.01 * values.min(1, keepdims=True)).sum(1)
                 where = f"temperature {temperature}, {study.LABELS[head]}, {span(one['steps'])} steps"
-                lines.append(
-                    f"relaxed, {where}: at the floor {span(dead)}, predicted {span(values.shape[1] - np.array(one['predicted']))}"
-                )
+                told = span(values.shape[1] - np.array(one["predicted"]))
+                lines.append(f"relaxed, {where}: at the floor {span(dead)}, predicted {told}")
         for regime in (name for name in TITLES if name in found):
             for head, values in found[regime].items():
                 logs = np.log(np.maximum(values, found["floor"]))
