@@ -141,10 +141,6 @@ class Relaxation:
         W = self.W[: self.count].float()
         return W if self.V is None else self.V.float() @ W
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """(n, d) rows of the views -> their embeddings (n, m)."""
-        return self.rest(rows @ self.seen().T)
-
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Two different views of `batch` images at random, each (batch, d)."""
         images, count, _ = self.views.rows.shape
