@@ -44,7 +44,7 @@ from collapse.training.relaxation import Relaxation, State, Views, living, relax
 RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
 IMAGES, VIEWS = 5000, 8
-LIMIT, STILL = 4000, 0.02  # steps, and what may move over a doubling of them
+FIRST, LIMIT, STILL = 250, 4000, 0.02  # steps; what may move over a doubling of them
 KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
 # The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
 HOW: dict[str, dict[str, float]] = {
@@ -114,7 +114,7 @@ def perform(cell: tuple[str, str, float, int], source: str) -> None:
         print(f"{name_of(cell)}: {line}, predicted {counts}", file=sys.stderr, flush=True)
 
     watch(start, np.inf)
-    state, moved, seconds = relax(relaxation, limit=LIMIT, still=STILL, watch=watch)
+    state, moved, seconds = relax(relaxation, FIRST, LIMIT, STILL, watch)
     measured = state.living()
     widths = {"r": d, "z": width}
     error = max(abs(a - b) / widths[of] for of in widths for a, b in zip(measured[of], counts[of], strict=True))

@@ -1,12 +1,22 @@
 """A frozen trunk's last map, relaxed on views: it stands still where water-filling says, and what heads leave of r."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from collapse import InputError
 from collapse.models import make_head
+from collapse.results import load_result
 from collapse.training.relaxation import Relaxation, Views, living, relax
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import relaxation as script
+import study
+import summary
 
 DIM, TEMPERATURE = 12, 0.5
 RHO = np.array([0.95, 0.93, 0.9, 0.88, 0.86, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.02])
@@ -81,3 +91,30 @@ def test_what_counts_as_living():
 def test_views_of_the_wrong_shape_are_refused(shape):
     with pytest.raises(InputError, match="2 views or more"):
         Views(np.zeros(shape))
+
+
+def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"IMAGES": 80, "FIRST": 2, "LIMIT": 4}.items():
+        monkeypatch.setattr(script, name, value)
+    call = ["relaxation.py", "--data", "sklearn:digits", "--only", "trained-*-t0.5-s0", "--out", "relaxation.npz"]
+    monkeypatch.setattr(sys, "argv", call)
+    script.main(script.__file__, script.simulate, script.report, script.draw)
+    meta, arrays = load_result(tmp_path / "relaxation.npz")
+    assert [(cell["head"], cell["steps"]) for cell in meta["cells"]] == [(head, 5) for head in script.KINDS]
+    widths = {cell["head"]: len(arrays[f"{cell['name']}-z"]) for cell in meta["cells"]}
+    assert widths == {"none": 512, "directclr": 90, "linear": 128, "mlp": 128}
+    (order,) = meta["orders"]
+    none = next(cell for cell in meta["cells"] if cell["head"] == "none")
+    assert order["dead"]["none"] == [512 - count for count in none["measured"]["r"]]
+    assert "4 of 48 cells" in capsys.readouterr().out
+    assert (tmp_path / "relaxation.png").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/relaxation").iterdir()}
+    script.main(script.__file__, script.simulate, script.report, script.draw)
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/relaxation").iterdir()}
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    drawn = summary.relaxed(["none", "mlp"], "r")["0.5"]
+    assert drawn["none"]["seeds"] == [0]
+    assert len(drawn["mlp"]["values"][0]) == 512
+    assert drawn["none"]["predicted"] == [none["predicted"]["r"][1]]
+    assert summary.relaxed(["none", "diagonal"], "r") == {}
