@@ -39,12 +39,13 @@ from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta, main
 from collapse.models import default_dim, make_head
 from collapse.results import load_result, save_result
+from collapse.training.data import open_data
 from collapse.training.relaxation import Relaxation, State, Views, living, relax
 
 RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
 IMAGES, VIEWS = 5000, 8
-FIRST, LIMIT, STILL = 250, 4000, 0.02  # steps; what may move over a doubling of them
+FIRST, LIMIT, STILL = 250, 2000, 0.02  # steps; what may move over a doubling of them
 KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
 # The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
 HOW: dict[str, dict[str, float]] = {
@@ -70,9 +71,10 @@ def views_of(trunk: str, seed: int, source: str) -> Views:
     if not path.exists():
         print(f"{trunk}, seed {seed}: {IMAGES} images in {VIEWS} views", file=sys.stderr, flush=True)
         config = replace(study.plan(study.PRESET)["mlp-s0"], seed=seed)
-        data = study.data_of(source, "train")
+        data = open_data(source, "train")
         data = data.subset(np.sort(np.random.default_rng([seed, 7]).permutation(len(data))[:IMAGES]))
         found = study.augmented(encoders()[TRUNKS[trunk]], config, data, IMAGES, "cpu", 0, VIEWS)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_result(path, {"images": IMAGES}, views=found.astype(np.float32))
     return Views(load_result(path)[1]["views"])
 
