@@ -98,7 +98,7 @@ def test_views_of_the_wrong_shape_are_refused(shape):
 
 def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, value in {"IMAGES": 80, "FIRST": 2, "LIMIT": 4}.items():
+    for name, value in {"IMAGES": 80, "FIRST": 2, "LIMIT": 4, "STILL": 0.0}.items():
         monkeypatch.setattr(script, name, value)
     call = ["relaxation.py", "--data", "sklearn:digits", "--only", "trained-*-t0.5-s0", "--out", "relaxation.npz"]
     monkeypatch.setattr(sys, "argv", call)

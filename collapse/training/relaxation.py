@@ -29,6 +29,7 @@ from collapse.spectra import Spectrum
 from collapse.training.losses import infonce
 
 DEAD = 1e-3  # a share of the largest below which a direction counts as dead, beside the floor of rounding
+CLEAR = 10.0  # times that floor, whose estimate lies among the values that rounding leaves
 
 
 class Views:
@@ -82,7 +83,7 @@ class State:
     drift: float
 
     def living(self) -> dict[str, list[int]]:
-        """Counts above DEAD times the largest and above the floor, of "r" and "z"."""
+        """Counts above DEAD times the largest and clear of the floor, of "r" and "z"."""
         spectra = {"r": self.r, "z": self.z}
         return {name: living(one.singular_values, one.floor) for name, one in spectra.items()}
 
@@ -95,8 +96,8 @@ class State:
 
 
 def living(values: NDArray, floor: float) -> list[int]:
-    """How many of singular values, (d,), lie above DEAD times the largest, and above the floor."""
-    return [int((values > max(DEAD * values.max(), floor)).sum()), int((values > floor).sum())]
+    """How many of singular values, (d,), lie above DEAD times the largest, and CLEAR of the floor."""
+    return [int((values > max(DEAD * values.max(), CLEAR * floor)).sum()), int((values > CLEAR * floor).sum())]
 
 
 class Relaxation:
@@ -116,11 +117,11 @@ class Relaxation:
         ridge: float = 1e-6,
         seed: int = 0,
     ) -> None:
-        """head: of `models.make_head`; it is trained in place.  lr: relative to the total variance of M h.
+        """head: of `models.make_head`; it is trained in place.  lr: relative to the total variance of M h at the start.
 
         ridge: times the largest variance of h.  seed: of the batches.
         """
-        self.views, self.temperature, self.lr, self.batch = views, temperature, lr, batch
+        self.views, self.temperature, self.batch = views, temperature, batch
         self.generator = torch.Generator().manual_seed(seed)
         self.W = torch.from_numpy(views.basis.copy())
         linear = isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear)
@@ -132,6 +133,7 @@ class Relaxation:
         self.covariance = torch.from_numpy(views.total).float()
         self.conserved = self._difference()
         self.length, self.done = float(self._length()), 0
+        self.rate = lr * self.length
 
     def _difference(self) -> Tensor:
         return self.W @ self.W.T - self.V.T @ self.V if self.V is not None else torch.zeros(1)
@@ -152,14 +154,14 @@ class Relaxation:
 
     def step(self, share: float = 1.0) -> None:
         """One step on a fresh batch, of length `share` times lr."""
-        if self.done % 10 == 0:
+        if self.V is None and self.done % 10 == 0:
             self._rescale()
         M = self.seen().detach().requires_grad_()
         weights = list(self.rest.parameters())
         z, z_prime = (self.rest(rows @ M.T) for rows in self.pairs())
         G, *others = torch.autograd.grad(infonce(z, z_prime, self.temperature), [M, *weights])
         with torch.no_grad():
-            rate = share * self.lr * self.scale
+            rate = share * self.rate
             H = rate * G * self.inverse
             if self.V is None:
                 self.W[: self.count] -= H
@@ -172,14 +174,8 @@ class Relaxation:
         self.done += 1
 
     def _rescale(self) -> None:
-        """Set the scale of a step; without a projector bring M back to its first length.
-
-        The loss does not see that length, and descent leaves it as it is but for the noise of its steps.
-        """
-        self.scale = float(self._length())
-        if self.V is None:
-            self.W[: self.count] *= (self.length / self.scale) ** 0.5
-            self.scale = self.length
+        """Bring M back to its first length, which the loss does not see and only the noise of the steps changes."""
+        self.W[: self.count] *= (self.length / float(self._length())) ** 0.5
 
     def _length(self) -> Tensor:
         """Total variance of M h."""
