@@ -134,14 +134,15 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     panels = {
         "start": arrays["A_gentle"][0, 0],
         "trained, all modes alive": arrays["A_gentle"][-1, 0],
-        "predicted": arrays["A_flow"][-1],
+        "flow of the mean field": arrays["A_flow"][-1],
         "trained, some modes dead": arrays["A_paper"][-1, 0],
     }
     for (name, A), ax in zip(panels.items(), axes, strict=True):
         image = ax.imshow(A, cmap="viridis", vmin=0, vmax=1)
-        ax.set(xlabel=name, xticks=[], yticks=[])
-    axes[0].set_ylabel(r"$|V_2^\top U_1|$")
-    fig.colorbar(image, ax=axes, shrink=0.8)
+        ax.set(xlabel="left vectors of $W_1$", xticks=[], yticks=[])
+        ax.set_title(name, fontsize="small")
+    axes[0].set_ylabel("right vectors of $W_2$")
+    fig.colorbar(image, ax=axes, shrink=0.8, label=r"$|V_2^\top U_1|$")
     return fig
 
 

@@ -119,5 +119,5 @@ def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsy
     drawn = summary.relaxed(["none", "mlp"], "r")["0.5"]
     assert drawn["none"]["seeds"] == [0]
     assert len(drawn["mlp"]["values"][0]) == 512
-    assert drawn["none"]["predicted"] == [none["predicted"]["r"][1]]
+    assert drawn["none"]["predicted"] == [none["predicted"]["r"]]
     assert summary.relaxed(["none", "diagonal"], "r") == {}

@@ -30,7 +30,15 @@ from collapse.theory.predict import (
     one_layer,
     two_layer_modes,
 )
-from collapse.theory.simulate import BiasedViews, Descent, GaussianViews, MaskedViews, sample_gradient, sgd, singular_values
+from collapse.theory.simulate import (
+    BiasedViews,
+    Descent,
+    GaussianViews,
+    MaskedViews,
+    sample_gradient,
+    sgd,
+    singular_values,
+)
 
 __all__ = [
     "BiasedViews",

@@ -6,8 +6,8 @@ q = z^T S z / tau^2, and its positive logit is p = z . z' / tau, so that E[loss]
     f_N(p, q) = E log(e^p + sum_{j < N} e^{sqrt(q) g_j}),   g_j ~ N(0, 1).
 pi = df/dp is the mean weight of the positive and D = 2 df/dq = E sum_j alpha_j (1 - alpha_j) over the negatives.
 A bias b makes z = W x + b.  That of the second view adds the same to all logits of an anchor and the loss does not
-see it; that of the first makes the anchor W x + b in p and q.  So it is a last column of W, whose entry of the data is 1
-in the first view and 0 in the second.
+see it; that of the first makes the anchor W x + b in p and q.  So it is a last column of W, whose entry of the data
+is 1 in the first view and 0 in the second.
 Beyond the paper; exact for fresh Gaussian batches and small steps. Time is learning rate x steps.
 """
 
@@ -147,7 +147,10 @@ class MeanField:
         self.x_prime = self.x @ regression + second @ _root(self.C - C0 @ regression)
         if bias:
             both = [np.concatenate([view, -view]) for view in (self.x, self.x_prime)]
-            self.x, self.x_prime = np.pad(both[0], [(0, 0), (0, 1)], constant_values=1), np.pad(both[1], [(0, 0), (0, 1)])
+            self.x, self.x_prime = (
+                np.pad(both[0], [(0, 0), (0, 1)], constant_values=1),
+                np.pad(both[1], [(0, 0), (0, 1)]),
+            )
             self.C = np.pad(self.C, [(0, 1), (0, 1)])
 
     def gradient(self, W: Floats) -> Floats:
