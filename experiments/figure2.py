@@ -1,4 +1,4 @@
-"""Figure 2 of the paper, small: the spectrum of the embedding, behind SimCLR's two-layer projector and of DirectCLR.
+"""Figure 2 of the paper, small: the spectrum of the embedding, behind SimCLR's two-layer projector; 3 seeds.
 
     python experiments/figure2.py    # from the runs that are there; --data trains the rest
 
@@ -9,4 +9,4 @@ descending; relaxed: the same of each temperature of relaxation.npz; floor) and 
 import summary
 
 if __name__ == "__main__":
-    summary.spectra(__file__, ("mlp", "directclr"), "embedding_singular_values")
+    summary.spectra(__file__, ("mlp",), "embedding_singular_values", beside=("directclr",))

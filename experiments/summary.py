@@ -270,7 +270,8 @@ def relaxed(heads: Sequence[str], layer: str) -> Meta:
         entries = {"seeds": cell["seed"], "steps": cell["steps"], "values": values}
         for key, entry in (entries | {of: cell[of][layer] for of in ("measured", "predicted")}).items():
             one[key].append(entry)
-    return {temperature: of for temperature, of in found.items() if len(of) > 1}
+    ordered = {t: {head: of[head] for head in heads if head in of} for t, of in found.items()}
+    return {temperature: of for temperature, of in ordered.items() if len(of) > 1}
 
 
 def span(numbers: Sequence[int]) -> str:
@@ -279,16 +280,21 @@ def span(numbers: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def spectra(script: str, heads: Sequence[str], key: str) -> None:
+def spectra(script: str, heads: Sequence[str], key: str, beside: Sequence[str] = ()) -> None:
     """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds.
 
-    Trained end to end, in each regime; before them, where the last map alone was relaxed (relaxation.py).
+    Trained end to end, in each regime; before them, where the last map alone was relaxed (relaxation.py), there the
+    heads of `beside` too.
     """
     layer = "z" if key.startswith("embedding") else "r"
 
     def summarise(runs: Runs) -> Meta:
         floor = max(float(arrays[key.replace("singular_values", "floor")]) for _, arrays in runs.values())
-        found: Meta = {"floor": floor, "relaxed": relaxed(heads, layer) if runs.stored else {}, "configs": {}}
+        found: Meta = {
+            "floor": floor,
+            "relaxed": relaxed((*heads, *beside), layer) if runs.stored else {},
+            "configs": {},
+        }
         for regime, title in REGIMES.items():
             names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
             values = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
