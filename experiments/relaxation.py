@@ -1,6 +1,6 @@
 """The theory against a real network where theory speaks: at the place where the last map stands still.
 
-    python experiments/relaxation.py --data cifar10.zip                  # what is missing, a cell two to five minutes of a core
+    python experiments/relaxation.py --data cifar10.zip                  # what is missing, minutes a cell
     python experiments/relaxation.py --data cifar10.zip --only '*-t0.5-*'    # some cells, by name
     python experiments/relaxation.py --plot-only
 
