@@ -21,7 +21,7 @@ THEORY := $(wildcard collapse/theory/*.py) $(addprefix collapse/,experiment.py p
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
-TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
+TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis relaxation study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
 .PHONY: figures toys study gpu test coverage notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:

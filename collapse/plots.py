@@ -199,14 +199,19 @@ def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, Array
     ax.legend()
 
 
+# A head has one colour in every figure.
+HEAD_COLORS = {"no projector": "#D55E00", "2-layer projector": "#0072B2", "linear projector": "#009E73",
+               "DirectCLR": "#CC79A7"}  # fmt: skip
+
+
 def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
     """ln of singular values by index, one line a name through the mean of the logs; a band from least to largest.
 
-    spectra: name -> (repeats, d), descending along d, > 0.
+    spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour of HEAD_COLORS.
     """
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
-        (line,) = ax.plot(index, logs.mean(0), dashes, label=name)
+        (line,) = ax.plot(index, logs.mean(0), dashes, color=HEAD_COLORS.get(name), label=name)
         ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()

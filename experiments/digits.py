@@ -189,6 +189,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         spectra = {LABELS[str(head)]: arrays["singular_values"][h, t] for h, head in enumerate(arrays["heads"])}
         plots.plot_repeated_spectra(ax, spectra)
         ax.set_title(rf"temperature $\tau = {temperatures[t]:g}$")
+    axes[0].set_ylabel(r"$\ln$ singular value of $\mathrm{Cov}(r)$")
     axes[1].set_ylabel("")
     axes[1].get_legend().remove()
     return fig

@@ -2,11 +2,11 @@
 
     python experiments/figure2.py    # from the runs that are there; --data trains the rest
 
-Writes experiments/results/figure2.json (of each regime: head -> a list a seed of singular values of
-the covariance, descending; floor) and figures/figure2.png and .pdf.
+Writes experiments/results/figure2.json (of each regime: head -> a list a seed of singular values of the covariance,
+descending; relaxed: the same of each temperature of relaxation.npz; floor) and figures/figure2.png and .pdf.
 """
 
 import summary
 
 if __name__ == "__main__":
-    summary.spectra(__file__, ("mlp",), "embedding_singular_values")
+    summary.spectra(__file__, ("mlp",), "embedding_singular_values", beside=("directclr",))

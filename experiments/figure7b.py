@@ -173,6 +173,8 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
             ax.plot(index, np.log(arrays["simulated"][-1, j]).mean(0), "o", color=color)
         ax.set(xlabel=f"index of the singular value; lines: {NAMES[name]}", xticks=[1, 4, 8, 12, 16])
     axes[0].set(ylabel=r"$\ln\,\lambda$ of $\mathrm{Cov}(z)$", ylim=(-42, 0))
+    runs = arrays["simulated"].shape[2]
+    axes[0].plot([], [], "o", color="0.4", label="SGD" if runs == 1 else f"SGD, mean of {runs} runs")
     axes[0].legend(loc="lower left")
     return fig
 

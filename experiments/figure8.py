@@ -2,8 +2,8 @@
 
     python experiments/figure8.py    # from the runs that are there; --data trains the rest
 
-Writes experiments/results/figure8.json (of each regime: head -> a list a seed of singular values of
-the covariance, descending; floor) and figures/figure8.png and .pdf.
+Writes experiments/results/figure8.json (of each regime: head -> a list a seed of singular values of the covariance,
+descending; relaxed: the same of each temperature of relaxation.npz; floor) and figures/figure8.png and .pdf.
 """
 
 import summary

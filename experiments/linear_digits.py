@@ -204,7 +204,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
 
 def draw(meta: Meta, arrays: Arrays) -> Any:
     """Left: the digits over time. Middle: the four data sets at the end. Right: variance by signal fraction, if > 0."""
-    fig, axes = plots.figure(plots.TEXT, 2.7, columns=3)
+    fig, axes = plots.figure(plots.TEXT, 3.0, columns=3)
     draw_spectra(axes[0], axes[1], arrays)
     right, use = axes[2], arrays["rho"] > 0
     x = np.log(arrays["rho"][use])
@@ -214,6 +214,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         right.plot(x, np.log(arrays["variance_simulated"][-1, s]).mean(0)[use], marker, color=f"C{s}", markersize=2)
     right.set(xlabel=r"$\ln\rho$, signal fraction", ylabel="ln variance along the direction")
     right.legend(loc="upper left")
+    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=6)
     return fig
 
 
@@ -233,7 +234,6 @@ def draw_spectra(left: Any, middle: Any, arrays: Arrays) -> None:
         label = label.replace(", ", ",\n") + (f"\n({below} values below)" if below else "")
         middle.plot(index[s::4], simulated[-1, s, s::4], marker, color=f"C{s}", label=label)
     middle.set(xlabel="index of the singular value", ylim=(bottom, None), title="at the end")
-    middle.legend(loc="lower left", fontsize=6)
 
 
 if __name__ == "__main__":

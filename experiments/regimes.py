@@ -81,22 +81,25 @@ def title(setting: str) -> str:
 def draw(found: Meta) -> Any:
     """Ratio of the ranks at each epoch, pale to dark, and difference of the accuracies, a line a setting."""
     settings = found["settings"][::-1]
-    fig, axes = plots.figure(plots.TEXT, 0.7 + 0.2 * len(settings), columns=2, sharey=True)
+    fig, axes = plots.figure(plots.TEXT, 0.85 + 0.2 * len(settings), columns=2, sharey=True)
     for y, one in enumerate(settings):
         ratios = np.array(one["none"]["effective_rank"]) / np.array(one["mlp"]["effective_rank"])
         shades = np.linspace(0.2, 1, len(ratios))
         axes[0].scatter(ratios, np.full(len(ratios), y), c=shades, cmap="Blues", vmin=0, vmax=1, s=14, edgecolor="none")
-        axes[1].plot(100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"]), y, "o", color="C0", markersize=4)
+        gain = 100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"])
+        half = [50 * np.diff(one[head]["probe_interval"])[0] for head in ("mlp", "none")]
+        axes[1].errorbar(gain, y, xerr=np.hypot(*half), fmt="o", color="C0", markersize=4)
     axes[0].axvline(1, color="0.5", linewidth=0.8)
     axes[1].axvline(0, color="0.5", linewidth=0.8)
     axes[0].set(
-        xscale="log", xlabel="effective rank, no projector / 2-layer", yticks=range(len(settings)),
+        xscale="log", yticks=range(len(settings)),
+        xlabel="effective rank, no projector / 2-layer\npale to dark: epoch by epoch; one seed",
         yticklabels=[title(one["setting"]) for one in settings],
     )  # fmt: skip
     axes[0].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes[0].minorticks_off()
     axes[0].set_title(r"$\leftarrow$ the paper's order", loc="left")
-    axes[1].set(xlabel="probe top-1, 2-layer less none, points")
+    axes[1].set(xlabel="probe top-1, 2-layer less none, points\n95 % interval over test images; one seed")
     axes[1].set_title(r"the paper's order $\rightarrow$", loc="right")
     return fig
 

@@ -271,17 +271,19 @@ def mechanisms(
     return meta, arrays
 
 
-def augmented(net: nn.Module, config: Config, data: Labelled, images: int, device: str, workers: int) -> NDArray:
+def augmented(
+    net: nn.Module, config: Config, data: Labelled, images: int, device: str, workers: int, views: int = VIEWS
+) -> NDArray:
     """(images, views, d) representations of augmented views, as in training, of images drawn from all classes."""
     augmentation, preprocess = config.augmentation(0), config.preprocessing()
     chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
-    found: list[list[NDArray]] = [[] for _ in range(VIEWS)]
+    found: list[list[NDArray]] = [[] for _ in range(views)]
     start = 0
     with torch.inference_mode():
         for pixels in chosen.batches(preprocess, 250, workers):
             indices = np.arange(start, start + len(pixels))
             start += len(pixels)
-            for view in range(VIEWS):
+            for view in range(views):
                 u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
                 x = preprocess.standardise(augmentation(pixels.to(device), u))
                 found[view].append(net.eval().to(device)(x).cpu().numpy())

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from scipy import stats
 from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta
 from collapse.results import load_result, provenance, save_text, strict, to_json
+from collapse.training.relaxation import CLEAR
 
 
 class Runs(dict[str, tuple[Meta, Arrays]]):
-    """The results of runs by name; asking for one that is missing is an InputError."""
+    """The results of runs by name; asking for one that is missing is an InputError.
+
+    stored: whether they are the project's own of the preset that the relaxations are of.
+    """
+
+    stored = False
 
     def __missing__(self, name: str) -> tuple[Meta, Arrays]:
         raise InputError(f"run {name} is missing; give --data to train it")
@@ -82,7 +89,9 @@ def _document(
         raise InputError(f"{results}: no run of {', '.join(patterns)}; give --data to train them")
     if len(there) < len(names):
         print(f"{name}.py: {len(names) - len(there)} of {len(names)} runs are missing, left out", file=sys.stderr)
-    found = summarise(Runs({run: load_result(results / f"{run}.npz") for run in there}))
+    runs = Runs({run: load_result(results / f"{run}.npz") for run in there})
+    runs.stored = results == study.RESULTS / "study"
+    found = summarise(runs)
     return strict({"schema": "collapse.study/1", **found, "config": configs[names[0]].as_dict(), **provenance()})
 
 
@@ -193,8 +202,9 @@ def claims_text(pairs: Sequence[Meta]) -> str:
 def draw_tables(found: Meta) -> Any:
     """A point a seed and a line for their mean; a row a head, a colour a regime."""
     tables = {regime: found[regime]["rows"] for regime in TITLES if regime in found}
-    labels = [study.LABELS[row["name"]] for row in tables["chosen"]]
-    fig, axes = plots.figure(plots.TEXT, 1.0 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
+    labels = [f"{study.LABELS[row['name']]}, {len(row['seeds'])} seeds" for row in tables["chosen"]]
+    order = [row["name"] for row in tables["chosen"]]
+    fig, axes = plots.figure(plots.TEXT, 1.2 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
         "effective_rank": ("effective rank of r", 1),
@@ -205,13 +215,13 @@ def draw_tables(found: Meta) -> Any:
         for k, (regime, table) in enumerate(tables.items()):
             for row in table:
                 values = factor * np.array(row[key], float)
-                y = labels[::-1].index(study.LABELS[row["name"]]) + places[k]
-                title = TITLES[regime] if row is table[0] else None
+                y = len(labels) - 1 - order.index(row["name"]) + places[k]
+                title = titled(found[regime]["config"], regime) if row is table[0] else None
                 ax.plot(values, np.full(len(values), y), "o", color=f"C{k}", alpha=0.4, markersize=3)
                 ax.plot(values.mean(), y, "|", color=f"C{k}", markersize=10, markeredgewidth=2, label=title)
         ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels[::-1])
         ax.margins(y=0.1)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(tables))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 
@@ -239,47 +249,114 @@ def tables(script: str, heads: Sequence[str]) -> None:
     main(script, patterns, summarise, report, draw_tables)
 
 
-def spectra(script: str, heads: Sequence[str], key: str) -> None:
-    """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds."""
+def relaxed(heads: Sequence[str], layer: str) -> Meta:
+    """Of each temperature at which two of the heads or more were relaxed, trained trunk: head -> lists over its seeds.
+
+    Lists: seeds, steps, values (singular values, what is not clear of the floor put there), measured and
+    predicted (living directions above 1e-3 of the largest and clear of the floor).
+    """
+    path = study.RESULTS / "relaxation.npz"
+    if not path.exists():
+        return {}
+    meta, arrays = load_result(path)
+    found: Meta = {}
+    for cell in meta["cells"]:
+        if cell["trunk"] != "trained" or cell["head"] not in heads:
+            continue
+        one = found.setdefault(f"{cell['temperature']:g}", {}).setdefault(
+            cell["head"], {"seeds": [], "steps": [], "values": [], "measured": [], "predicted": []}
+        )
+        values = np.maximum(arrays[f"{cell['name']}-{layer}"], CLEAR * cell["floors"][layer])
+        entries = {"seeds": cell["seed"], "steps": cell["steps"], "values": values}
+        for key, entry in (entries | {of: cell[of][layer] for of in ("measured", "predicted")}).items():
+            one[key].append(entry)
+    ordered = {t: {head: of[head] for head in heads if head in of} for t, of in found.items()}
+    return {temperature: of for temperature, of in ordered.items() if len(of) > 1}
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Least to largest, or the one there is."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def spectra(script: str, heads: Sequence[str], key: str, beside: Sequence[str] = ()) -> None:
+    """The whole of a script that draws one kind of spectrum for several heads, a band over the seeds.
+
+    Trained end to end, in each regime; before them, where the last map alone was relaxed (relaxation.py), there the
+    heads of `beside` too.
+    """
+    layer = "z" if key.startswith("embedding") else "r"
 
     def summarise(runs: Runs) -> Meta:
         floor = max(float(arrays[key.replace("singular_values", "floor")]) for _, arrays in runs.values())
-        found: Meta = {"floor": floor}
+        found: Meta = {
+            "floor": floor,
+            "relaxed": relaxed((*heads, *beside), layer) if runs.stored else {},
+            "configs": {},
+        }
         for regime, title in REGIMES.items():
             names = {head: [f"{head}{regime}-s{seed}" for seed in range(3)] for head in heads}
             values = {head: [runs[name][1][key] for name in of if name in runs] for head, of in names.items()}
             if all(values.values()):
                 found[title] = values
-        if len(found) == 1:
+                found["configs"][title] = {key: runs[names[heads[0]][0]][0]["config"][key] for key in ("epochs", "lr")}
+        if not found["configs"]:
             raise InputError(f"in no setting there is a run of each of {', '.join(heads)}; give --data to train them")
         return found
 
-    def report(found: Meta) -> str:
-        lines = []
-        for regime in (name for name in TITLES if name in found):
-            for head, values in found[regime].items():
-                logs = np.log(np.maximum(values, found["floor"]))
-                at = [0, logs.shape[1] // 4, logs.shape[1] // 2, 3 * logs.shape[1] // 4, logs.shape[1] - 1]
-                shown = ", ".join(f"{logs[:, k].mean():.1f}" for k in at)
-                where = f"ln of value {', '.join(str(k + 1) for k in at)}"
-                lines.append(f"{spoken(regime)}, {study.LABELS[head]}: {where}: {shown}")
-        return "\n".join(lines)
+    patterns = [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES]
+    main(script, patterns, summarise, spectra_text, partial(draw_spectra, layer=layer))
 
-    def draw(found: Meta) -> Any:
-        names = [name for name in TITLES if name in found]
-        rows = 2 if len(names) == 4 else 1
-        shape = {"columns": len(names) // rows, "rows": rows, "squeeze": False}
-        fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True, sharey=True)
-        for ax, regime in zip(grid.flat, names, strict=True):
-            shown = {study.LABELS[head]: np.array(values) for head, values in found[regime].items()}
-            plots.plot_repeated_spectra(ax, shown)
-            ax.set_title(TITLES[regime])
-            ax.get_legend().set_visible(ax is grid.flat[0])
-            ax.label_outer()
-        of = "z" if key.startswith("embedding") else "r"
-        fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({of})$", fontsize="medium")
-        for ax in grid.flat:
-            ax.set_ylabel("")
-        return fig
 
-    main(script, [f"{head}{regime}-s[0-2]" for head in heads for regime in REGIMES], summarise, report, draw)
+def spectra_text(found: Meta) -> str:
+    """Relaxed: how many are dead and were predicted to be; trained end to end: some values of the mean spectrum."""
+    lines = []
+    for temperature, of in found["relaxed"].items():
+        for head, one in of.items():
+            width = len(one["values"][0])
+            where = f"temperature {temperature}, {study.LABELS[head]}, {span(one['steps'])} steps"
+            counts = {"below 1e-3": ("measured", 0), "at the floor": ("measured", 1), "predicted": ("predicted", 1)}
+            dead = {name: [width - living[k] for living in one[of]] for name, (of, k) in counts.items()}
+            lines.append(f"relaxed, {where}: " + ", ".join(f"{name} {span(those)}" for name, those in dead.items()))
+    for regime in (name for name in TITLES if name in found):
+        for head, values in found[regime].items():
+            logs = np.log(np.maximum(values, found["floor"]))
+            at = [0, logs.shape[1] // 4, logs.shape[1] // 2, 3 * logs.shape[1] // 4, logs.shape[1] - 1]
+            shown = ", ".join(f"{logs[:, k].mean():.1f}" for k in at)
+            where = f"ln of value {', '.join(str(k + 1) for k in at)}"
+            lines.append(f"{spoken(regime)}, {study.LABELS[head]}: {where}: {shown}")
+    return "\n".join(lines)
+
+
+def draw_spectra(found: Meta, layer: str) -> Any:
+    """A panel a temperature of the relaxations, then one a regime trained end to end; layer: r or z."""
+    panels = [(f"last map relaxed, $\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
+    panels += [(titled(found["configs"][name], name), found[name], False) for name in TITLES if name in found]
+    columns = len(panels) if len(panels) < 4 else (len(panels) + 1) // 2
+    rows = -(-len(panels) // columns)
+    shape = {"columns": columns, "rows": rows, "squeeze": False}
+    fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True)
+    for ax, (title, of, still) in zip(grid.flat, panels, strict=False):
+        values = {head: one["values"] if still else one for head, one in of.items()}
+        plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(one) for head, one in values.items()})
+        for head, one in of.items() if still else ():
+            color = plots.HEAD_COLORS[study.LABELS[head]]
+            ax.axvline(np.mean(one["predicted"], axis=0)[1] + 0.5, color=color, linestyle=":", linewidth=0.8)
+        ax.set_title(title, fontsize="small")
+        ax.get_legend().set_visible(False)
+        ax.set(xlabel="", ylabel="")
+    for ax in grid.flat[len(panels) :]:
+        ax.set_visible(False)
+    fig.supxlabel("index of the singular value", fontsize="medium")
+    fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({layer})$", fontsize="medium")
+    seeds = span([len(one["values"] if still else one) for _, of, still in panels for one in of.values()])
+    title = f"{seeds} seeds" + ("; dotted: where theory puts the last living direction" * bool(found["relaxed"]))
+    fig.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, title=title)
+    return fig
+
+
+def titled(config: Meta, regime: str) -> str:
+    """A regime's title with the epochs and the learning rate of its runs."""
+    epochs, lr = config["epochs"], config["lr"]
+    return f"{TITLES[regime]}, {epochs} epoch{'s' * (epochs > 1)}, lr {lr:g}"

@@ -229,16 +229,18 @@ def test_isotropic_data_see_the_singular_values_alone():
     assert (tall.shape, wide.shape) == ((3, 4), (4, 3))
 
 
-@pytest.mark.parametrize(("batch", "tau"), [(2, 0.5), (8, 0.5), (64, 1.0)])
-def test_the_gradient_is_the_mean_of_the_gradients_of_sampled_batches(batch, tau):
+@pytest.mark.parametrize(("batch", "tau", "bias"), [(2, 0.5, 0), (8, 0.5, 0), (64, 1.0, 0), (2, 0.5, 1), (16, 0.7, 1)])
+def test_the_gradient_is_the_mean_of_the_gradients_of_sampled_batches(batch, tau, bias):
+    """With a bias, the last column of the layer, both views have an entry more that is 1."""
     C0, Ce = covariances(3, 4)
     rng = np.random.default_rng(4)
-    W = 0.4 * rng.standard_normal((3, 4))
+    W = 0.4 * rng.standard_normal((3, 4 + bias))
     roots, count = [np.linalg.cholesky(C).T for C in (C0, Ce)], 160_000 // batch
     sampled = []
     for _ in range(10):
         clean, noise = rng.standard_normal((count // 10, batch, 4)), rng.standard_normal((2, count // 10, batch, 4))
-        x, x_prime = clean @ roots[0] + noise @ roots[1]
+        views = clean @ roots[0] + noise @ roots[1]
+        x, x_prime = np.concatenate([views, np.ones((*views.shape[:-1], bias))], -1)
         z, z_prime = x @ W.T, x_prime @ W.T
         e = np.exp(z @ z_prime.mT / tau)
         error = e / e.sum(2, keepdims=True) - np.eye(batch)
@@ -246,7 +248,7 @@ def test_the_gradient_is_the_mean_of_the_gradients_of_sampled_batches(batch, tau
         sampled.append(((error @ z_prime).mT @ x + (error.mT @ z).mT @ x_prime) / (tau * batch))
     sampled = np.concatenate(sampled)
     standard = sampled.std(0) / math.sqrt(len(sampled))
-    pools = np.array([MeanField(C0, Ce, batch, tau, points=4096, seed=s).gradient(W) for s in range(4)])
+    pools = np.array([MeanField(C0, Ce, batch, tau, 4096, s, bool(bias)).gradient(W) for s in range(4)])
     of_pools = pools.std(0, ddof=1).max() / 2
     assert standard.max() < 0.02 * np.abs(sampled.mean(0)).max()
     assert (np.abs(pools.mean(0) - sampled.mean(0)) < 4.5 * standard + 4.5 * of_pools).all()

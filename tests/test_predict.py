@@ -32,6 +32,7 @@ from collapse.theory import (
     population_modes,
     stationary_modes,
     two_layer_modes,
+    water_level,
 )
 
 EPS = np.finfo(np.float64).eps
@@ -447,6 +448,9 @@ def test_the_cosine_modes_are_the_least_of_a_quadratic_on_the_simplex(variances,
     level = slope[t > 0].max()
     np.testing.assert_allclose(slope[t > 0], level, rtol=0, atol=100 * EPS * max(1, 1 / tau))
     assert (slope[t == 0] >= level - 100 * EPS * max(1, 1 / tau)).all()
+    mu, shares = water_level(c0 / (c0 + ce), tau)
+    np.testing.assert_array_equal(shares, t)
+    np.testing.assert_allclose(mu, level, rtol=0, atol=100 * EPS * max(1, 1 / tau))
 
 
 @pytest.mark.parametrize("depth", range(1, 6))
@@ -531,6 +535,8 @@ NAN = np.array([1.0, np.nan])
         (lambda: cosine_modes([1, -1], VECTOR), "c0: entry 1 is -1, below zero"),
         (lambda: cosine_modes(VECTOR, np.ones(3)), r"ce: got shape \(3,\), but K = 2 in c0"),
         (lambda: cosine_modes(VECTOR, VECTOR, 0.0), "temperature: got 0.0"),
+        (lambda: water_level([]), "fractions: is empty"),
+        (lambda: water_level(VECTOR, -1.0), "temperature: got -1"),
         (lambda: escape_time(VECTOR, VECTOR, VECTOR, 0), "depth: got 0"),
         (lambda: escape_time(VECTOR, np.ones(3), VECTOR, 2), r"w: got shape \(3,\), but K = 2 in w0"),
         (lambda: escape_time(VECTOR, VECTOR, np.ones(3), 2), r"c0: got shape \(3,\), but K = 2 in w0"),

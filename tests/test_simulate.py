@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from collapse import InputError
 from collapse.theory import (
+    BiasedViews,
     Descent,
     GaussianViews,
     MaskedViews,
@@ -82,6 +83,20 @@ def test_a_step_is_that_of_autograd_and_torch_optim_on_the_same_draws(widths, st
     assert atol < 1e-3 * descent.lr * gradient * 4.0 ** (steps - 1)
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=atol)
+
+
+def test_a_last_column_is_the_bias_of_a_layer():
+    views, descent = BiasedViews(VIEWS), Descent(lr=0.05, steps=1, batch=24, temperature=0.7)
+    start = initial((5, 3), [5])
+    (found,) = sgd(start, views, [5], descent, [1])
+    layer = torch.nn.Linear(4, 3).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(start[0][0, :, :4]))
+        layer.bias.copy_(torch.tensor(start[0][0, :, 4]))
+    reference_loss(*map(layer, draws(VIEWS, 5, 1, 24)[0]), descent).backward()
+    gradient = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1).numpy()
+    assert np.abs(gradient[:, 4]).min() > 0.01
+    np.testing.assert_allclose(found[0, 0], start[0][0] - 0.05 * gradient, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])

@@ -45,9 +45,18 @@ from collapse.theory.predict import (
     two_layer_modes,
 )
 from collapse.theory.predictor import Distillation, distil, predictor_modes, predictor_roots
-from collapse.theory.simulate import GaussianViews, MaskedViews, sample_gradient, sgd, singular_values
+from collapse.theory.simulate import (
+    BiasedViews,
+    Descent,
+    GaussianViews,
+    MaskedViews,
+    sample_gradient,
+    sgd,
+    singular_values,
+)
 
 __all__ = [
+    "BiasedViews",
     "Descent",
     "Distillation",
     "GaussianViews",

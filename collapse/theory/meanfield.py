@@ -5,7 +5,10 @@ z = W x, z' = W x', S = W C W^T.  Given the anchor z its N - 1 negative logits a
 q = z^T S z / tau^2, and its positive logit is p = z . z' / tau, so that E[loss] = E[f_N(p, q) - p] with
     f_N(p, q) = E log(e^p + sum_{j < N} e^{sqrt(q) g_j}),   g_j ~ N(0, 1).
 pi = df/dp is the mean weight of the positive and D = 2 df/dq = E sum_j alpha_j (1 - alpha_j) over the negatives.
-Beyond the paper; exact for fresh Gaussian batches, small steps and no bias. Time is learning rate x steps.
+A bias b makes z = W x + b.  That of the second view adds the same to all logits of an anchor and the loss does not
+see it; that of the first makes the anchor W x + b in p and q.  So it is a last column of W, whose entry of the data
+is 1 in the first view and 0 in the second.
+Beyond the paper; exact for fresh Gaussian batches and small steps. Time is learning rate x steps.
 """
 
 from functools import cached_property, lru_cache
@@ -120,10 +123,19 @@ class MeanField:
     """
 
     def __init__(
-        self, C0: Floats, Ce: Floats, batch: int = 128, temperature: float = 0.1, points: int = 2048, seed: int = 0
+        self,
+        C0: Floats,
+        Ce: Floats,
+        batch: int = 128,
+        temperature: float = 0.1,
+        points: int = 2048,
+        seed: int = 0,
+        bias: bool = False,
     ) -> None:
         """Draw the pool for clean covariance C0 and augmentation covariance Ce, both (d, d).
 
+        bias: the layer is (W, b), (m, d + 1), for `gradient` alone; C, x and x_prime have an entry more.  The loss is
+            then not even in x, and the pool holds each point's opposite too.
         points: of the pool.  Its error moves what the exact gradient leaves alone; where some directions never feel
         the loss for long, as behind DirectCLR's subvector, 2,048 points are too few (R^2 0.75, 0.996 with 32,768).
         """
@@ -133,6 +145,13 @@ class MeanField:
         regression = np.linalg.pinv(self.C, hermitian=True) @ C0
         self.x = first @ _root(self.C)
         self.x_prime = self.x @ regression + second @ _root(self.C - C0 @ regression)
+        if bias:
+            both = [np.concatenate([view, -view]) for view in (self.x, self.x_prime)]
+            self.x, self.x_prime = (
+                np.pad(both[0], [(0, 0), (0, 1)], constant_values=1),
+                np.pad(both[1], [(0, 0), (0, 1)]),
+            )
+            self.C = np.pad(self.C, [(0, 1), (0, 1)])
 
     def gradient(self, W: Floats) -> Floats:
         """dL/dW, (m, d), at any product of layers W, (m, d)."""

@@ -97,6 +97,17 @@ class MaskedViews:
         return x * (uniform >= missing.view(-1, 1, 1, 1, d))
 
 
+@dataclass(frozen=True)
+class BiasedViews:
+    """Views with a last coordinate that is always 1: the last column of a layer of d + 1 columns is its bias."""
+
+    views: Views
+
+    def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
+        """(R, steps, 2, batch, d + 1) float32."""
+        return torch.nn.functional.pad(self.views.draw(generators, steps, batch), (0, 1), value=1.0)
+
+
 def sgd(
     weights: Sequence[NDArray],
     views: Views,

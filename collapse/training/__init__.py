@@ -7,4 +7,5 @@ network    backbone, head and classifier as one, and one step's gradients;  loss
 parallel   several processes as one
 train      the loop;  online  what is measured on the way;  run  the RUN folder: log, spectra, saves
 probes     the paper's linear evaluation
+relaxation the last map alone, behind a frozen trunk, until it stands still
 """

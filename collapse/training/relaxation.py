@@ -1,0 +1,235 @@
+"""Relaxation: the last linear map of a network, trained alone on real views until it stands still.
+
+The problem it solves: theory says where the loss leaves a layer, and a training run ends long before its last layer is
+there.  Here the trunk is frozen and its representations h of augmented views are computed once; a linear map r = W h
+and the head behind it are trained on pairs of these views, and what they come to can be laid beside the theory.
+
+h is centred, and scaled to a mean variance of 1; r = h at the start.  M is the map that the loss sees first: W, its
+first rows (DirectCLR), or V W with the first linear layer V of a projector.  The gradient G of M is preconditioned,
+H = G (Cov(h) + ridge)^-1, and the layers share it as gradient descent does: dW = -V^T H, dV = -H W^T.  So the
+stationary points are those of gradient descent, and W W^T - V^T V is conserved up to the size of the steps, while the
+time does not depend on how unequal the variances of h are.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from collapse import InputError, theory
+from collapse.attribution import signal_and_augmentation
+from collapse.measure import spectrum
+from collapse.models import Subvector
+from collapse.spectra import Spectrum
+from collapse.training.losses import infonce
+
+DEAD = 1e-3  # a share of the largest below which a direction counts as dead, beside the floor of rounding
+CLEAR = 10.0  # times that floor, whose estimate lies among the values that rounding leaves
+
+
+class Views:
+    """Representations of augmented views, centred and scaled, in their principal coordinates.
+
+    Attributes:
+        rows: (n, V, d) float32, mean variance 1.  basis: (d, d), h = basis y.
+        signal, total: (d, d) float64 in these coordinates, S and S + A of `collapse.attribution`.
+        fractions: (k,) signal fractions, descending, of the generalised eigenvectors of signal and total.
+        modes: (d, k) these vectors, of unit total variance.  Directions below 1e-6 of the largest have none.
+    """
+
+    def __init__(self, views: NDArray) -> None:
+        """views: (n, V, d) representations of V >= 2 views of n images."""
+        if views.ndim != 3 or views.shape[1] < 2 or len(views) < 2:
+            raise InputError(f"views: got shape {views.shape}, expected (images, 2 views or more, d)")
+        images, count, d = views.shape
+        rows = views.astype(np.float64) - views.reshape(-1, d).mean(0, dtype=np.float64)
+        rows /= np.sqrt((rows**2).mean())
+        self.basis = np.linalg.eigh(np.cov(rows.reshape(-1, d).T))[1][:, ::-1].copy()
+        rows = rows @ self.basis
+        whole, means = np.cov(rows.reshape(-1, d).T), np.cov(rows.mean(1).T)
+        self.signal, augmentation = signal_and_augmentation(whole, means, images, count)
+        self.total = self.signal + augmentation
+        values, vectors = np.linalg.eigh(self.total)
+        kept = values > 1e-6 * values[-1]
+        white = vectors[:, kept] / np.sqrt(values[kept])
+        fractions, turn = scipy.linalg.eigh(white.T @ self.signal @ white)
+        self.fractions, self.modes = fractions[::-1].copy(), (white @ turn)[:, ::-1].copy()
+        self.rows = torch.from_numpy(rows).float()
+
+    def predicted(self, width: int, temperature: float) -> NDArray:
+        """(k,) shares of the modes in an embedding of `width` entries, by water-filling of the `width` largest."""
+        shares = np.zeros(len(self.fractions))
+        shares[:width] = theory.water_level(self.fractions[:width], temperature)[1]
+        return shares
+
+
+@dataclass(frozen=True)
+class State:
+    """What a relaxation has come to.
+
+    r, z: spectra of the representation and of the embedding, rows of length one.  shares: (k,) of the modes in z.
+    drift: |change of W W^T - V^T V| over itself at the start; 0 without V.
+    """
+
+    step: int
+    r: Spectrum
+    z: Spectrum
+    shares: NDArray
+    drift: float
+
+    def living(self) -> dict[str, list[int]]:
+        """Counts above DEAD times the largest and clear of the floor, of "r" and "z"."""
+        spectra = {"r": self.r, "z": self.z}
+        return {name: living(one.singular_values, one.floor) for name, one in spectra.items()}
+
+    def moved(self, before: "State") -> float:
+        """The largest change since: of the counts, as a share of the width; of the shares, in total variation."""
+        pairs = [(self.living()[name], before.living()[name], len(one.singular_values))
+                 for name, one in (("r", self.r), ("z", self.z))]  # fmt: skip
+        counts = [abs(a - b) / width for now, then, width in pairs for a, b in zip(now, then, strict=True)]
+        return max(*counts, float(np.abs(self.shares - before.shares).sum() / 2))
+
+
+def living(values: NDArray, floor: float) -> list[int]:
+    """How many of singular values, (d,), lie above DEAD times the largest, and CLEAR of the floor."""
+    return [int((values > max(DEAD * values.max(), CLEAR * floor)).sum()), int((values > CLEAR * floor).sum())]
+
+
+class Relaxation:
+    """A linear map W behind a frozen trunk, from r = h on, and a head, trained on pairs of views.
+
+    Attributes: W (d, d) in the views' coordinates; V, the head's first linear layer, or None; rest, what follows.
+    W and V are float64, whose rounding does not keep alive what dies, and all is computed with them in float32.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        head: nn.Module,
+        temperature: float,
+        lr: float = 0.05,
+        batch: int = 256,
+        ridge: float = 1e-6,
+        seed: int = 0,
+    ) -> None:
+        """head: of `models.make_head`; it is trained in place.  lr: relative to the total variance of M h at the start.
+
+        ridge: times the largest variance of h.  seed: of the batches.
+        """
+        self.views, self.temperature, self.batch = views, temperature, batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.W = torch.from_numpy(views.basis.copy())
+        linear = isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear)
+        self.V = head[0].weight.detach().double() if linear else None  # type: ignore[index]
+        self.rest: nn.Module = head[1:] if linear else nn.Identity()  # type: ignore[index]
+        self.count = head.dim if isinstance(head, Subvector) else len(self.W)
+        variances = torch.from_numpy(views.total.diagonal().copy()).float()
+        self.inverse = 1 / (variances + ridge * variances.max())
+        self.covariance = torch.from_numpy(views.total).float()
+        self.conserved = self._difference()
+        self.length, self.done = float(self._length()), 0
+        self.rate = lr * self.length
+
+    def _difference(self) -> Tensor:
+        return self.W @ self.W.T - self.V.T @ self.V if self.V is not None else torch.zeros(1)
+
+    def seen(self) -> Tensor:
+        """M, the first map that the loss sees, (m, d) float32."""
+        W = self.W[: self.count].float()
+        return W if self.V is None else self.V.float() @ W
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Two different views of `batch` images at random, each (batch, d)."""
+        images, count, _ = self.views.rows.shape
+        chosen, first, ahead = (
+            torch.randint(high, (self.batch,), generator=self.generator) for high in (images, count, count - 1)
+        )
+        second = (first + 1 + ahead) % count
+        return self.views.rows[chosen, first], self.views.rows[chosen, second]
+
+    def step(self, share: float = 1.0) -> None:
+        """One step on a fresh batch, of length `share` times lr."""
+        if self.V is None and self.done % 10 == 0:
+            self._rescale()
+        M = self.seen().detach().requires_grad_()
+        weights = list(self.rest.parameters())
+        z, z_prime = (self.rest(rows @ M.T) for rows in self.pairs())
+        G, *others = torch.autograd.grad(infonce(z, z_prime, self.temperature), [M, *weights])
+        with torch.no_grad():
+            rate = share * self.rate
+            H = rate * G * self.inverse
+            if self.V is None:
+                self.W[: self.count] -= H
+            else:
+                W, V = self.W.float(), self.V.float()
+                self.W -= V.T @ H
+                self.V -= H @ W.T
+            for weight, gradient in zip(weights, others, strict=True):
+                weight -= rate * gradient
+        self.done += 1
+
+    def _rescale(self) -> None:
+        """Bring M back to its first length, which the loss does not see and only the noise of the steps changes."""
+        self.W[: self.count] *= (self.length / float(self._length())) ** 0.5
+
+    def _length(self) -> Tensor:
+        """Total variance of M h."""
+        M = self.seen()
+        return ((M @ self.covariance) * M).sum()
+
+    @torch.no_grad()
+    def state(self) -> State:
+        """What it has come to, over all images in two views."""
+        rows = self.views.rows[:, :2].flatten(0, 1)
+        r, z = self._rows(rows)
+        few = rows[:: max(1, len(rows) // 512)].double()
+        errors = [a - b for a, b in zip(self._rows(few.float()), self._rows(few, torch.float64), strict=True)]
+        spectra = [spectrum(one.numpy(), rounding=error.numpy()) for one, error in zip((r, z), errors, strict=True)]
+        q = rows.double() @ torch.from_numpy(self.views.modes)
+        centred = z.double() - z.double().mean(0)
+        shares = (centred.T @ q).square().sum(0).numpy()
+        norm = self.conserved.norm()
+        drift = float((self._difference() - self.conserved).norm() / norm) if self.V is not None else 0.0
+        return State(self.done, spectra[0], spectra[1], shares / shares.sum(), drift)
+
+    def _rows(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """r and z of rows (n, d) of length one, computed in dtype."""
+        rest = self.rest.eval().to(dtype)
+        r = rows.to(dtype) @ self.W.to(dtype).T
+        z = rest(r[:, : self.count] if self.V is None else r @ self.V.to(dtype).T)
+        self.rest.train().float()
+        return nn.functional.normalize(r), nn.functional.normalize(z)
+
+
+def relax(
+    relaxation: Relaxation, first: int = 250, limit: int = 4000, still: float = 0.02,
+    watch: Callable[[State, float], None] = lambda state, moved: None,
+) -> tuple[State, float, float]:  # fmt: skip
+    """Train until, over a doubling of the steps, nothing has moved by more than `still`, or `limit` is reached.
+
+    Then the steps shrink to nothing over as many more as a quarter of those taken, which takes their noise out.
+
+    Args:
+        first: steps after which it is looked at first; then after twice as many, and so on.
+        watch: called with each state and how far it is from the one before (`State.moved`).
+
+    Returns:
+        The last state, how far it had moved over the last doubling, and the seconds taken.
+    """
+    since, before, moved = time.perf_counter(), relaxation.state(), np.inf
+    goal = first
+    while moved > still and goal <= limit:
+        while relaxation.done < goal:
+            relaxation.step(min(1.0, (relaxation.done + 1) / first))
+        now = relaxation.state()
+        moved, before, goal = now.moved(before), now, 2 * goal
+        watch(now, moved)
+    more = relaxation.done // 4
+    for k in range(more):
+        relaxation.step(1 - (k + 1) / (more + 1))
+    return relaxation.state(), moved, time.perf_counter() - since

@@ -1,0 +1,123 @@
+"""A frozen trunk's last map, relaxed on views: it stands still where water-filling says, and what heads leave of r."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from collapse import InputError
+from collapse.models import make_head
+from collapse.results import load_result
+from collapse.training.relaxation import Relaxation, Views, living, relax
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import relaxation as script
+import study
+import summary
+
+DIM, TEMPERATURE = 12, 0.5
+RHO = np.array([0.95, 0.93, 0.9, 0.88, 0.86, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.02])
+SCALES = np.geomspace(3, 0.3, DIM)
+HEADS = {"none": ("none", DIM), "linear": ("linear", 8), "directclr": ("lowrank-diagonal", 8), "mlp": ("mlp", 8)}
+
+
+@pytest.fixture(scope="module")
+def views():
+    """Gaussian, of known signal fractions, in a turned basis: 1,000 images in 4 views."""
+    rng = np.random.default_rng(0)
+    clean = rng.standard_normal((1000, 1, DIM)) * np.sqrt(RHO)
+    seen = clean + rng.standard_normal((1000, 4, DIM)) * np.sqrt(1 - RHO)
+    return Views(seen * SCALES @ np.linalg.qr(rng.standard_normal((DIM, DIM)))[0] + 3)
+
+
+def relaxed(views, head, limit=100, lr=0.2, **how):
+    torch.manual_seed(0)
+    relaxation = Relaxation(views, make_head(HEADS[head][0], DIM, HEADS[head][1]), TEMPERATURE, lr, 128, **how)
+    return relaxation, relax(relaxation, first=50, limit=limit)
+
+
+def test_views_have_the_signal_fractions_they_were_made_with(views):
+    np.testing.assert_allclose(views.fractions, RHO, atol=0.05)
+    np.testing.assert_allclose(views.modes.T @ views.total @ views.modes, np.eye(DIM), atol=1e-9)
+    np.testing.assert_allclose(views.rows.square().mean(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("head", "kept"), [("none", 0), ("linear", DIM - 5), ("directclr", DIM - 8)])
+def test_a_linear_map_stands_still_where_water_filling_says(views, head, kept):
+    """Five live; r keeps what the loss does not see: all behind a projector, the last four entries of DirectCLR's."""
+    predicted = views.predicted(HEADS[head][1], TEMPERATURE)
+    assert (predicted > 0).sum() == 5
+    _, (state, _, _) = relaxed(views, head, lr=0.1 if head == "linear" else 0.2)
+    assert state.living()["z"][0] == 5
+    assert state.living()["r"][0] == 5 + kept
+    assert np.abs(state.shares - predicted).sum() / 2 < 0.06
+
+
+def test_the_balance_of_the_layers_is_kept_and_that_of_two_layers_leaves_r_alive(views):
+    for head in ("linear", "mlp"):
+        relaxation, (state, _, _) = relaxed(views, head, limit=50, lr=0.02)
+        assert 0 < state.drift < 0.1
+        assert state.living()["r"] == [DIM, DIM]
+        assert relaxation.rest.training
+
+
+def test_it_ends_when_nothing_moves_or_at_the_limit(views):
+    seen = []
+    relaxation = Relaxation(views, make_head("none", DIM, DIM), TEMPERATURE, 0.2, 64)
+    state, moved, seconds = relax(relaxation, 10, 40, 0.0, lambda state, moved: seen.append((state.step, moved)))
+    assert [step for step, _ in seen] == [10, 20, 40]
+    assert moved == seen[-1][1] > 0
+    assert state.step == 50
+    assert seconds > 0
+    _, moved, _ = relax(Relaxation(views, make_head("none", DIM, DIM), TEMPERATURE, 0.2, 64), 10, 40, 1.0)
+    assert moved <= 1
+
+
+def test_equal_seeds_give_equal_weights(views):
+    runs = [Relaxation(views, make_head("none", DIM, DIM), TEMPERATURE, seed=seed) for seed in (0, 0, 1)]
+    for run in runs:
+        run.step()
+        run.step()
+    assert torch.equal(runs[0].W, runs[1].W)
+    assert not torch.equal(runs[0].W, runs[2].W)
+
+
+def test_what_counts_as_living():
+    assert living(np.array([1.0, 1e-2, 1e-4, 1e-9]), 1e-6) == [2, 3]
+    assert living(np.array([1e-3, 1e-7]), 1e-2) == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1, 4), (1, 2, 4)])
+def test_views_of_the_wrong_shape_are_refused(shape):
+    with pytest.raises(InputError, match="2 views or more"):
+        Views(np.zeros(shape))
+
+
+def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"IMAGES": 80, "FIRST": 2, "LIMIT": 4, "STILL": 0.0}.items():
+        monkeypatch.setattr(script, name, value)
+    call = ["relaxation.py", "--data", "sklearn:digits", "--only", "trained-*-t0.5-s0", "--out", "relaxation.npz"]
+    monkeypatch.setattr(sys, "argv", call)
+    script.main(script.__file__, script.simulate, script.report, script.draw)
+    meta, arrays = load_result(tmp_path / "relaxation.npz")
+    assert [(cell["head"], cell["steps"]) for cell in meta["cells"]] == [(head, 5) for head in script.KINDS]
+    widths = {cell["head"]: len(arrays[f"{cell['name']}-z"]) for cell in meta["cells"]}
+    assert widths == {"none": 512, "directclr": 90, "linear": 128, "mlp": 128}
+    (order,) = meta["orders"]
+    none = next(cell for cell in meta["cells"] if cell["head"] == "none")
+    assert order["dead"]["none"] == [512 - count for count in none["measured"]["r"]]
+    assert "4 of 48 cells" in capsys.readouterr().out
+    assert (tmp_path / "relaxation.png").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/relaxation").iterdir()}
+    script.main(script.__file__, script.simulate, script.report, script.draw)
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs/relaxation").iterdir()}
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    drawn = summary.relaxed(["none", "mlp"], "r")["0.5"]
+    assert drawn["none"]["seeds"] == [0]
+    assert len(drawn["mlp"]["values"][0]) == 512
+    assert drawn["none"]["predicted"] == [none["predicted"]["r"]]
+    assert summary.relaxed(["none", "diagonal"], "r") == {}
