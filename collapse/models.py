@@ -180,11 +180,11 @@ def without_classifier(library: str, name: str, **options: Any) -> nn.Module:
     net = _of_torchvision(name)
     for part in filter(partial(hasattr, net), AUXILIARY):
         setattr(net, part, None)
-        net.aux_logits = False  # the representation alone in training too
+        setattr(net, "aux_logits", False)  # noqa: B010 - the representation alone in training too
     classifier = next(c for c in CLASSIFIERS if hasattr(net, c))
     last, width = _before_last(getattr(net, classifier))
     setattr(net, classifier, last)
-    net.width = width
+    net.width = width  # type: ignore[assignment]
     return net
 
 

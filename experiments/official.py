@@ -72,7 +72,7 @@ def run(script: str, amplitude: float, seed: int) -> tuple[NDArray, NDArray, NDA
     finally:
         sys.argv = arguments
         for owner, cuda in devices:
-            owner.cuda = cuda  # type: ignore[method-assign, assignment]
+            owner.cuda = cuda  # type: ignore[method-assign]
     rows = re.findall(r"iteration: (\d+) \[([^]]*)]", printed.getvalue())
     return start, np.array([int(k) + 1 for k, _ in rows]), np.array([np.fromstring(row, sep=" ") for _, row in rows])
 

@@ -48,7 +48,7 @@ IMAGES, VIEWS = 5000, 8
 FIRST, LIMIT, STILL = 250, 2000, 0.02  # steps; what may move over a doubling of them
 KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
 # The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
-HOW: dict[str, dict[str, float]] = {
+HOW: dict[str, dict[str, Any]] = {
     "none": {"lr": 0.05},
     "directclr": {"lr": 0.05},
     "linear": {"lr": 0.02, "ridge": 1e-3},
@@ -189,8 +189,8 @@ def report(meta: Meta, arrays: Arrays) -> str:
         errors = np.array(
             [[*cell["error"]["z"], *cell["error"]["r"]] for cell in meta["cells"] if cell["head"] == head]
         )
-        counts = zip(("z at 1e-3", "z at the floor", "r at 1e-3", "r at the floor"), errors.T, strict=True)
-        shown = ", ".join(f"{name} {(of <= 0.1).sum()} of {len(of)} ({of.max():.0%})" for name, of in counts)
+        columns = zip(("z at 1e-3", "z at the floor", "r at 1e-3", "r at the floor"), errors.T, strict=True)
+        shown = ", ".join(f"{name} {(of <= 0.1).sum()} of {len(of)} ({of.max():.0%})" for name, of in columns)
         lines.append(f"  {study.LABELS[head]}: {shown}")
     lines.append(f"rank correlation of shares from {min(cell['spearman'] for cell in meta['cells']):.2f} on")
     for order in meta["orders"]:

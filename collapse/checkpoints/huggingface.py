@@ -95,10 +95,10 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
         if tensor.ndim and (problem := unusable(key, tensor)) and tensor.is_floating_point():
             raise InputError(f"{shown(key)} {problem}")
     held = sum(tensor.numel() for tensor in tensors.values())
-    light = frame(create)
+    light: Any = frame(create)
     if sum(p.numel() for p in light.parameters()) > 2 * held + (1 << 20):
         raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
-    net, unused = _filled(*create.args[:3], tensors)
+    net, unused = _filled(create.args[0], create.args[1], create.args[2], tensors)
     used = tuple(key for key in tensors if key not in unused)
     if any(tensors[key].dtype in (torch.float16, torch.bfloat16) for key in used):
         clues.notes.append("weights are stored in 16 bits; computed in float32")
@@ -127,7 +127,7 @@ def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[pa
     checked = _checked(whole if isinstance(whole, Mapping) else {}, len(tensors))
     try:
         config = CONFIG_MAPPING["sam_vision_model" if name == "sam" else name].from_dict(checked)
-        model = SamVisionModel if name.startswith("sam") else MODEL_MAPPING[type(config)]
+        model: Any = SamVisionModel if name.startswith("sam") else MODEL_MAPPING[type(config)]
     except Exception as error:  # its checks raise in many ways, all the config's fault
         raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
     pooling, more = _pooling(name, tensors, clues)

@@ -47,7 +47,6 @@ from collapse.theory.predict import (
 from collapse.theory.predictor import Distillation, distil, predictor_modes, predictor_roots
 from collapse.theory.simulate import (
     BiasedViews,
-    Descent,
     GaussianViews,
     MaskedViews,
     sample_gradient,

@@ -170,7 +170,7 @@ class Relaxation:
                 self.W -= V.T @ H
                 self.V -= H @ W.T
             for weight, gradient in zip(weights, others, strict=True):
-                weight -= rate * gradient
+                weight.sub_(gradient, alpha=rate)
         self.done += 1
 
     def _rescale(self) -> None:
