@@ -137,8 +137,8 @@ def layer_spectra(
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Linear(5, 9))
         >>> found = layer_spectra(net, torch.rand(100, 3, 2, 2))
-        >>> [(name, s.dim, s.numerical_rank) for name, s in found.items()]
-        [('1', 5, 5), ('2', 9, 5), ('representation', 9, 5)]
+        >>> [(name, s.dim) for name, s in found.items()]
+        [('1', 5), ('2', 9), ('representation', 9)]
     """
     measure = Measure(normalize, method, threshold, jackknife, vectors)
     return _of_network("layer_spectra", source, images, layers, measure, options)
