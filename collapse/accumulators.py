@@ -215,13 +215,19 @@ class Triangle:
             import torch
 
             self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
-        else:
+        elif len(self.waiting[0]) <= self.dim:
             from scipy.linalg.lapack import dgeqrf, dgeqrf_lwork
 
-            rows = np.concatenate(self.waiting).T.copy().T  # Fortran's order, decomposed in place
+            rows = _by_columns(self.waiting)
             work = int(dgeqrf_lwork(*rows.shape)[0])
             factors, *_ = dgeqrf(rows, lwork=work, overwrite_a=1)
             self.waiting = [np.triu(factors[: self.dim + 1])]
+        elif len(self.waiting) > 1:
+            from scipy.linalg.lapack import dtpqrt
+
+            # Rows below a triangle: its zeros are left alone, which a decomposition of the stack would fill.
+            rows, width = _by_columns(self.waiting[1:]), min(64, max(16, self.dim // 10), self.dim + 1)
+            self.waiting = [dtpqrt(0, width, np.asfortranarray(self.waiting[0]), rows, overwrite_b=1)[0]]
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
         """As `Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
@@ -259,3 +265,9 @@ class Triangle:
     def rounding(self, scatter: NDArray, moment: NDArray) -> float:
         """As `Gram.rounding`."""
         return float((self.dim * EPS) ** 2 * moment.sum())
+
+
+def _by_columns(parts: list[NDArray]) -> NDArray:
+    """Row blocks as one array in Fortran's order, which LAPACK decomposes in place."""
+    rows = np.empty((sum(map(len, parts)), parts[0].shape[1]), order="F")
+    return np.concatenate(parts, out=rows)

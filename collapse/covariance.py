@@ -32,7 +32,7 @@ class Covariance:
     Args:
         dim: d, the width of a row.
         method: "covariance" (float64 products; right down to about 1e-7 of the largest singular value of Z) or
-            "qr" (right down to about 1e-12 of it; about four times slower).
+            "qr" (right down to about 1e-12 of it; about three times slower).
         normalize: divide each row by its Euclidean norm first, as the paper does (a zero row stays zero and is
             counted).
         device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.
