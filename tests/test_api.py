@@ -310,3 +310,19 @@ def test_probes_and_training_are_calls_too(capsys, resnet18, tmp_path, monkeypat
 def _saved(result, folder):
     result.save(folder / "saved.json")
     return folder / "saved.json"
+
+
+def test_a_message_names_arguments_and_the_command_its_flags(capsys, tmp_path, monkeypatch):
+    with_flags = cli.with_flags
+    cli.parser()
+    assert with_flags("2 encoders, a, b; choose one with branch=") == "2 encoders, a, b; choose one with --branch"
+    assert with_flags('give pool="mean", or max_pixels=9') == "give --pool mean, or --max-pixels 9"
+    assert with_flags("give allow_unknown=True or compile=False") == "give --allow-unknown or --no-compile"
+    assert (
+        with_flags("checkpoint=True: no blocks, device=cuda:7: none")
+        == "--checkpoint: no blocks, --device cuda:7: none"
+    )
+    assert with_flags("data: no such file; a/limit=3.npy, norm=2") == "data: no such file; a/limit=3.npy, norm=2"
+    monkeypatch.chdir(tmp_path)  # a file may bear the name of a flag
+    assert cli.main(["spectrum", "data"]) == 2
+    assert capsys.readouterr().err.startswith("collapse: data: no such file")

@@ -289,12 +289,11 @@ def placed(options: argparse.Namespace) -> dict[str, Any]:
 def with_flags(text: str) -> str:
     """A message of the library with its arguments as the flags of the command: resize= is --resize."""
     names = "|".join(sorted(FLAGS, key=len, reverse=True))
-    text = re.sub(rf"^({names}):", lambda found: f"{_flag(found[1])}:", text)
-    return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|([\w:]*))", _as_flag, text)
+    return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|(\w(?:[\w:]*\w)?)?)", _as_flag, text)
 
 
 def _as_flag(found: re.Match[str]) -> str:
-    name, value = found[1], found[2] or found[3]
+    name, value = found[1], found[2] or found[3] or ""
     if value == "False":
         return "--raw" if name == "normalize" else _flag(f"no_{name}")
     return _flag(name) + (f" {value}" if value and value != "True" else "")

@@ -61,7 +61,7 @@ class Loop:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise InputError("tensorboard: not installed; pip install tensorboard") from error
+            raise InputError("tensorboard=True: not installed; pip install tensorboard") from error
         return SummaryWriter(str(self.run_folder and self.run_folder.folder), purge_step=self.training.step)
 
     def run(self, data: Labelled) -> Iterator[dict[str, Any]]:

@@ -85,7 +85,7 @@ def checkpoint_blocks(net: nn.Module) -> None:
     """Keep only what enters each residual block; the backward pass computes the rest again, to the same bits."""
     blocks = [module for module in net.modules() if isinstance(module, (BasicBlock, Bottleneck))]
     if not blocks:
-        raise InputError("checkpoint: the network has no residual blocks; use chunks=")
+        raise InputError("checkpoint=True: the network has no residual blocks; use chunks=")
     for block in blocks:
         again = partial(lambda block: (nullcontext(), frozen_statistics(block)), block)
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=again)
