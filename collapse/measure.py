@@ -90,7 +90,8 @@ def spectrum(
         return _of_network("spectrum", source, images, [layer], measure, chosen)[layer]
     arguments.known("spectrum", options, reading() if options else (), KEYWORDS)
     if options or layer != "representation":
-        raise InputError(f"{next(iter(options), 'layer')}= is for a network; give the images to embed too")
+        what = next(iter(options), "layer")
+        raise InputError(f"{name_of(source)}: {what}= wants a checkpoint or a module, and images")
     arguments.whole_or_none(2, limit=limit, sample=sample)
     arguments.whole("seed", seed, 0)
     on = None if device in (None, "auto", "cpu") else arguments.device_of(device)
@@ -160,6 +161,11 @@ def _of_network(
     found, notes = of_network(source, images, layers, measure, **options)
     warn(notes)
     return found
+
+
+def name_of(source: Any) -> str:
+    """What errors call a source of rows."""
+    return str(source) if isinstance(source, (str, PathLike)) else "embeddings"
 
 
 @contextmanager

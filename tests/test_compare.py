@@ -178,7 +178,7 @@ def test_the_command_compares(rows, tmp_path, capsys):
         (["spectrum", "a.npy", "--vectors", "--out", "old.json"], "--force"),
         (["spectrum", "a.npy", "--jackknife", "1"], "at least 2"),
         (["spectrum", "a.npy", "--jackknife", "40"], "groups of 1 rows"),
-        (["spectrum", "a.npy", "--layer", "all"], "--layer is for a network"),
+        (["spectrum", "a.npy", "--layer", "all"], "--layer wants a checkpoint"),
     ],
 )
 def test_wrong_calls_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, message):

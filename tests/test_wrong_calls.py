@@ -56,7 +56,7 @@ WRONG = {
     "normalize that is a word": (lambda: collapse.spectrum(Z, normalize="no"), "normalize= is 'no'"),
     "a limit of one row": (lambda: collapse.spectrum(Z, limit=1), "limit= is 1"),
     "a sample of none": (lambda: collapse.spectrum(Z, sample=0), "sample= is 0"),
-    "a layer of an array": (lambda: collapse.spectrum(Z, layer="projector"), "layer= is for a network"),
+    "a layer of an array": (lambda: collapse.spectrum(Z, layer="projector"), "layer= wants a checkpoint or a module"),
     "a network without images": (lambda: collapse.spectrum(net()), "images: a network needs images"),
     "a state dict without images": (lambda: collapse.spectrum(net().state_dict()), "is no embeddings"),
     "a number": (lambda: collapse.spectrum(3), "source: a int is no embeddings"),
