@@ -170,6 +170,26 @@ def test_weights_in_another_form_are_refused_by_name(tmp_path, case):
     refused(tmp_path, make(), message)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_tensors_are_refused_by_name(tmp_path):
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        state = Network().state_dict()
+        halves = {key: distribute_tensor(t, mesh, [Shard(0)]) if "layer2" in key and t.ndim else t
+                  for key, t in state.items()}  # fmt: skip
+        refused(tmp_path, {"model": halves}, "of which each process keeps a part .*DTensor.*full_state_dict=True")
+        with pytest.raises(InputError, match=r"'layer2.0.conv1.weight' is a DTensor"):
+            collapse.load(halves)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_a_projector_with_a_negative_variance_is_not_read(tmp_path):
     chain = mlp(32, 16, 8, norm=True)
     chain[1].running_var[3] = -1

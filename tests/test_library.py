@@ -12,8 +12,8 @@ from collapse import InputError
 from collapse.checkpoints import library
 
 IDENTIFIED = """
-    convnext_atto convnextv2_atto cspresnet50 deit_tiny_distilled_patch16_224 dla46_c edgenext_xx_small
-    efficientformer_l1
+    convnext_atto convnextv2_atto crossvit_tiny_240 cspresnet50 deit_tiny_distilled_patch16_224 dla46_c
+    edgenext_xx_small efficientformer_l1
     efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 gcvit_xxtiny ghostnetv2_100
     hardcorenas_a hgnetv2_b0 hiera_tiny_224 lcnet_050 levit_128s mambaout_femto mixer_s32_224 mnasnet_small
     mobilenetv1_100 mobilenetv2_035 mobilenetv3_small_050 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs
@@ -24,7 +24,7 @@ IDENTIFIED = """
     torchvision:mnasnet0_5 torchvision:mobilenet_v2 torchvision:mobilenet_v3_small torchvision:regnet_y_400mf
     torchvision:resnet18 torchvision:shufflenet_v2_x0_5 torchvision:squeezenet1_1
 """.split()  # noqa: SIM905
-AMBIGUOUS = ["crossvit_tiny_240", "tf_efficientnet_lite0", "test_efficientnet_gn", "xcit_nano_12_p16_224"]
+AMBIGUOUS = ["nest_tiny", "tf_efficientnet_lite0", "test_efficientnet_gn", "xcit_nano_12_p16_224"]
 
 
 def written(tmp_path, name):
@@ -35,7 +35,9 @@ def written(tmp_path, name):
         torch.save(net.state_dict(), tmp_path / "x.pth")
         net, side = library.make(name).eval(), 224
         state = torch.load(tmp_path / "x.pth")
-        net.load_state_dict({key: state[key] for key in net.state_dict()})
+        for key in state.keys() - net.state_dict().keys():
+            del state[key]
+        net.load_state_dict(state)
     else:
         net = trained(timm.create_model(name))
         torch.save(net.state_dict(), tmp_path / "x.pth")

@@ -154,6 +154,44 @@ def hub(folder, model_args, **build):
     return net
 
 
+FOLDERS = {
+    "texts": ({"model_type": "bert"}, r"model_type 'bert' is none of the image encoders"),
+    "sounds": ({"model_type": "wav2vec2"}, r"model_type 'wav2vec2' is none of the image encoders"),
+    "clips": ({"model_type": "videomae"}, "takes clips of several frames"),
+    "quantised": ({"model_type": "dinov3_vit", "quantization_config": {"bits": 4}}, "weights are quantised"),
+    "layers without end": ({"model_type": "dinov3_vit", "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+    "too wide": ({"model_type": "dinov3_vit", "hidden_size": 1 << 15, "intermediate_size": 1 << 15}, "far larger than"),
+    "no number": ({"model_type": "dinov3_vit", "hidden_size": {"a": 1}}, "hidden_size is a dict, which no network has"),
+    "other tensors": ({**SMALL, "model_type": "dinov3_vit"}, "missing or misshapen|not those of its config"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_transformers_that_is_not_read_says_why(tmp_path, case):
+    config, message = FOLDERS[case]
+    torch.save(vit().state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        collapse.load(tmp_path)
+
+
+def test_a_config_of_transformers_names_no_code(tmp_path):
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    torch.manual_seed(0)
+    net, images = DINOv3ViTModel(DINOv3ViTConfig(**SMALL)).eval(), torch.randn(2, 3, 32, 32)
+    net.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"auto_map": {"AutoModel": "a--b.C"}, "attn_implementation": "someone/kernels", "dtype": "float16",
+               "_attn_implementation": "someone/kernels", "quantizer": 3, "architectures": ["os.system"]}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        loaded = collapse.load(tmp_path)
+        torch.testing.assert_close(loaded(images), net(images).pooler_output)
+        assert loaded.layer(loaded.blocks[0])(images).shape == (2, 64)
+    assert loaded.report["keys"]["unknown"] == 0
+
+
 TINY = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 96, "num_heads": 4, "num_classes": 0}
 HUBS = {
     "layer scale": ({"init_values": 0.1}, {}, lambda y: y),

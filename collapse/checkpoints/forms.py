@@ -1,7 +1,8 @@
 """Weights kept in another form than plain numbers under plain names: refused by name, with what to do."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from collapse import InputError
 from collapse.checkpoints.settings import shown
@@ -20,6 +21,28 @@ FORMS = (
     (r"parametrizations\.\w+\..+", "", "parametrised weights",
      "remove it (torch.nn.utils.parametrize.remove_parametrizations) and save again"),
 )  # fmt: skip
+
+
+# Classes of tensors that a pickle keeps as more than their numbers: (name, what it is, what to do).
+CLASSES = (
+    (r"\.(DTensor|ShardedTensor)$", "tensors of which each process keeps a part",
+     "save the whole state dict (torch.distributed.checkpoint, full_state_dict=True) or give the DCP folder"),
+    (r"\.(\w*Quantized\w*|NF4\w*|Params4bit|Int8Params|Int\dTensor|Float8Tensor|LinearActivation\w+)$",
+     "quantised weights", "dequantise them and save float32"),
+)  # fmt: skip
+
+
+@contextmanager
+def classes_named(foreign: Collection[str]) -> Iterator[None]:
+    """Where a file cannot be read, say that it keeps its tensors in a class of their own, if it names one."""
+    try:
+        yield
+    except InputError as error:
+        for pattern, what, remedy in CLASSES:
+            for name in foreign:
+                if re.search(pattern, name):
+                    raise InputError(f"holds {what} ({shown(name)}); {remedy}") from error
+        raise
 
 
 def refuse(root: str, keys: Collection[str]) -> None:

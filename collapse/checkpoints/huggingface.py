@@ -4,7 +4,8 @@ Its own loading gives the tensors their names (from_pretrained with a state dict
 names no code); what it misses is an error.  The kinds that other rules read (families.py) are not here.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,8 +31,7 @@ CLIPS = ("vjepa2", "videomae", "timesformer", "vivit")
 ELSEWHERE = ("clip", "clip_vision_model", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "ijepa",
              "resnet", "siglip", "siglip_vision_model", "swin", "vit", "vit_mae", "vit_msn")  # fmt: skip
 LIST_LIMIT, NUMBER_LIMIT = 64, 1 << 16
-LEFT = ("architectures", "auto_map", "backbone", "dtype", "id2label", "label2id", "quantization_config", "torch_dtype",
-        "transformers_version", "use_pretrained_backbone", "use_timm_backbone")  # fmt: skip
+LEFT = r"^_|backbone|implementation|kernels"
 
 
 def kind(clues: Clues) -> str | None:
@@ -117,6 +117,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
 def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[partial[Model], int, str]:
     """(what builds it, pixels a side, how it pools), of a checked config."""
     try:
+        from transformers import PretrainedConfig
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
         from transformers.models.sam.modeling_sam import SamVisionModel
@@ -124,9 +125,11 @@ def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[pa
         raise InputError(f"a {name} is built by transformers, which is not here; pip install transformers") from error
     values = clues.configs["config.json"]
     whole = values.get("vision_config") if name == "sam" else values
-    checked = _checked(whole if isinstance(whole, Mapping) else {}, len(tensors))
+    kind = CONFIG_MAPPING["sam_vision_model" if name == "sam" else name]
+    own = kind().to_dict().keys() - PretrainedConfig().to_dict().keys()  # none that names code, kernels or devices
+    checked = _checked(whole if isinstance(whole, Mapping) else {}, own, len(tensors))
     try:
-        config = CONFIG_MAPPING["sam_vision_model" if name == "sam" else name].from_dict(checked)
+        config = kind.from_dict(checked)
         model: Any = SamVisionModel if name.startswith("sam") else MODEL_MAPPING[type(config)]
     except Exception as error:  # its checks raise in many ways, all the config's fault
         raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
@@ -157,14 +160,11 @@ def _pooling(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[st
     return "mean" if name == "hiera" else "class", {"add_pooling_layer": False}
 
 
-def _checked(values: Mapping[str, Any], tensors: int) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], own: Collection[str], tensors: int) -> dict[str, Any]:
     """The values of a config that shape a network, each of a kind and size that one can have."""
-    found = {}
-    for name, value in values.items():
-        if name in LEFT or name.startswith("_") or not isinstance(name, str):
-            continue
+    found = {name: value for name, value in values.items() if name in own and not re.search(LEFT, name)}
+    for name, value in found.items():
         _check(name, value, tensors)
-        found[name] = value
     return found
 
 

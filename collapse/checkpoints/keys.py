@@ -140,6 +140,9 @@ def clean(tree: Any, path: str) -> dict[str, Tensor]:
         short = CHUNKS.sub(r"\1blocks.\2.", plain(key)) if chunked else plain(key)
         if short in tensors and not same(tensors[short], tensor):
             raise InputError(f"{path}: two different tensors are called {shown(short)} without their wrappers' names")
+        if hasattr(tensor, "__tensor_flatten__"):
+            kind = type(tensor).__name__
+            raise InputError(f"{path}: tensor {shown(key)} is a {kind}, expected the whole of it in plain numbers")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise InputError(f"{path}: tensor {shown(key)} is sparse or quantised, expected plain numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

@@ -65,7 +65,7 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         raise InputError("weights= are those of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds")
     where = STATE_DICT if isinstance(path, Mapping) else str(path)
     contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
-    with about(where):
+    with about(where), forms.classes_named(contents.foreign):
         facts = own_facts(contents.metadata, where)
         tensors = clean(contents.tree, where)
         found = hints(contents.tree, contents.configs)

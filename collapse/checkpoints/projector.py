@@ -80,7 +80,14 @@ def _groups(free: Mapping[str, Tensor], root: str) -> dict[str, dict[str, Tensor
         if prefix is not None:
             groups.setdefault(prefix, {})[key] = tensor
     contrastive = re.search(r"encoder_q|query", root) is not None
-    return {p: g for p, g in groups.items() if contrastive or _linear_maps(g) > 1 or not CLASSIFIER.search(p)}
+    return {p: g for p, g in groups.items() if contrastive or (_linear_maps(g) > 1 and not _side_by_side(g))
+            or not CLASSIFIER.search(p)}  # fmt: skip
+
+
+def _side_by_side(group: Mapping[str, Tensor]) -> bool:
+    """Whether they are classifiers of as many classes, of which none takes what another gives (CrossViT's two)."""
+    maps = [tuple(tensor.shape) for tensor in group.values() if tensor.ndim == 2]
+    return len({classes for classes, _ in maps}) == 1 and all(taken != given for given, taken in maps)
 
 
 def _linear_maps(group: Mapping[str, Tensor]) -> int:
