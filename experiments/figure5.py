@@ -75,7 +75,7 @@ def relative(a: NDArray, b: NDArray) -> NDArray:
     return np.linalg.norm(a - b, axis=(-2, -1)) / np.linalg.norm(b, axis=(-2, -1))
 
 
-def over(function: Callable[[NDArray], NDArray], trained: NDArray) -> NDArray:
+def over(function: Callable[[NDArray], NDArray | float], trained: NDArray) -> NDArray:
     """`function` of (layers, 16, 16) at all times and seeds."""
     return np.array([[function(layers) for layers in runs] for runs in trained])
 
