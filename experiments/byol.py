@@ -128,7 +128,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         plots.plot_prediction(ax, arrays["t"], np.maximum(simulated, 1e-12), np.maximum(predicted, 1e-12), every=4)
         ax.set(title=label, xlabel=r"time $t$", ylim=(-16, 1.5))
     axes[0].set_ylabel(r"$\ln\,\lambda$ of $\mathrm{Cov}(z)$")
-    plots.theory_legend(axes[0], loc="upper right", bbox_to_anchor=(1.08, 0.86))
+    plots.theory_legend(axes[-1], loc="upper right", bbox_to_anchor=(1.08, 0.86))
     return fig
 
 

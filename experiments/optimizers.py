@@ -294,7 +294,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
 
 
 def draw(meta: Meta, arrays: Arrays) -> Any:
-    """Size of the first mode over decay; dead directions on the grid; escape times."""
+    """Size of the first mode over decay; dead directions on the grid, depths a little apart; escape times."""
     fig, (left, middle, right) = plots.figure(plots.TEXT, 2.4, columns=3)
     colors = plots.sequence_colors(len(DEPTHS))
     markers = dict(zip(OPTIMIZERS, "os^", strict=True))
@@ -302,9 +302,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         left.plot(arrays["fine"], arrays["sizes"][i] / UNDECAYED[0], color=color, label=f"$L={depth}$")
         first = (arrays["spectral_simulated"][:, i, :, 0] ** 2).mean(0)
         left.plot(arrays["shares"], first / UNDECAYED[0], "o", color=color)
-        middle.plot(arrays["shares"], dead(arrays["dot_predicted"][i]), color=color)
-        middle.plot(arrays["shares"], dead(arrays["dot_simulated"][0, i]), "o", color=color)
-        middle.plot(arrays["shares"], dead(arrays["closed"][i]), "--", color=color, linewidth=0.8)
+        beside = arrays["shares"] + 0.015 * (i - 1)
+        middle.plot(beside, dead(arrays["dot_predicted"][i]), color=color)
+        middle.plot(beside, dead(arrays["dot_simulated"][0, i]), "o", color=color)
+        middle.plot(beside, dead(arrays["closed"][i]), "--", color=color, linewidth=0.8)
         for index, name in enumerate(OPTIMIZERS):
             rows = arrays["escapes"][(arrays["escapes"][:, 0] == index) & (arrays["escapes"][:, 1] == depth)]
             right.plot(rows[:, 4], rows[:, 3], markers[name], color=color, markeredgewidth=0)

@@ -143,7 +143,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         ax.stairs(edge, np.arange(0.5, len(depths) + 1), orientation="horizontal", baseline=None, color="white",
                   linestyle=style, lw=1.5)  # fmt: skip
     ax.text(1.5, 7, "limited by depth", color="white", ha="center", va="center")
-    ax.text(6.4, 3, "limited by augmentation", color="white", ha="center", va="center", rotation=90)
+    ax.text(6.75, 3, "limited by augmentation", color="white", ha="center", va="center", rotation=90)
     simulated, predicted = count(arrays["simulated"]), count(arrays["predicted"])
     ax.scatter(*arrays["points"].T, c=simulated, s=60, edgecolors="white", linewidths=0.8, zorder=3, **colors)
     for (a, depth), measured, mean_field in zip(arrays["points"], simulated, predicted, strict=True):
