@@ -107,8 +107,8 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         ax.plot([DIM * 1.02, DIM * 1.08], np.log([floor, floor]), color=line.get_color(), linewidth=2, clip_on=False)
     ax.fill_between([1, PAPER["living"]], PAPER["smallest"], PAPER["largest"], color="0.85", zorder=0)
     ax.plot([PAPER["living"]] * 2, [PAPER["smallest"], -25], color="0.7", linestyle=":", zorder=0)
-    ax.annotate("the paper's figure 2", (PAPER["living"], PAPER["smallest"]), xytext=(-3, -3), textcoords="offset points",
-                ha="right", va="top", fontsize=6, color="0.4")  # fmt: skip
+    corner = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right", "va": "top"}
+    ax.annotate("the paper's figure 2", (PAPER["living"], PAPER["smallest"]), **corner, fontsize=6, color="0.4")
     ax.set(
         xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$",
         ylim=(-66, 0), xlim=(0, DIM * 1.09),
