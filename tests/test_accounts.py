@@ -236,7 +236,5 @@ def test_a_part_of_a_branchs_name_is_enough_where_one_has_it(tmp_path):
     tree = {name: Network().state_dict() for name in ("net_a.encoder", "net_b.encoder", "net_b.other")}
     assert load(tmp_path, tree, branch="net_a").report["branch"] == "net_a.encoder"
     assert load(tmp_path, tree, branch="net_b.other").report["branch"] == "net_b.other"
-    refused(
-        tmp_path, tree, "branch='net_b' is in the names of 2 encoders, net_b.encoder, net_b.other", branch="net_b"
-    )
+    refused(tmp_path, tree, "branch='net_b' is in the names of 2 encoders, net_b.encoder, net_b.other", branch="net_b")
     refused(tmp_path, tree, "no encoder at .ccc.; there are net_a.encoder, net_b.encoder, net_b.other", branch="c" * 3)
