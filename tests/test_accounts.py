@@ -79,9 +79,9 @@ def test_a_projector_that_is_not_taken_is_said(tmp_path):
 @pytest.mark.parametrize("name", ["blocks.1.adapter.down.weight", "pos_norm.weight", "attn_pool.q.weight"])
 def test_no_flag_is_offered_for_a_part_of_the_encoder(tmp_path, name):
     text = refused(tmp_path, vit().state_dict() | {name: torch.ones(64, 64)}, "may change what the encoder gives")
-    assert "--allow-unknown" not in text
+    assert "allow_unknown" not in text
     (note,) = [n for n in load(tmp_path, vit().state_dict() | {name: torch.ones(64, 64)},
-                               allow_unknown=True).report["warnings"] if "allow-unknown" in n]  # fmt: skip
+                               allow_unknown=True).report["warnings"] if "allow_unknown" in n]  # fmt: skip
     assert name in note
     assert "may well change" in note
 
@@ -236,7 +236,5 @@ def test_a_part_of_a_branchs_name_is_enough_where_one_has_it(tmp_path):
     tree = {name: Network().state_dict() for name in ("net_a.encoder", "net_b.encoder", "net_b.other")}
     assert load(tmp_path, tree, branch="net_a").report["branch"] == "net_a.encoder"
     assert load(tmp_path, tree, branch="net_b.other").report["branch"] == "net_b.other"
-    refused(
-        tmp_path, tree, "--branch 'net_b' is in the names of 2 encoders, net_b.encoder, net_b.other", branch="net_b"
-    )
+    refused(tmp_path, tree, "branch='net_b' is in the names of 2 encoders, net_b.encoder, net_b.other", branch="net_b")
     refused(tmp_path, tree, "no encoder at .ccc.; there are net_a.encoder, net_b.encoder, net_b.other", branch="c" * 3)

@@ -319,7 +319,9 @@ def test_directions_that_two_embeddings_share():
     np.testing.assert_allclose(np.cos(found), cosines[::-1], rtol=1e-12)
     near = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 9)))[0]
     tilted = near[:, :4] + 1e-9 * near[:, 4:8]  # columns of a length that is not quite 1
-    for first, second in ((near, tilted), (tilted * 3, near[:, 2:7]), (power[:64, :5], np.eye(64)[:, :3])):
+    exact = [np.pi / 2, np.pi / 2, 1e-9, 0]  # scipy gives 2e-8 for the last two
+    np.testing.assert_allclose(metrics.principal_angles(tilted * 3, near[:, 2:7]), exact, atol=1e-14, rtol=1e-6)
+    for first, second in ((near, tilted), (power[:64, :5], np.eye(64)[:, :3])):
         theirs = scipy.linalg.subspace_angles(first, second)
         np.testing.assert_allclose(metrics.principal_angles(first, second), theirs, rtol=1e-6, atol=1e-14)
     a, b = halves

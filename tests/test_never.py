@@ -87,6 +87,7 @@ PLACES = {
     "files/zips.py": {"zlib": 6},
     "images.py": {"json.loads": 1},
     "models.py": {"timm.create_model": 1, "torchvision.models.get_model": 2},
+    "moved.py": {"importlib": 6},
     "results.py": {"json.loads": 1, "numpy.lib": 3},
     "training/lock.py": {"json.loads": 1},
     "training/network.py": {"safetensors": 2},
