@@ -150,17 +150,6 @@ def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
     return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
 
 
-def water_level(fractions: NDArray, temperature: float) -> float:
-    """The signal fraction l, in 0..1, below which a cosine loss lets no direction live: temperature sum (rho - l)+ = 1.
-
-    fractions: (k,) signal fractions of the embedding that the loss sees; see theory.cosine_modes.
-    """
-    rho = np.sort(fractions)[::-1]
-    levels = (np.cumsum(rho) - 1 / temperature) / np.arange(1, len(rho) + 1)
-    above = np.flatnonzero(rho > levels)
-    return float(np.clip(levels[above[-1]], 0, 1)) if len(above) else 0.0
-
-
 def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDArray:
     """(k,) bool: whether the truth may lie on the other side of the line, for k directions found together in n images.
 

@@ -196,6 +196,24 @@ def test_each_kind_of_collapse_is_told_from_the_others():
     assert "undecided" not in table(found)
 
 
+def test_a_known_temperature_moves_the_line():
+    """Small directions of signal fraction 0.6: a cosine loss lets them live at temperature 0.2, and not at 1."""
+    rng, d = np.random.default_rng(5), 8
+    scale, noise = np.repeat([1.0, 0.01], 4), np.repeat([0.1, math.sqrt(2 / 3)], 4)
+    x = torch.tensor(rng.standard_normal((4000, d))).float()
+    how = {"augmentations": [Noise(noise)], "threshold": 1e-2, "views": 2, "batch_size": 2048}
+    fractions = np.repeat([1 / 1.01, 0.6], 4)
+    for temperature, cause in ((None, "implicit"), (0.2, "implicit"), (1.0, "augmentation")):
+        found = collapse.diagnose(linear(np.diag(scale)), x, temperature=temperature, **how)
+        assert found.blocks[-1].found.counts()[cause] == 4
+        line = found.about["line"]
+        if temperature is None:
+            assert line == 0.5
+        else:  # temperature times what lies above the line is 1, up to the error of 4,000 images
+            assert temperature * np.maximum(fractions - line, 0).sum() == pytest.approx(1, abs=0.05)
+    assert f"below {line:.2f}, under which a cosine loss" in found.verdict
+
+
 def test_a_batch_norm_behind_the_last_map_is_folded_in():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5, bias=False), nn.BatchNorm1d(5))

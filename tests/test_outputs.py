@@ -524,14 +524,14 @@ def test_a_table_is_not_lost_with_its_plot(tmp_path, z, capsys):
 
 def test_a_file_that_appears_while_a_command_works_is_kept(tmp_path, z, capsys, monkeypatch):
     out, plot = tmp_path / "s.json", tmp_path / "s.png"
-    work = cli.spectrum._of_array
+    work = cli.spectrum._measured
 
     def meanwhile(*arguments):
         for path in (out, plot):
             path.write_text("another's")
         return work(*arguments)
 
-    monkeypatch.setattr("collapse.commands.spectrum._of_array", meanwhile)
+    monkeypatch.setattr("collapse.commands.spectrum._measured", meanwhile)
     code, text, err = run(capsys, "spectrum", z, "--out", out, "--plot", plot)
     assert (code, err.count("\n")) == (2, 1)
     assert "has appeared meanwhile and is kept" in err
@@ -548,10 +548,10 @@ def test_commands_print_in_one_place_alone():
 def test_errors_of_the_machine_are_lines_and_bugs_are_not(z, capsys, monkeypatch):
     for error, code in ((MemoryError(), 2), (OSError(5, "Input/output error", "some/file"), 2)):
         monkeypatch.setattr(
-            "collapse.commands.spectrum._of_array", lambda *a, error=error: (_ for _ in ()).throw(error)
+            "collapse.commands.spectrum._measured", lambda *a, error=error: (_ for _ in ()).throw(error)
         )
         assert run(capsys, "spectrum", z)[0] == code
-    monkeypatch.setattr("collapse.commands.spectrum._of_array", lambda *a: 1 / 0)
+    monkeypatch.setattr("collapse.commands.spectrum._measured", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(capsys, "spectrum", z)
 
@@ -598,6 +598,7 @@ def test_rows_without_variance_compare_without_directions(tmp_path, capsys, z):
 
 def test_a_finished_run_without_its_log_is_summed_up(tmp_path, capsys):
     from collapse.commands.training import _finish_run
+    from collapse.training.result import trained
 
     folder = tmp_path / "run"
     folder.mkdir()
@@ -614,13 +615,13 @@ def test_a_finished_run_without_its_log_is_summed_up(tmp_path, capsys):
     for content in contents:
         if content is not None:
             (folder / "metrics.jsonl").write_bytes(content)
-        _finish_run(options, None)
+        _finish_run(options, trained(folder))
         assert capsys.readouterr().out.startswith(f"{folder}: ")
     options.json = True
-    _finish_run(options, None)
+    _finish_run(options, trained(folder))
     assert json.loads(capsys.readouterr().out)["step"] == 3
     (folder / "spectra.npz").write_bytes(b"PK\3\4 damaged")
-    _finish_run(options, None)
+    _finish_run(options, trained(folder))
     out, err = capsys.readouterr()
     assert "spectra.npz: damaged; spectrum.png is not drawn" in err
     assert json.loads(out)["step"] == 3

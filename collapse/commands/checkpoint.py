@@ -61,8 +61,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
     protect(sources(options.source, options.weights or ""), {"--out": options.out}, options.force)
     result = inspect(options.source, **overrides_of(options))
-    warn_of(result.warnings)
-    deliver(options, result.to_json(), describe(result))
+    deliver(options, result.to_json(), describe(result), notes=result.warnings)
 
 
 def describe(result: "Checkpoint") -> str:
@@ -96,9 +95,9 @@ def _embed(options: argparse.Namespace) -> None:
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
     document = _write_embeddings(options, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
-    warn_of([*document["source"]["warnings"], *document["warnings"]])
     note = f"; {skipped} images were skipped" if skipped else ""
     show(to_json(document) if options.json else f"{options.out}: {n} x {d}{note}\n")
+    warn_of([*document["source"]["warnings"], *document["warnings"]])
 
 
 def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> dict[str, Any]:

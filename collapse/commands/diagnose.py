@@ -18,7 +18,6 @@ from collapse.commands.shared import (
     share,
     show,
     still_free,
-    warn_of,
 )
 
 if TYPE_CHECKING:
@@ -104,9 +103,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     names = ("views", "threshold", "temperature", "limit", "sample", "seed")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))
-    warn_of(result.notes())
     report = [lambda: _report(options, result)] if options.report else []
-    deliver(options, result.to_json(), table(result), *report)
+    deliver(options, result.to_json(), table(result), *report, notes=result.notes())
 
 
 def _report(options: argparse.Namespace, result: "Diagnosis") -> None:

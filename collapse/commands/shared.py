@@ -18,6 +18,7 @@ from collapse.files import limits
 
 T = TypeVar("T")
 INTERRUPTED = threading.Event()
+ASIDE = ("method qr:", "undefined for this input:")
 FLAGS = {"normalize"}  # the names of all flags as arguments of the library; the parser adds its own
 
 
@@ -181,11 +182,12 @@ def deliver(
     text: str,
     *more: Callable[[], Any],
     save: Callable[[Path], str] | None = None,
+    notes: Iterable[str] = (),
 ) -> None:
     """Write the JSON document to --out, print it or the text, and take the steps `more`, as drawing.
 
-    save: writes to --out in its own way, and returns the document as written.  Each step is taken though one before
-    it failed, so that nothing computed is lost; then the first error is raised.
+    save: writes to --out in its own way, and returns the document as written.  notes: warnings, said if all went well.
+    Each step is taken though one before it failed, so that nothing computed is lost; then the first error is raised.
     """
     from collapse.results import save_text
 
@@ -199,6 +201,7 @@ def deliver(
             step()
     if errors:
         raise errors[0]
+    warn_of(notes)
 
 
 def still_free(options: argparse.Namespace, path: Path) -> None:
@@ -304,6 +307,6 @@ def _flag(name: str) -> str:
 
 
 def warn_of(notes: Iterable[str]) -> None:
-    """What a reader should know, once each, on standard error."""
-    for note in dict.fromkeys(notes):
+    """What a reader should know, once each, on standard error; but not what the result shows by itself."""
+    for note in dict.fromkeys(note for note in notes if not note.startswith(ASIDE)):
         tell(f"warning: {with_flags(note)}")

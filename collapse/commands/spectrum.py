@@ -23,7 +23,6 @@ from collapse.commands.shared import (
     progress,
     reading_of,
     still_free,
-    warn_of,
 )
 
 if TYPE_CHECKING:
@@ -103,11 +102,11 @@ def _spectrum(options: argparse.Namespace) -> None:
     document = (
         {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
     )
+    notes = [note for result in results for note in result.warnings]
     draw = [lambda: _draw(options, {result.name: result for result in results})] if options.plot else []
     text = report(results[0]) if len(results) == 1 else by_depth(results)
-    warn_of(results[0].notes() if len(results) == 1 else (note for result in results for note in result.warnings))
     gates = partial(_gate, results, dict(options.fail_under), dict(options.fail_over))
-    deliver(options, to_json(document), text, *draw, gates, save=None if whole else results[0].write)
+    deliver(options, to_json(document), text, *draw, gates, save=None if whole else results[0].write, notes=notes)
 
 
 def _gate(results: "list[Spectrum]", under: dict[str, float], over: dict[str, float]) -> None:
@@ -162,8 +161,7 @@ def _compare(options: argparse.Namespace) -> None:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
     compared = comparison(found)
     draw = [lambda: _draw(options, found)] if options.plot else []
-    warn_of(compared.notes())
-    deliver(options, compared.to_json(), text(compared), *draw)
+    deliver(options, compared.to_json(), text(compared), *draw, notes=compared.notes())
 
 
 def _unused(name: str, source: str, taken: Container[str]) -> str:

@@ -76,11 +76,15 @@ def _train(options: argparse.Namespace) -> None:
     )
     chosen = {name: getattr(options, name) for name in (*WATCHING, "compile", "preset", "device", "max_pixels")}
     result = train(options.data, options.out, watch=_watch, **recipe_values, **chosen)
-    if not result.lead:
-        return
-    warn_of(note for note in result.warnings if note.startswith(str(options.out)))
+    if result.lead:
+        _finish_run(options, result)
+
+
+def _finish_run(options: argparse.Namespace, result: "Trained") -> None:
+    """A line that sums the run up, and the spectrum figure."""
     given = argparse.Namespace(json=options.json, out=None)
-    deliver(given, result.to_json(), f"{result.sentence()}\n", lambda: _draw_run(result))
+    own = [note for note in result.warnings if note.startswith(str(result.run))]
+    deliver(given, result.to_json(), f"{result.sentence()}\n", lambda: _draw_run(result), notes=own)
 
 
 def _watch(job: "Job") -> Iterator[Any]:
@@ -183,5 +187,4 @@ def _deliver_accuracy(options: argparse.Namespace, result: "Accuracy") -> None:
     for name, share in (("top1", result.top1), ("top5", result.top5)):
         low, high = (100 * end for end in getattr(result, f"{name}_interval"))
         lines.append(f"{name} {100 * share:.2f} % ({low:.2f} to {high:.2f}), {result.n} images\n")
-    warn_of(result.notes())
-    deliver(options, result.to_json(), "".join(lines))
+    deliver(options, result.to_json(), "".join(lines), notes=result.notes())

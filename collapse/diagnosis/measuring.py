@@ -26,7 +26,6 @@ from collapse.attribution import (
     signal_and_augmentation,
     signal_fractions,
     through,
-    water_level,
 )
 from collapse.checkpoints import Encoder, Overrides
 from collapse.checkpoints.encoder import INPUT
@@ -39,6 +38,7 @@ from collapse.images import Preprocessing
 from collapse.metrics import lidar_of
 from collapse.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
 from collapse.spectra import Spectrum
+from collapse.theory import water_level
 from collapse.training.config import Config, make_config
 from collapse.training.views import uniforms
 
@@ -296,7 +296,7 @@ def _diagnosis(measured: _Measured, pixels: ImageBatches, how: dict[str, Any]) -
     images, threshold, line = pixels.about(), how["threshold"], LINE
     if how["temperature"] is not None:  # the loss sees the last layer; linear maps carry its line to the others
         seen = measured.block(measured.names[-1], threshold, images).signal_fraction
-        line = water_level(seen[~np.isnan(seen)], how["temperature"])
+        line = _line(seen[~np.isnan(seen)], how["temperature"])
     names = tqdm(measured.names, desc="spectra", unit=" layers", dynamic_ncols=True, delay=1, disable=None)
     blocks = [measured.block(name, threshold, images, line) for name in names]
     widest = max(block.spectrum.dim for block in blocks)
@@ -306,3 +306,8 @@ def _diagnosis(measured: _Measured, pixels: ImageBatches, how: dict[str, Any]) -
     source = {name: value for name, value in measured.net.source("all").items() if name != "layer"}
     about = {"source": source, "images": images, **how, "line": line, "warnings": notes}
     return Diagnosis(blocks, about, verdict(blocks, about))
+
+
+def _line(fractions: NDArray, temperature: float) -> float:
+    """The signal fraction below which a cosine loss lets no direction live; see theory.water_level."""
+    return float(np.clip(-water_level(fractions, temperature)[0], 0, 1)) if len(fractions) else LINE

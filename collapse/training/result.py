@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -165,9 +165,9 @@ def train(
     finally:
         parallel.stop()
     notes = [*dict.fromkeys([*train.warnings, *val.warnings])]
-    last, more = _last_line(job.run) if lead and last is None else (last or {}, [])
-    warn(notes + more)
-    return Trained(job.run, last, notes + more, lead)
+    result = trained(job.run, notes, last) if lead else Trained(job.run, {}, notes, lead)
+    warn(result.warnings)
+    return result
 
 
 def _options(values: dict[str, Any]) -> dict[str, Any]:
@@ -183,9 +183,9 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _last_line(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """(the last line of a run's log, warnings): nothing if the log is gone or damaged, which is said."""
+def trained(run: Path, notes: Sequence[str] = (), last: Mapping[str, Any] | None = None) -> Trained:
+    """The result in a folder; last: the last line of its log, if it is known. A log that is damaged is a warning."""
     try:
-        return last_line(folder), []
+        return Trained(run, last_line(run) if last is None else last, list(notes))
     except InputError as error:
-        return {}, [str(error)]
+        return Trained(run, {}, [*notes, str(error)])
