@@ -83,6 +83,7 @@ PLACES = {
     "files/parquet.py": {"pyarrow": 3},
     "files/pictures.py": {"PIL": 12, "importlib": 1},
     "files/rows.py": {"importlib": 1},
+    "files/tables.py": {"csv": 1, "json.loads": 1},
     "files/zarrs.py": {"json.loads": 1, "zarr": 7},
     "files/zips.py": {"zlib": 6},
     "images.py": {"json.loads": 1},

@@ -1,4 +1,4 @@
-"""Files of embeddings, recognised by their bytes: .npy, .npz, .pt, .safetensors, HDF5, Parquet, and zarr folders.
+"""Files of embeddings by their bytes: .npy, .npz, .pt, .safetensors, HDF5, Parquet, zarr folders; .csv, .tsv, .jsonl.
 
 Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds several.  All but .pt and .safetensors are
 read block by block; HDF5, Parquet and zarr want a library of their own (the extras hdf5, parquet, zarr).
@@ -19,6 +19,7 @@ from collapse.files.hdf5 import open_hdf5
 from collapse.files.npy import MAGIC, open_npy, open_npz
 from collapse.files.parquet import open_parquet
 from collapse.files.rows import check_shape, choose, no_key
+from collapse.files.tables import ENDINGS, open_table
 from collapse.files.zarrs import is_zarr, open_zarr
 from collapse.files.zips import Zip
 
@@ -76,6 +77,8 @@ def _kind(file: Descriptor) -> str:
     for magic, kind in ((MAGIC, "npy"), (b"\x89HDF\r\n", "hdf5"), (b"PAR1", "parquet")):
         if head.startswith(magic):
             return kind
+    if file.path.suffix.lower() in ENDINGS and b"\0" not in head:
+        return "text"
     return "npz" if head[:4] == b"PK\3\4" and any(name.endswith(".npy") for name in Zip(file).records) else ""
 
 
@@ -86,6 +89,8 @@ def _rows(
         return open_npy(file, key)
     if kind == "npz":
         return open_npz(file, key, most)
+    if kind == "text":
+        return open_table(file, key, about.setdefault("warnings", []))
     if kind == "hdf5":
         return open_hdf5(file, key, most)
     return open_parquet(file, key, most, about.setdefault("warnings", []))

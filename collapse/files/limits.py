@@ -23,6 +23,7 @@ TENSORS = 40_000  # tensors of a file; real ones have below 5,000
 PARTS, KEY = 300_000, 2_000  # mappings within a checkpoint, 2 s; characters of a key in it
 NPY_HEADER = 10_000  # bytes of the header of a .npy, as numpy has it
 COLUMNS = 1 << 24  # of an array
+LINE = 16 << 20  # bytes of a line of a table of text
 NODES = 100_000  # groups and arrays in an HDF5 file or a zarr folder
 BLOCK = 16 << 20  # bytes of rows that are read at a time
 THRIFT = 4_000_000  # values in the description of a Parquet file, which is at its end

@@ -1,10 +1,8 @@
 """Arrays of Parquet tables: a column of lists or tensors, or columns of numbers that belong together by their names."""
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 from collapse import InputError
 from collapse.files import limits
 from collapse.files.descriptor import Descriptor
-from collapse.files.rows import File, check_shape, check_unpacked, choose, library, listed, reading
+from collapse.files.rows import File, check_shape, check_unpacked, choose, columns_of, family_of, library, reading
 from collapse.files.thrift import Reader
 
 ROWS, GROUPS = 3, 4  # of the struct that describes a file
@@ -73,38 +71,10 @@ def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[s
     numbers = [name for name, kind in kinds.items() if _is_number(types, kind)]
     if len(kinds) != len(schema):
         raise InputError(f"{path}: two columns have the same name; rename one")
-    family = _family(list(kinds))
+    family = family_of(list(kinds))
     if key in vectors or (key is None and vectors):
         return [choose(path, vectors + [f"{name.rstrip('0123456789')}*" for name in family[:1]], key)]
-    if not numbers:
-        raise InputError(f"{path}: holds no column of numbers or of lists of them, but {listed(list(kinds))}")
-    if key is not None:
-        chosen = [name for name in kinds if fnmatchcase(name, key)]
-    else:
-        chosen = list(kinds) if len(kinds) == 1 else family
-        if chosen and (left := [name for name in kinds if name not in chosen]):
-            notes.append(f"the {len(chosen)} columns {chosen[0]} to {chosen[-1]} are read, and not {listed(left)}")
-    if not chosen:
-        raise InputError(
-            f"{path}: nothing says which of the columns {listed(list(kinds))} are the embedding"
-            f"{'' if key is None else f', and {key!r} names none'}; pick them by a pattern, as {path}:'feat_*'"
-        )
-    for name in chosen:
-        if name not in numbers:
-            raise InputError(f"{path}: column {name!r} is {kinds[name]}, not numbers; pick others by {path}:PATTERN")
-    return chosen
-
-
-def _family(names: list[str]) -> list[str]:
-    """The names of one prefix with a number that runs without a gap, if there is one such prefix alone."""
-    families: dict[str, dict[int, str]] = {}
-    for name in names:
-        if match := re.fullmatch(r"(.*?)([0-9]{1,9})", name, re.DOTALL):
-            families.setdefault(match[1], {})[int(match[2])] = name
-    several = [family for family in families.values() if len(family) > 1]
-    if len(several) != 1 or max(several[0]) - min(several[0]) >= len(several[0]):
-        return []
-    return [several[0][number] for number in sorted(several[0])]
+    return columns_of(path, kinds, numbers, key, notes)
 
 
 def _checked(source: Descriptor, about: dict[int, Any], columns: list[str], most: float | None) -> int:

@@ -2,8 +2,10 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,42 @@ class File(io.RawIOBase):
         self.source.into(view, self.place)
         self.place += len(view)
         return len(view)
+
+
+def columns_of(
+    path: Path, kinds: Mapping[str, Any], numbers: list[str], key: str | None, notes: list[str]
+) -> list[str]:
+    """The names of the columns of a table that are the embedding; what is left out is added to `notes`.
+
+    kinds: name -> what it holds, of all columns; numbers: those of numbers; key: a pattern of their names.
+    Raises InputError: no numbers, or nothing that says which of them.
+    """
+    if not numbers:
+        raise InputError(f"{path}: holds no column of numbers or of lists of them, but {listed(list(kinds))}")
+    if key is not None:
+        chosen = [name for name in kinds if fnmatchcase(name, key)]
+    else:
+        chosen = list(kinds) if len(kinds) == 1 else family_of(list(kinds))
+        if chosen and (left := [name for name in kinds if name not in chosen]):
+            notes.append(f"the {len(chosen)} columns {chosen[0]} to {chosen[-1]} are read, and not {listed(left)}")
+    if not chosen:
+        raise InputError(
+            f"{path}: nothing says which of the columns {listed(list(kinds))} are the embedding"
+            f"{'' if key is None else f', and {key!r} names none'}; pick them by a pattern, as {path}:'feat_*'"
+        )
+    for name in chosen:
+        if name not in numbers:
+            raise InputError(f"{path}: column {name!r} is {kinds[name]}, not numbers; pick others by {path}:PATTERN")
+    return chosen
+
+
+def family_of(names: list[str]) -> list[str]:
+    """The names of one prefix with a number that runs without a gap, if there is one such prefix alone."""
+    families: dict[str, dict[int, str]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*?)([0-9]{1,9})", name, re.DOTALL):
+            families.setdefault(match[1], {})[int(match[2])] = name
+    several = [family for family in families.values() if len(family) > 1]
+    if len(several) != 1 or max(several[0]) - min(several[0]) >= len(several[0]):
+        return []
+    return [several[0][number] for number in sorted(several[0])]
