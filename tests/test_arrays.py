@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
 
 from collapse import InputError, cli, spectrum
@@ -113,3 +114,25 @@ def test_a_missing_library_is_named(stored, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         with pytest.raises(InputError, match=f"wants {module}.*pip install"):
             spectrum(folder / name)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lists_of_rows_and_batches_and_rows_by_name(tmp_path):
+    z = torch.randn(60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    path = tmp_path / "z.pt"
+    for tree in (list(z), tuple(z.split(7)), {f"img{i}.jpg": row for i, row in enumerate(z)}):
+        torch.save(
+            [t.clone() for t in tree] if not isinstance(tree, dict) else {k: v.clone() for k, v in tree.items()}, path
+        )
+        found = spectrum(path)
+        assert found.n == 60
+        np.testing.assert_allclose(found.singular_values, spectrum(z).singular_values, rtol=1e-12)
+    for tree in (
+        [z[0].clone(), z[:, :4].clone()],
+        {"a": z.clone(), "b": z[:9].clone()},
+        [z[0].clone(), "x"],
+        [z[:, :1]],
+    ):
+        torch.save(tree, path)
+        with pytest.raises(InputError, match=r"z\.pt: "):
+            spectrum(path)

@@ -103,6 +103,8 @@ def _pick(path: Path, tree: Any, key: str | None) -> Any:
     if isinstance(tree, torch.Tensor):
         no_key(path, key)
         return _checked(str(path), tree)
+    if (parts := _parts(tree)) and key is None:
+        return _joined(str(path), parts)
     tensors = {str(k): v for k, v in tree.items() if isinstance(v, torch.Tensor)} if isinstance(tree, Mapping) else {}
     nested = isinstance(tree, Mapping) and any(isinstance(value, Mapping) for value in tree.values())
     if key is None and (nested or len(tensors) > 8):
@@ -113,6 +115,26 @@ def _pick(path: Path, tree: Any, key: str | None) -> Any:
         raise InputError(f"{path}: holds no tensor of embeddings (n, d), alone or by name")
     name = choose(path, list(tensors), key)
     return _checked(f"{path}: array {name!r}", tensors[name])
+
+
+def _parts(tree: Any) -> list[Any]:
+    """The tensors of a list of rows or of batches, or of rows by name; [] for anything else, as no encoder is that."""
+    import torch
+
+    parts = list(tree.values()) if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else []
+    axes = {part.ndim for part in parts if isinstance(part, torch.Tensor)}
+    whole = all(isinstance(part, torch.Tensor) and part.ndim in (1, 2) and len(part) for part in parts)
+    alike = whole and len(axes) == 1 and len({part.shape[-1] for part in parts}) == 1
+    rows = axes == {1} or not isinstance(tree, Mapping)
+    return parts if alike and rows and len(parts) > 1 and parts[0].shape[-1] > 1 else []
+
+
+def _joined(where: str, parts: list[Any]) -> Any:
+    """(n, d) of rows (d,) or of batches (b, d), in their order."""
+    import torch
+
+    rows = [part[None] if part.ndim == 1 else part for part in parts]
+    return torch.cat([_checked(f"{where}: part {index}", part) for index, part in enumerate(rows)])
 
 
 def _checked(where: str, tensor: Any) -> Any:
