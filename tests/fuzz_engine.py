@@ -263,12 +263,13 @@ class Lane:
     seeds: list
     at: int = -1
     silent: int = 0
+    looked: float = 0.0
     ended: bool = False
     _rest: bytes = b""
 
     def begin(self) -> None:
         """Fork, from `job.start` or behind the last mutant."""
-        self.silent, self._rest = 0, b""
+        self.silent, self.looked, self._rest = 0, time.monotonic(), b""
         rest = Job(self.job.number, self.job.format, max(self.at + 1, self.job.start), self.job.stop)
         self.pid, self.pipe = _fork(_work, rest, self.seed, self.seeds)
 
@@ -286,12 +287,12 @@ class Lane:
                     self.job.note(told[0], Outcome(**told[1]))
         elif ready:
             self._end(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
-        elif (silent := self.silent + 1) > KILL / POLL:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self._end(None)
-        else:
-            self.silent = silent
+        elif (now := time.monotonic()) - self.looked >= POLL:  # another lane that talks makes looks more frequent
+            self.silent, self.looked = self.silent + 1, now
+            if self.silent > KILL / POLL:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self._end(None)
 
     def _end(self, code: int | None) -> None:
         os.close(self.pipe)

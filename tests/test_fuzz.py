@@ -204,3 +204,25 @@ def test_what_is_no_file_is_put_in_its_place_and_read_back_from_a_case(tmp_path)
     assert (tmp_path / "case/c").is_fifo()
     assert (tmp_path / "case/d").is_dir()
     assert (tmp_path / "case/e").readlink() == Path("/etc/passwd")
+
+
+TALK = """
+import os, time
+import fuzz_engine
+from fuzz_engine import Job, run_jobs
+def work(job, seed, seeds, pipe):
+    if job.number:
+        time.sleep(2)  # it says nothing while another says much
+    for index in range(job.start, job.stop):
+        os.write(pipe, b"%d\\n" % index)
+        time.sleep(0.002)
+fuzz_engine._work, fuzz_engine.KILL = work, 30.0
+jobs = iter([Job(0, "a", 0, 800), Job(1, "a", 0, 3)])
+print([job.failures for job in run_jobs(jobs, 0, {"a": []}, 2)])
+"""
+
+
+def test_a_process_that_is_silent_beside_one_that_talks_is_no_hang():
+    ended = program(f"import sys; sys.path.insert(0, {str(HERE)!r})\n{TALK}")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "[[], []]"
