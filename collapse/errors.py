@@ -5,14 +5,25 @@ import sys
 import warnings
 from collections.abc import Iterable
 
+LONGEST = 5000  # characters of a message; the longest path has 4096
+ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 _HERE = os.path.dirname(__file__) + os.sep
 
 
 class InputError(ValueError):
     """Bad input: what is wrong, where, and what to do, in one line. The command prints it and exits with 2.
 
-    The line names an argument of the library as `name=`; the command shows it as its flag, --name.
+    The line names an argument of the library as `name=`; the command shows it as its flag, --name.  Control characters,
+    as in the name of a file, are shown as escapes; of a text without end, the beginning and the end are shown.
     """
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(*map(_line, texts))
+
+
+def _line(text: str) -> str:
+    line = text.translate(ESCAPES)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 5 :]}"
 
 
 class GateError(Exception):

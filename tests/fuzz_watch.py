@@ -80,7 +80,10 @@ class _Watch:
         if isinstance(path, int):
             return ""
         writes = flags & WRITES or (isinstance(mode, str) and set(mode) & set("wax+"))
-        if writes and self._within(path, (*self.writable, os.devnull)):
+        meant = (
+            _itself if flags & os.O_EXCL else os.path.realpath
+        )  # an exclusive open makes a file, and follows no link
+        if writes and self._within(path, (*self.writable, os.devnull), meant):
             return ""
         # Links in a folder of images may lead anywhere: they are the user's.
         if not writes and self._within(path, (*self.readable, *self.writable, *PROGRAMS, *SYSTEM), os.path.abspath):

@@ -175,3 +175,13 @@ def test_the_installed_package_runs_from_any_folder(built, tmp_path):
     assert run("spectrum", "z.npy", "--plot", "z.png").returncode == 0
     assert (tmp_path / "z.png").exists()
     assert "digits" in run("train", "--help").stdout
+
+
+def test_an_error_is_one_line_that_ends():
+    text = str(InputError("a\nb\x00\x1b[31m: \u2028" + "c" * 20_000 + " the end"))
+    assert len(text.splitlines()) == 1
+    assert text.isprintable()
+    assert text.startswith(r"a\nb\x00\x1b[31m: \u2028cc")
+    assert text.endswith("c the end")
+    assert len(text) <= 5000
+    assert str(InputError("/a b/ü: no such file")) == "/a b/ü: no such file"

@@ -465,3 +465,26 @@ def test_a_run_that_saves_behind_its_steps_dies_and_goes_on_as_any(half, sets, u
 
 def always_behind(self, init, folder, config, data, behind, former):
     init(self, folder, config, data, True, former)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"start": ...}, {"pid": 1 << 40}, {"pid": "7"}, {"host": 3}, {"place": []}, {"since": {}}]
+)
+def test_a_lock_that_lacks_something_is_stale_once_it_is_old(tmp_path, odd):
+    about = {"pid": os.getpid(), "host": "x", "place": lock._place(), "start": lock._process(os.getpid()), "since": ""}
+    about = {name: value for name, value in {**about, **odd}.items() if value is not ...}
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps(about))
+    os.utime(path, (time.time() - lock.SILENT,) * 2)
+    Lock(tmp_path).release()
+
+
+def test_a_lock_that_is_no_file_is_one_line_and_left_alone(tmp_path):
+    (tmp_path / "secret").write_text("a secret")
+    for make in (lambda path: path.symlink_to(tmp_path / "secret"), os.mkfifo, os.mkdir):
+        make(tmp_path / ".lock")
+        with pytest.raises(InputError, match=r"\.lock: (cannot be read as|is no regular file)") as caught:
+            Lock(tmp_path)
+        assert "secret" not in str(caught.value).replace(str(tmp_path), "")
+        assert os.path.lexists(tmp_path / ".lock")
+        (tmp_path / ".lock").rmdir() if make is os.mkdir else (tmp_path / ".lock").unlink()

@@ -126,7 +126,7 @@ def _parts(tree: Any) -> list[Any]:
     whole = all(isinstance(part, torch.Tensor) and part.ndim in (1, 2) and len(part) for part in parts)
     alike = whole and len(axes) == 1 and len({part.shape[-1] for part in parts}) == 1
     rows = axes == {1} or not isinstance(tree, Mapping)
-    return parts if alike and rows and len(parts) > 1 and parts[0].shape[-1] > 1 else []
+    return list(parts) if alike and rows and len(parts) > 1 and parts[0].shape[-1] > 1 else []
 
 
 def _joined(where: str, parts: list[Any]) -> Any:

@@ -6,6 +6,7 @@ It needs nothing but O_EXCL, which every file system has, those of a network too
 import fcntl
 import json
 import os
+import stat
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from collapse import InputError
 
 BEAT = 20  # seconds between two signs of life
 SILENT = 600  # seconds without one after which a process of another machine counts as gone
+LONGEST = 4096  # characters of a lock
 WRITING = 10  # seconds that a lock may be empty: it is being written
 
 
@@ -103,10 +105,18 @@ class Lock:
 
 
 def _read(path: Path) -> str | None:
+    """What a lock says, if there is one. Raises InputError: it is no regular file, which alone a lock is."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as the lock of a run ({error.strerror}); remove it") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise InputError(f"{path}: is no regular file, and no lock of a run; remove it")
+    with open(number, encoding="utf-8", errors="replace") as file:
+        return file.read(LONGEST)
 
 
 def _about(text: str) -> dict[str, Any]:
@@ -116,9 +126,11 @@ def _about(text: str) -> dict[str, Any]:
         return {"pid": int(pid), "host": host.strip()}
     try:
         about = json.loads(text)
-        return about if about["pid"] > 0 and about["host"] else {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         return {}
+    kinds = {"pid": int, "host": str, "place": str, "since": str}
+    known = isinstance(about, dict) and all(type(about.get(name, kind())) is kind for name, kind in kinds.items())
+    return about if known and 0 < about.get("pid", 0) < 1 << 31 and about.get("host") else {}
 
 
 def _lives(path: Path, text: str, age: float) -> bool:
@@ -130,7 +142,7 @@ def _lives(path: Path, text: str, age: float) -> bool:
         return _flocked(path)
     if about["place"] != _place():
         return age < SILENT
-    return _process(about["pid"]) in ("runs", about["start"])
+    return _process(about["pid"]) in ("runs", about.get("start"))
 
 
 def _flocked(path: Path) -> bool:
