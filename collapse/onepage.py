@@ -220,8 +220,8 @@ def drawn(spectra: Mapping[str, Spectrum], width: int = 720, height: int = 320) 
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>')
     parts.append(f'<text x="{width / 2:.0f}" y="{height - 4}" text-anchor="middle">index, of {wide}</text>')
-    for colour, (name, s) in zip(_colours(), spectra.items(), strict=False):
-        parts += _curve(name, s, colour, x, y)
+    for index, (name, s) in enumerate(spectra.items()):
+        parts += _curve(name, s, COLOURS[index % len(COLOURS)], x, y)
     first = next(iter(spectra.values()))
     largest = float(first.singular_values[0]) or 1.0
     for share, dash, what in (
@@ -241,15 +241,10 @@ def drawn(spectra: Mapping[str, Spectrum], width: int = 720, height: int = 320) 
             f'stroke-dasharray="6 3"><title>effective rank {first.effective_rank:.2f}</title></line>'
         )
     legend = "".join(
-        f'<span style="color:{colour}">&#9632;</span> {html.escape(name)} &emsp;'
-        for colour, name in zip(_colours(), spectra, strict=False)
+        f'<span style="color:{COLOURS[index % len(COLOURS)]}">&#9632;</span> {html.escape(name)} &emsp;'
+        for index, name in enumerate(spectra)
     )
     return f"<figure>{''.join(parts)}</svg><figcaption>{legend} dashed: effective rank</figcaption></figure>"
-
-
-def _colours() -> Iterator[str]:
-    while True:
-        yield from COLOURS
 
 
 def _lowest(spectra: Iterable[Spectrum]) -> int:

@@ -79,7 +79,7 @@ def _fields(source: Descriptor, key: str | None, delimiter: str, notes: list[str
             raise InputError(f"{path}: the first line is neither all names nor all numbers; put names first")
         second = next((row for row in reader if row), []) if any(named) else first
         if any(named):
-            numbers = [name for name, field in zip(first, second, strict=False) if _is_number(field)]
+            numbers = [first[place] for place, field in enumerate(second[: len(first)]) if _is_number(field)]
             chosen = columns_of(path, dict.fromkeys(first, "text"), numbers, key, notes)
             places = [first.index(name) for name in chosen]
         else:
