@@ -17,7 +17,7 @@ from collapse import InputError
 
 BEAT = 20  # seconds between two signs of life
 SILENT = 600  # seconds without one after which a process of another machine counts as gone
-LONGEST = 4096  # characters of a lock
+LONGEST = 4096  # bytes of a lock
 WRITING = 10  # seconds that a lock may be empty: it is being written
 
 
@@ -112,11 +112,12 @@ def _read(path: Path) -> str | None:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read as the lock of a run ({error.strerror}); remove it") from error
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise InputError(f"{path}: is no regular file, and no lock of a run; remove it")
+        return os.read(number, LONGEST).decode(errors="replace")
+    finally:
         os.close(number)
-        raise InputError(f"{path}: is no regular file, and no lock of a run; remove it")
-    with open(number, encoding="utf-8", errors="replace") as file:
-        return file.read(LONGEST)
 
 
 def _about(text: str) -> dict[str, Any]:
