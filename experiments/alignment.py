@@ -139,7 +139,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     left.set(xscale="log", xlabel=r"time $t$; lines: the turn predicted", ylabel="diagonal $-$ antidiagonal of $A$")
     right.set(xlabel="alignment index of the end, from the start alone", ylabel="diagonal $-$ antidiagonal at the end",
               xlim=(-1.1, 1.1))  # fmt: skip
-    right.legend(title="lowest $c_0$, scale $a$", fontsize=6, title_fontsize=6, loc="upper left")
+    right.legend(title="lowest $c_0$, scale $a$", fontsize=6, title_fontsize=6, loc="lower right")
     return fig
 
 
