@@ -51,10 +51,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def require_place(path: Path) -> None:
-    """Raise InputError unless `path` can be written or replaced: a name in a folder, or a regular file."""
+    """Raise InputError unless `path` can be written or replaced: a name in a folder, or a regular file.
+
+    Nothing in /dev, /proc and /sys is: /dev/stdout, a link, may lead to a regular file.
+    """
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give the name of a file to write")
+        if re.match(r"/(dev|proc|sys)/(?!shm/)", f"{path.parent.resolve()}/"):
+            raise InputError(f"{path}: is the system's, not a regular file; give another name")
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path}: is not a regular file, which alone is replaced; give another name")
         if not path.parent.exists():

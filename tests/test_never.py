@@ -94,7 +94,7 @@ PLACES = {
     "training/network.py": {"safetensors": 2},
     "training/parallel.py": {"torch.ops": 2},
     "training/readers.py": {"json.loads": 1, "numpy.lib": 3, "torchvision.datasets": 7},
-    "training/run.py": {"json.loads": 3, "numpy.load": 1, "zipfile": 2},
+    "training/run.py": {"json.loads": 3},
 }
 
 

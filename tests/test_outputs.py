@@ -122,6 +122,7 @@ def inputs(tmp_path, z):
         picture(tmp_path / f"data/{split}/class/0.png")
     (tmp_path / "recipe.json").write_text("{}")
     os.link(z, tmp_path / "hard.npy")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "soft.npy").symlink_to(z)
     os.link(tmp_path / "photos/1.png", tmp_path / "hard.png")
     return tmp_path
@@ -186,7 +187,10 @@ def test_no_command_writes_over_what_it_reads(what, inputs, monkeypatch, capsys)
     "spectrum z.npy --out new/folder/r.json": "there is no folder new/folder; make it: mkdir -p new/folder",
     "spectrum z.npy --plot new/r.png": "there is no folder new; make it: mkdir -p new",
     "embed hub photos --out new/r.npy": "there is no folder new; make it: mkdir -p new",
-    "spectrum z.npy --out /dev/null": "/dev/null: is not a regular file",
+    "spectrum z.npy --out /dev/null": "/dev/null: is the system's, not a regular file",
+    "spectrum z.npy --out /dev/stdout": "/dev/stdout: is the system's, not a regular file",
+    "spectrum z.npy --plot /dev/fd/1.png": "is the system's, not a regular file",
+    "spectrum z.npy --out pipe": "pipe: is not a regular file",
     f"spectrum z.npy --out {'x' * 300}.json": "cannot be written (File name too long)",
     "spectrum z.npy --vectors --layer all --out r.json": "and one --layer",
     "train --data data --out data/train": "is the input, or part of it: data/train is read",
@@ -441,6 +445,9 @@ def test_figures_are_replaced_together(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- streams and disks
 
 
+WARNED = {"warning: preprocessing is not in the fil", "warning: 24 rows in 512 dimensions: at m"}
+
+
 @pytest.fixture
 def small(tmp_path, resnet18, photos, z):
     """A short call of each command that reads a checkpoint or results."""
@@ -476,8 +483,8 @@ def test_a_reader_that_leaves_is_no_error(small):
         os.close(reader)
         code, err = forked(call, before=lambda end=writer: os.dup2(end, 1))
         os.close(writer)
-        said = [line for line in err.splitlines() if not line.startswith("warning: ")]  # these go to standard error
-        assert (code, said) == (0, []), name
+        assert code == 0, name
+        assert {line[:40] for line in err.splitlines()} <= WARNED, name  # on standard error, as for any reader
 
 
 @pytest.mark.parametrize("redirect", [">/dev/full", ">&-", "2>&-", ">&- 2>&-", "2>/dev/full", "<&-"])
@@ -713,6 +720,7 @@ def test_2000_mutants_of_a_result_are_right_or_refused(tmp_path):
     rng = np.random.default_rng(0)
     z = rng.standard_normal((60, 4)) / np.arange(1, 5)
     document = json.loads(collapse.spectrum(z, jackknife=5).to_json())
+    document["command"] = ["collapse", "spectrum", "z.npy"]  # not that of the tests, which is of any length
     document["images"] = {"path": "photos", "count": 60, "skipped": [{"path": "a.png", "why": "cut"}]}
     document["files"] = {"s.npz": {"sha256": "0", "size": 3}}
     right(Spectrum.from_json(json.dumps(document)))
@@ -728,7 +736,7 @@ def test_2000_mutants_of_a_result_are_right_or_refused(tmp_path):
         except InputError as error:
             refused += str(path) in str(error)
     assert len(mutants) > 2000
-    assert refused > 0.6 * len(mutants)
+    assert refused > 1400
 
 
 def test_damaged_text_of_a_result_is_refused(tmp_path, capsys):

@@ -44,8 +44,12 @@ class Encoder(nn.Module):
         self.blocks = block_names(backbone, stem)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) float32, preprocessed -> representation (n, d)."""
-        return self.backbone(images)
+        """(n, 3, h, w) float32, preprocessed -> representation (n, d). Raises InputError, which names the file."""
+        try:
+            return self.backbone(images)
+        except InputError as error:
+            path = self.report["path"]
+            raise InputError(f"{path}: {error}" if path else str(error)) from None
 
     def source(self, layer: str) -> dict[str, Any]:
         """What a result says of the network and layer it is of: the JSON document's `source`."""

@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
@@ -28,7 +27,7 @@ from collapse import InputError, __version__
 from collapse.files import containers
 from collapse.files.descriptor import opened
 from collapse.outputs import LEFTOVER
-from collapse.results import load_json, save_text, strict, to_json, versions, whole
+from collapse.results import load_json, read_npz, save_text, strict, to_json, versions, whole
 from collapse.training.config import Config
 from collapse.training.lock import Lock
 
@@ -250,16 +249,13 @@ def snapshot(value: Any) -> Any:
 def spectra_of(path: Path) -> dict[str, NDArray] | None:
     """What spectra.npz holds: steps (n,), and (n, d) singular values of each layer. None: absent or damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
-        with np.load(path, allow_pickle=False) as file:
-            found = {} if packed else {name: file[name] for name in file.files}
+        found = read_npz(path)
         steps = found["steps"]
         right = len(steps) > 0 and all(a.dtype.kind in "fi" and a.shape[0] == len(steps) for a in found.values())
         return (
             found if right and steps.ndim == 1 and all(a.ndim == 2 for k, a in found.items() if k != "steps") else None
         )
-    except Exception:  # a damaged file can fail in any way
+    except (InputError, LookupError, TypeError):
         return None
 
 
