@@ -16,8 +16,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py training/presets/*.json *.mplstyle))
-THEORY := $(wildcard collapse/theory/*.py) $(addprefix collapse/,experiment.py plots.py results.py style.mplstyle)
+PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py training/presets/*.json plots/*.mplstyle))
+THEORY := $(wildcard collapse/theory/*.py) collapse/experiment.py $(wildcard collapse/plots/* collapse/results/*.py)
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory

@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from collapse import load
-from collapse.evaluate import embed
+from collapse.encoders.passes import embed
 from collapse.images import Images, pixel_batches
 from collapse.results import provenance, save_text, to_json
 

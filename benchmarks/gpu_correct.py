@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collapse.covariance import Covariance
-from collapse.models import HEADS, make_backbone
+from collapse.models.backbones import make_backbone
+from collapse.models.heads import HEADS
+from collapse.spectra.covariance import Covariance
 from collapse.training.config import Config, make_config
 from collapse.training.data import of_arrays
 from collapse.training.network import Network, backward

@@ -32,9 +32,10 @@ from train import Bench, rounds, write_jpegs
 
 import collapse
 from collapse import InputError
-from collapse.evaluate import embed, features, knn, probe
+from collapse.encoders.accuracy import knn, probe
+from collapse.encoders.passes import embed, features
 from collapse.images import Preprocessing
-from collapse.models import make_backbone
+from collapse.models.backbones import make_backbone
 from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.state import Options

@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from collapse.covariance import Covariance, blocks
+from collapse.files.rows import blocks
 from collapse.results import provenance, save_text, to_json
+from collapse.spectra.covariance import Covariance
 
 # (n, d, rounds, cases): the slow ones where they end in minutes.
 FAST = ("covariance", "bare", "qr", "official", "pca")

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
-from collapse.covariance import Covariance
 from collapse.results import provenance, save_text, to_json
+from collapse.spectra.covariance import Covariance
 
 CASES = ((512, 65_536), (2048, 16_384), (8192, 16_384))
 BITS = 7  # of a slice: entries within +-64, so that n < 2^19 products of two fit into int32

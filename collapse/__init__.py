@@ -19,39 +19,39 @@ if moved not in sys.meta_path:
 if TYPE_CHECKING:
     from collapse import metrics, plots, theory
     from collapse.checkpoints import Checkpoint, inspect, load
-    from collapse.comparison import Comparison, compare
-    from collapse.covariance import Covariance
     from collapse.diagnosis import Diagnosis, diagnose
-    from collapse.embedding import embed
-    from collapse.evaluate import Accuracy
-    from collapse.measure import layer_spectra, spectrum
+    from collapse.diagnosis.onepage import report
+    from collapse.encoders.accuracy import Accuracy
+    from collapse.encoders.embedding import embed
     from collapse.monitor import Monitor
-    from collapse.onepage import report
-    from collapse.probing import knn, probe
+    from collapse.probes.calls import knn, probe
     from collapse.spectra import Spectrum
+    from collapse.spectra.comparison import Comparison, compare
+    from collapse.spectra.covariance import Covariance
+    from collapse.spectra.measure import layer_spectra, spectrum
     from collapse.training.result import Trained, train
 
 _HOME = {
-    "Accuracy": "collapse.evaluate",
+    "Accuracy": "collapse.encoders.accuracy",
     "Checkpoint": "collapse.checkpoints",
-    "Comparison": "collapse.comparison",
-    "Covariance": "collapse.covariance",
+    "Comparison": "collapse.spectra.comparison",
+    "Covariance": "collapse.spectra.covariance",
     "Diagnosis": "collapse.diagnosis",
     "Monitor": "collapse.monitor",
     "Spectrum": "collapse.spectra",
     "Trained": "collapse.training.result",
-    "compare": "collapse.comparison",
+    "compare": "collapse.spectra.comparison",
     "diagnose": "collapse.diagnosis",
-    "embed": "collapse.embedding",
+    "embed": "collapse.encoders.embedding",
     "inspect": "collapse.checkpoints",
-    "knn": "collapse.probing",
-    "layer_spectra": "collapse.measure",
+    "knn": "collapse.probes.calls",
+    "layer_spectra": "collapse.spectra.measure",
     "load": "collapse.checkpoints",
     "metrics": "collapse.metrics",
     "plots": "collapse.plots",
-    "report": "collapse.onepage",
-    "probe": "collapse.probing",
-    "spectrum": "collapse.measure",
+    "report": "collapse.diagnosis.onepage",
+    "probe": "collapse.probes.calls",
+    "spectrum": "collapse.spectra.measure",
     "theory": "collapse.theory",
     "train": "collapse.training.result",
 }

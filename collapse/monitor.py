@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.covariance import Covariance
+from collapse.spectra.covariance import Covariance
 
 
 class Monitor:

@@ -1,7 +1,7 @@
-"""Modules by their old names, for one release: each gave its name to a function of the package.
+"""Modules by their old names, for one release: each is found with the names that its homes of today have.
 
-`import collapse.compare` would put a module in the function's place.  So the function itself is what is found there,
-with the names of the old module on it.
+`collapse.compare` was a module and is a function: `import collapse.compare` would put a module in the function's place.
+So the function itself is what is found there, with the names of the old module on it.
 """
 
 import sys
@@ -12,7 +12,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MOVED = {"collapse.compare": "collapse.comparison"}
+MOVED = {
+    "collapse.accumulators": ("collapse.spectra.accumulators",),
+    "collapse.attribution": ("collapse.metrics.attribution",),
+    "collapse.compare": ("collapse.spectra.comparison",),
+    "collapse.covariance": ("collapse.spectra.covariance", "collapse.files.rows"),
+    "collapse.evaluate": ("collapse.encoders.passes", "collapse.encoders.accuracy"),
+    "collapse.measure": ("collapse.spectra.measure",),
+    "collapse.outputs": ("collapse.results.outputs",),
+}
 
 
 def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -25,21 +33,29 @@ def create_module(spec: ModuleSpec) -> None:
 
 
 def exec_module(module: ModuleType) -> None:
-    """Put the function in the module's place."""
+    """Give the module the names of its homes, or put the function of its name in its place."""
     name = module.__name__
-    home = import_module(MOVED[name])
-    warnings.warn(f"{name} is a function now, and its module {home.__name__}", DeprecationWarning, stacklevel=2)
-    function = getattr(home, name.rpartition(".")[2])
-    vars(function).update(comparison=_document, subspaces=home.subspaces, table=_table, COLUMNS=home.COLUMNS)
-    sys.modules[name] = function
+    homes = [import_module(home) for home in MOVED[name]]
+    today = " and ".join(home.__name__ for home in homes)
+    if name == "collapse.compare":
+        warnings.warn(f"{name} is a function now, and its module {today}", DeprecationWarning, stacklevel=2)
+        function = homes[0].compare
+        vars(function).update(
+            comparison=_document, subspaces=homes[0].subspaces, table=_table, COLUMNS=homes[0].COLUMNS
+        )
+        sys.modules[name] = function
+        return
+    warnings.warn(f"{name} is {today} now", DeprecationWarning, stacklevel=2)
+    for home in homes:
+        vars(module).update((key, value) for key, value in vars(home).items() if not key.startswith("_"))
 
 
 def _document(spectra: Mapping[str, Any]) -> dict[str, Any]:
-    """`collapse.comparison.comparison` as the document that it was."""
-    return dict(import_module("collapse.comparison").comparison(spectra).to_dict())
+    """`collapse.spectra.comparison.comparison` as the document that it was."""
+    return dict(import_module("collapse.spectra.comparison").comparison(spectra).to_dict())
 
 
 def _table(document: Mapping[str, Any]) -> str:
-    """`collapse.comparison.text` of such a document."""
-    home = import_module("collapse.comparison")
+    """`collapse.spectra.comparison.text` of such a document."""
+    home = import_module("collapse.spectra.comparison")
     return str(home.text(home.Comparison(list(document["rows"]), list(document["subspaces"]))))

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 import collapse
 from collapse import plots
-from collapse.attribution import CAUSES, Attribution
 from collapse.experiment import Arrays, Meta, main
+from collapse.metrics.attribution import CAUSES, Attribution
 from collapse.theory import Descent, GaussianViews, sgd
 
 DIM = 16

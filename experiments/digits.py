@@ -31,11 +31,13 @@ from tqdm import tqdm
 
 import collapse
 from collapse import models, plots
-from collapse.evaluate import embed, knn_top1, probe_top1
+from collapse.encoders.accuracy import knn_top1, probe_top1
+from collapse.encoders.passes import embed
 from collapse.experiment import Arrays, Meta, main
-from collapse.measure import spectrum
-from collapse.results import to_json, whole
+from collapse.results import to_json
+from collapse.results.outputs import whole
 from collapse.spectra import Spectrum
+from collapse.spectra.measure import spectrum
 from collapse.training import losses, network, optim, views
 from collapse.training import train as training
 from collapse.training.config import Config, make_config

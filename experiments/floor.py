@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from collapse import plots, spectrum
 from collapse.experiment import Arrays, Meta, main
-from collapse.models import ResNet, ResNetShape
+from collapse.models.resnet import ResNet, ResNetShape
 
 DIM, LIVE = 128, 96
 PAPER = {"living": 94, "largest": -3.7, "smallest": -6.3}  # read off the authors' figure 2: count, ln of the values

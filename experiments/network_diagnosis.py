@@ -21,8 +21,8 @@ from torch import nn
 
 import collapse
 from collapse import plots
-from collapse.attribution import CAUSES, at_other_lines
 from collapse.experiment import Arrays, Meta, main
+from collapse.metrics.attribution import CAUSES, at_other_lines
 from collapse.training.network import Network, save_encoder
 
 

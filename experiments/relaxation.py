@@ -37,7 +37,7 @@ from scipy import stats
 
 from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.models import default_dim, make_head
+from collapse.models.heads import default_dim, make_head
 from collapse.results import load_result, save_result
 from collapse.training.data import open_data
 from collapse.training.relaxation import Relaxation, State, Views, living, relax

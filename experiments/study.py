@@ -47,13 +47,14 @@ from tqdm import tqdm
 
 import collapse
 from collapse import InputError, metrics, theory
-from collapse.attribution import signal_and_augmentation
 from collapse.checkpoints.encoder import Encoder
-from collapse.evaluate import features, knn, probe, wilson
+from collapse.encoders.accuracy import knn, probe, wilson
+from collapse.encoders.passes import features
 from collapse.experiment import Arrays, Meta
-from collapse.measure import spectrum
-from collapse.models import Subvector
+from collapse.metrics.attribution import signal_and_augmentation
+from collapse.models.heads import Subvector
 from collapse.results import save_result
+from collapse.spectra.measure import spectrum
 from collapse.training import parallel
 from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, open_data, to_memory
@@ -291,7 +292,7 @@ def augmented(
 
 
 def covariances(views: NDArray) -> tuple[NDArray, NDArray]:
-    """(d, d) signal and augmentation of (images, views, d), as in `collapse.attribution`."""
+    """(d, d) signal and augmentation of (images, views, d), as in `collapse.metrics.attribution`."""
     images, count, d = views.shape
     total, means = np.cov(views.reshape(-1, d).T), np.cov(views.mean(1).T)
     return signal_and_augmentation(total, means, images, count)

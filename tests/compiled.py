@@ -6,7 +6,7 @@ import sys
 import torch
 import torch.multiprocessing as mp
 
-from collapse.models import make_backbone
+from collapse.models.backbones import make_backbone
 from collapse.training import parallel
 
 

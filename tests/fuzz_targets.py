@@ -13,9 +13,9 @@ from PIL import Image
 
 import collapse
 import collapse.checkpoints.library  # timm asks for packages that it can do without
-from collapse.comparison import comparison
 from collapse.images import Images, Preprocessing, pixel_batches
 from collapse.spectra import load_results
+from collapse.spectra.comparison import comparison
 from collapse.training.config import Config, make_config
 from collapse.training.data import open_data, same_classes, to_memory
 from collapse.training.run import Run, last_line, spectra_of

@@ -287,7 +287,7 @@ def pycontrast(tmp_path):
 
 @layout("akamaster/pytorch_resnet_cifar10", "all but the classifier `linear`; shortcuts without weights (option A)")
 def akamaster(tmp_path):
-    from collapse.models import ResNet, ResNetShape
+    from collapse.models.resnet import ResNet, ResNetShape
 
     net = trained(ResNet(ResNetShape((1, 1, 1), (16, 32, 64), stem=3, stem_planes=16, pad_shortcut=True)))
     state = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}

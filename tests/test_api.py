@@ -13,7 +13,7 @@ from torch import nn
 
 import collapse
 from collapse import InputError, Spectrum, cli
-from collapse.comparison import Comparison
+from collapse.spectra.comparison import Comparison
 
 SMALL = {"resize": 40, "crop": 32}
 
@@ -263,7 +263,7 @@ def test_old_names_work_for_one_release(z):
     assert comparison(spectra)["schema"] == "collapse.comparison/1"
     assert callable(collapse.compare)
     assert isinstance(collapse.compare(spectra), Comparison)
-    assert isinstance(collapse.measure.spectrum(z), Spectrum)
+    assert isinstance(collapse.spectra.measure.spectrum(z), Spectrum)
 
 
 def test_no_module_bears_the_name_of_a_function():

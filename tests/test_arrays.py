@@ -12,8 +12,8 @@ import torch
 import zarr
 
 from collapse import InputError, cli, spectrum
-from collapse.covariance import blocks
 from collapse.files.arrays import open_array
+from collapse.files.rows import blocks
 
 
 def run(capsys, *arguments):

@@ -11,7 +11,7 @@ from torchvision import models as tv
 import collapse
 from collapse import InputError
 from collapse.checkpoints import load
-from collapse.models import ResNet, ResNetShape
+from collapse.models.resnet import ResNet, ResNetShape
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_option_a_shortcuts_have_no_weights(tmp_path, images):
 def test_a_real_cifar_network_classifies_cifar(shared):
     """Published: 91.7 and 92.6 % on lossless images. These are strongly compressed JPEGs, which cost 12 points (as they
     do with an independent implementation); three standard deviations on 1,000 images are 4 points."""
-    from collapse.evaluate import embed
+    from collapse.encoders.passes import embed
     from collapse.files.containers import read
     from collapse.images import Images, pixel_batches
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from collapse import InputError, Spectrum, cli, load, metrics, spectrum
-from collapse.evaluate import embed, embed_layers, rounding
+from collapse.encoders.passes import embed, embed_layers, rounding
 from collapse.images import Images, pixel_batches
-from collapse.measure import Measurement
+from collapse.spectra.measure import Measurement
 
 
 def run(capsys, *arguments):

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from collapse.models import make_backbone
+from collapse.models.backbones import make_backbone
 from collapse.training import loop, parallel
 from collapse.training.config import make_config
 from collapse.training.loader import Batch, Plan

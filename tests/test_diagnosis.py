@@ -19,10 +19,10 @@ from torch import nn
 
 import collapse
 from collapse import InputError, cli, metrics
-from collapse.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
 from collapse.diagnosis import as_encoder, last_map, paper_augmentations
 from collapse.diagnosis.page import page
 from collapse.diagnosis.wording import table
+from collapse.metrics.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
 from collapse.results import load_result
 from collapse.training.views import uniforms
 

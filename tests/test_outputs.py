@@ -272,7 +272,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 def test_a_killed_command_leaves_no_file_for_ever(tmp_path, z):
     out = tmp_path / "s.json"
     program = (
-        "import os, signal, sys; from pathlib import Path; from collapse.outputs import whole\n"
+        "import os, signal, sys; from pathlib import Path; from collapse.results.outputs import whole\n"
         "with whole(Path(sys.argv[1])) as partial: os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program, out]).returncode == -signal.SIGKILL

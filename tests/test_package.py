@@ -1,6 +1,7 @@
 """The shape of the package: imports go one way, importing is quick, result files are whole or absent."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -14,31 +15,26 @@ import pytest
 
 import collapse
 from collapse import InputError
-from collapse.outputs import whole
+from collapse.moved import MOVED
 from collapse.results import load_result, r_squared, save_result, save_text, strict, to_json
+from collapse.results.outputs import whole
 
 PACKAGE = Path(collapse.__file__).parent
 
-# A module may import those of the layers before its own, and others of its own only within a package, without circles.
+# A module may import those of the layers before its own, and others of its own only within a package, without circles;
+# imports inside functions and for type checkers count.  Only the package itself names what it loads on first use.
 LAYERS = (
     {"collapse.errors", "collapse.moved"},
     {"collapse"},
     {"collapse.arguments", "collapse.files", "collapse.metrics"},
-    {"collapse.outputs"},
     {"collapse.results"},
-    {"collapse.spectrum_parts"},
+    {"collapse.images", "collapse.models", "collapse.plots", "collapse.theory"},
+    {"collapse.checkpoints", "collapse.experiment"},
+    {"collapse.encoders"},
     {"collapse.spectra"},
-    {"collapse.accumulators"},
-    {"collapse.covariance", "collapse.images", "collapse.models", "collapse.plots"},
-    {"collapse.checkpoints", "collapse.experiment", "collapse.theory"},
-    {"collapse.attribution", "collapse.evaluate", "collapse.measurement", "collapse.monitor"},
-    {"collapse.networks"},
-    {"collapse.embedding", "collapse.layers"},
-    {"collapse.measure"},
-    {"collapse.comparison", "collapse.lightning", "collapse.training"},
-    {"collapse.probing"},
+    {"collapse.monitor", "collapse.training"},
+    {"collapse.lightning", "collapse.probes"},
     {"collapse.diagnosis"},
-    {"collapse.onepage"},
     {"collapse.commands"},
     {"collapse.cli"},
     {"collapse.__main__"},
@@ -46,12 +42,13 @@ LAYERS = (
 
 
 def imports(path):
-    """The modules of this package that a file imports as it is loaded (not inside functions, not for type checkers)."""
-    for node in ast.parse(path.read_text()).body:
+    """The modules of this package that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "collapse":
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if (PACKAGE / f"{name.partition('.')[2].replace('.', '/')}.py").exists() else node.module
-                        for name in names)  # fmt: skip
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                file = PACKAGE.joinpath(*name.split(".")[1:])
+                yield name if file.with_suffix(".py").exists() or (file / "__init__.py").exists() else node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "collapse")
 
@@ -67,7 +64,7 @@ def test_imports_go_one_way():
     edges = {}
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(["collapse", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        edges[module] = {name for name in imports(path) if name != module}
+        edges[module] = {name for name in imports(path) if name != module and module != "collapse"}
         for name in edges[module]:
             inside = layer(name) == layer(module) and module.split(".")[1] == name.split(".")[1]
             assert inside or layer(name) < layer(module), f"{module} imports {name}"
@@ -77,6 +74,22 @@ def test_imports_go_one_way():
         assert free, f"circle among {sorted(inner)}"
         for module in free:
             del inner[module]
+
+
+def test_the_rooms_are_few():
+    assert len([path for path in PACKAGE.iterdir() if path.suffix == ".py"]) <= 10
+
+
+def test_old_names_of_modules_are_found_for_one_release():
+    for name, homes in MOVED.items():
+        with pytest.warns(DeprecationWarning, match=homes[0]):
+            old = importlib.import_module(name)
+        today = [importlib.import_module(home) for home in homes]
+        public = [
+            n for n, value in vars(today[0]).items() if getattr(value, "__module__", "") == homes[0] and n[0] != "_"
+        ]
+        assert public
+        assert all(getattr(old, n) is getattr(today[0], n) for n in public if name != "collapse.compare")
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -154,7 +167,7 @@ def test_wheel_and_sdist_are_whole_and_the_index_would_take_them(built):
     assert result.returncode == 0, result.stdout
     mine = {str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*")
             if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
-    assert {"collapse/py.typed", "collapse/style.mplstyle", "collapse/training/presets/digits.json"} < mine
+    assert {"collapse/py.typed", "collapse/plots/style.mplstyle", "collapse/training/presets/digits.json"} < mine
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == mine
     assert sdist.stat().st_size < 2 << 20  # figures and results stay in the repository

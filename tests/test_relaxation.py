@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from collapse import InputError
-from collapse.models import make_head
+from collapse.models.heads import make_head
 from collapse.results import load_result
 from collapse.training.relaxation import Relaxation, Views, living, relax
 

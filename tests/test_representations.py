@@ -10,7 +10,7 @@ from torchvision.models import get_model
 import collapse
 from collapse.checkpoints import library
 from collapse.checkpoints.plan import frame
-from collapse.models import make_backbone
+from collapse.models.backbones import make_backbone
 from collapse.training.config import make_config
 from collapse.training.network import Network, save_encoder
 

@@ -27,7 +27,7 @@ from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
-from collapse.models import AUXILIARY, CLASSIFIERS, without_classifier
+from collapse.models.backbones import AUXILIARY, CLASSIFIERS, without_classifier
 
 # What timm calls classifiers besides: a second for distillation, one of the patches, the older names.
 ON_TOP = (*CLASSIFIERS, *AUXILIARY, "head_dist", "heads_dist", "aux_head", "last_linear", "classif")

@@ -29,7 +29,9 @@ from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
-from collapse.models import RESNETS, Subvector, make_backbone
+from collapse.models.backbones import make_backbone
+from collapse.models.heads import Subvector
+from collapse.models.resnet import RESNETS
 
 
 def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:

@@ -13,7 +13,7 @@ from collapse.checkpoints.preprocessing import CIFAR, CLIP_PIXELS, at_size
 from collapse.checkpoints.selective import plan_selective
 from collapse.checkpoints.settings import flag, shown
 from collapse.images import Preprocessing
-from collapse.models import ResNet, ResNetShape
+from collapse.models.resnet import ResNet, ResNetShape
 
 CIFAR_PLANES = (16, 32, 64)  # the three stages of the 6n + 2 networks for CIFAR (arXiv 1512.03385)
 DEPTHS = {(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3), (1, 1, 1, 1)}

@@ -102,10 +102,10 @@ def _embed(options: argparse.Namespace) -> None:
 
 def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> dict[str, Any]:
     """Write the rows, the list of their images and, last, the document that names both by digest; returns it."""
-    from collapse.embedding import rows_of
+    from collapse.encoders.embedding import rows_of
     from collapse.images import line_of
-    from collapse.outputs import NpyWriter, digest, whole
     from collapse.results import command, to_json, versions
+    from collapse.results.outputs import NpyWriter, digest, whole
 
     how = {"layer": options.layer, "limit": options.limit, **reading_of(options)}
     with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:

@@ -79,7 +79,7 @@ def add_report(commands: Any) -> None:
 
 
 def _report_page(options: argparse.Namespace) -> None:
-    from collapse.onepage import report
+    from collapse.diagnosis.onepage import report
 
     inputs = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
     protect([*inputs, *recipe(options.augmentation)], {"--out": options.out}, options.force)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from collapse import InputError
-from collapse.outputs import given, require_place, same
 from collapse.results import describes
+from collapse.results.outputs import given, require_place, same
 
 # Names by which readers of checkpoints look into a folder; of a folder of zarr everything is read.
 CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".distcp", ".index.json", "config.json",

@@ -123,7 +123,7 @@ def _gate(results: "list[Spectrum]", under: dict[str, float], over: dict[str, fl
 
 def _measured(options: argparse.Namespace) -> "list[Spectrum]":
     """The spectrum of an array or of a layer, or those of all layers in the order of the forward pass."""
-    from collapse.measure import layer_spectra, spectrum
+    from collapse.spectra.measure import layer_spectra, spectrum
 
     how = {**_measure(options), "jackknife": options.jackknife, "sample": options.sample, "seed": options.seed}
     if not options.images:
@@ -146,7 +146,7 @@ def _bar_of_rows(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from collapse.comparison import comparison, text
+    from collapse.spectra.comparison import comparison, text
 
     inputs = chain(sources(*options.sources, options.weights or ""), images_of(options.images))
     protect(inputs, {"--out": options.out, "--plot": options.plot}, options.force)
@@ -172,8 +172,8 @@ def _unused(name: str, source: str, taken: Container[str]) -> str:
 
 def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
     """The spectra of a result, an array, or a checkpoint on --images."""
-    from collapse.comparison import spectra_of
     from collapse.files.arrays import is_array
+    from collapse.spectra.comparison import spectra_of
 
     if source.endswith(".json"):
         return spectra_of(source)

@@ -20,7 +20,7 @@ from collapse.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from collapse.evaluate import Accuracy
+    from collapse.encoders.accuracy import Accuracy
     from collapse.training.result import Job, Trained
 
 
@@ -161,14 +161,14 @@ def add_knn(commands: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from collapse.probing import probe
+    from collapse.probes.calls import probe
 
     how = {"recipe": options.recipe, "epochs": options.epochs}
     _deliver_accuracy(options, probe(options.checkpoint, options.data, **how, **_open_evaluation(options)))
 
 
 def _knn(options: argparse.Namespace) -> None:
-    from collapse.probing import knn
+    from collapse.probes.calls import knn
 
     how = {"k": options.k, "temperature": options.temperature}
     _deliver_accuracy(options, knn(options.checkpoint, options.data, **how, **_open_evaluation(options)))

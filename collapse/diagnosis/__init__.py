@@ -5,7 +5,7 @@ measuring  one pass over augmented views;  result  what was found;  wording  it 
 
 from collapse.diagnosis.measuring import before_crop, describe, diagnose, last_map, paper_augmentations
 from collapse.diagnosis.result import Block, Diagnosis
-from collapse.networks import as_encoder
+from collapse.encoders.networks import as_encoder
 
 __all__ = [
     "Block",

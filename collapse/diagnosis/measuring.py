@@ -1,9 +1,9 @@
 """Where and why a network collapses: every block's spectrum, split into signal and augmentation, and what took it.
 
 Several augmented views of each image pass the network once.  For each block two streaming covariances are kept, of
-all rows and of the images' means; their difference is the covariance within images.  attribution.py has the rule by
-which directions are called alive, augmentation, implicit, rounding or dead.  Rows are not divided by their norms here:
-what is constant would vary, and the layers would not be linear in what went before.
+all rows and of the images' means; their difference is the covariance within images.  metrics/attribution.py
+says which directions are called alive, augmentation, implicit, rounding or dead.  Rows are not divided by their norms
+here: what is constant would vary, and the layers would not be linear in what went before.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from collapse import InputError
 from collapse.arguments import known, positive, share, whole
-from collapse.attribution import (
+from collapse.checkpoints import Encoder, Overrides
+from collapse.checkpoints.encoder import INPUT
+from collapse.diagnosis.result import Block, Diagnosis
+from collapse.diagnosis.wording import verdict
+from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
+from collapse.encoders.passes import embed_layers, readable
+from collapse.errors import warn
+from collapse.images import Preprocessing
+from collapse.metrics import lidar_of
+from collapse.metrics.attribution import (
     LINE,
     Attribution,
     attribute,
@@ -27,17 +36,8 @@ from collapse.attribution import (
     signal_fractions,
     through,
 )
-from collapse.checkpoints import Encoder, Overrides
-from collapse.checkpoints.encoder import INPUT
-from collapse.covariance import Covariance
-from collapse.diagnosis.result import Block, Diagnosis
-from collapse.diagnosis.wording import verdict
-from collapse.errors import warn
-from collapse.evaluate import embed_layers, readable
-from collapse.images import Preprocessing
-from collapse.metrics import lidar_of
-from collapse.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
 from collapse.spectra import Spectrum
+from collapse.spectra.covariance import Covariance
 from collapse.theory import water_level
 from collapse.training.config import Config, make_config
 from collapse.training.views import uniforms

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from collapse.attribution import CAUSES
 from collapse.diagnosis.result import Block, Diagnosis
 from collapse.diagnosis.wording import cells
+from collapse.metrics.attribution import CAUSES
 
 MEANING = {
     "alive": "variance at or above the threshold times the largest, and above the floor",

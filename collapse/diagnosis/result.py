@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError
-from collapse.attribution import CAUSES, Attribution, at_other_lines
+from collapse.metrics.attribution import CAUSES, Attribution, at_other_lines
 from collapse.results import (
     Result,
     command,

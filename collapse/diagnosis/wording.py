@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from collapse.attribution import CAUSES, LINE, at_other_lines
 from collapse.diagnosis.result import Block, Diagnosis, rank_lost
+from collapse.metrics.attribution import CAUSES, LINE, at_other_lines
 
 
 def verdict(blocks: Sequence[Block], about: Mapping[str, Any]) -> str:

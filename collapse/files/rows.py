@@ -3,12 +3,14 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from collapse import InputError
 from collapse.files import limits
@@ -18,6 +20,7 @@ from collapse.files.descriptor import Descriptor
 USUAL_KEYS = (
     "embeddings", "embedding", "features", "feature", "feats", "representations", "representation", "emb", "z"
 )  # fmt: skip
+BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 
 
 def listed(names: Sequence[str]) -> str:
@@ -173,3 +176,50 @@ def family_of(names: list[str]) -> list[str]:
     if len(several) != 1 or max(several[0]) - min(several[0]) >= len(several[0]):
         return []
     return [several[0][number] for number in sorted(several[0])]
+
+
+def is_tensor(z: Any) -> bool:
+    """Whether z is torch's, without importing torch."""
+    return type(z).__module__.partition(".")[0] == "torch"
+
+
+def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
+    """Row blocks of about 32 MiB in float64 of an array, memmap, tensor or stored dataset (n, d); `limit` rows at most.
+
+    An iterable of (b, d) batches gives these.
+    """
+    if not hasattr(z, "ndim"):
+        for batch in z:
+            batch = batch if limit is None else batch[:limit]
+            limit = limit if limit is None else limit - len(batch)
+            yield batch
+            if limit == 0:
+                return
+        return
+    if z.ndim != 2:
+        raise InputError(f"embeddings: got shape {tuple(z.shape)}, expected (n, d); pool or flatten the rest first")
+    step, stop = max(1, BLOCK // max(1, z.shape[1])), z.shape[0] if limit is None else min(limit, z.shape[0])
+    for start in range(0, stop, step):
+        yield z[start : min(start + step, stop)]
+
+
+def reservoir(batches: Iterable[Any], size: int, seed: int) -> tuple[Any, int]:
+    """(rows, n): `size` rows at random of all n that pass, in their order, as one batch (Vitter's algorithm R).
+
+    Raises InputError: no row.
+    """
+    rng, kept, n = np.random.default_rng(seed), list[tuple[int, Any]](), 0
+    for batch in batches:
+        for row in batch:
+            place = len(kept) if n < size else int(rng.integers(n + 1))
+            if place < size:
+                kept[place : place + 1] = [(n, row.clone() if is_tensor(row) else np.array(row))]
+            n += 1
+    if not kept:
+        raise InputError("embeddings: no rows to draw from")
+    rows = [row for _, row in sorted(kept, key=lambda pair: pair[0])]
+    if not is_tensor(rows[0]):
+        return np.stack(rows), n
+    import torch
+
+    return torch.stack(rows), n

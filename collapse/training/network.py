@@ -19,8 +19,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import StochasticDepth
 
 from collapse import InputError
-from collapse.models import ResNet, default_dim, head_tensors, make_backbone, make_head, zero_last_norms
-from collapse.results import to_json, whole
+from collapse.models.backbones import make_backbone
+from collapse.models.heads import default_dim, head_tensors, make_head
+from collapse.models.resnet import ResNet, zero_last_norms
+from collapse.results import to_json
+from collapse.results.outputs import whole
 from collapse.training.config import Config
 from collapse.training.losses import infonce
 

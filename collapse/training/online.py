@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collapse.covariance import Covariance
-from collapse.evaluate import Accuracy, knn
+from collapse.encoders.accuracy import Accuracy, knn
 from collapse.spectra import Spectrum
+from collapse.spectra.covariance import Covariance
 from collapse.training import parallel
 from collapse.training.data import Labelled, Tolerant
 from collapse.training.network import Network

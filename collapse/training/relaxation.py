@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError, theory
-from collapse.attribution import signal_and_augmentation
-from collapse.measure import spectrum
-from collapse.models import Subvector
+from collapse.metrics.attribution import signal_and_augmentation
+from collapse.models.heads import Subvector
 from collapse.spectra import Spectrum
+from collapse.spectra.measure import spectrum
 from collapse.training.losses import infonce
 
 DEAD = 1e-3  # a share of the largest below which a direction counts as dead, beside the floor of rounding
@@ -37,7 +37,7 @@ class Views:
 
     Attributes:
         rows: (n, V, d) float32, mean variance 1.  basis: (d, d), h = basis y.
-        signal, total: (d, d) float64 in these coordinates, S and S + A of `collapse.attribution`.
+        signal, total: (d, d) float64 in these coordinates, S and S + A of `collapse.metrics.attribution`.
         fractions: (k,) signal fractions, descending, of the generalised eigenvectors of signal and total.
         modes: (d, k) these vectors, of unit total variance.  Directions below 1e-6 of the largest have none.
     """

@@ -1,20 +1,16 @@
-"""Embeddings of a set of images, and what they are worth: nearest neighbours and linear probes."""
+"""What embeddings are worth: nearest neighbours, logistic regression, and how sure their accuracy is."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from collapse.checkpoints import Encoder, Taps
-from collapse.images import Preprocessing
 from collapse.results import (
     Result,
     command,
@@ -25,109 +21,6 @@ from collapse.results import (
     value_of,
     versions,
 )
-
-PRECISIONS = ("float32", "bf16")
-
-
-@torch.inference_mode()
-def embed(
-    net: nn.Module,
-    batches: Iterable[Tensor],
-    preprocess: Preprocessing,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> Iterator[Tensor]:
-    """Outputs of `net` in eval mode, (b, d) float32 on `device`, for batches of pixels (b, 3, h, w) uint8, in order.
-
-    precision: "float32", or "bf16" for autocast and channels_last: faster on a GPU, and three digits instead of seven.
-    """
-    net = _ready(net, device, precision)
-    dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    for pixels in batches:
-        x = preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            rows = net(x)
-        yield rows.float()
-
-
-def _ready(net: Any, device: str, precision: str) -> Any:
-    layout = torch.channels_last if precision == "bf16" else torch.preserve_format
-    return net.to(device, memory_format=layout).eval()
-
-
-@torch.inference_mode()
-def embed_layers(
-    net: Encoder,
-    names: Sequence[str],
-    batches: Iterable[Tensor],
-    device: str = "cpu",
-    positions: int = 0,
-    seed: int = 0,
-    precision: str = "float32",
-) -> Iterator[dict[str, Tensor]]:
-    """Rows of several layers, {name: (n, d)} on `device`, for batches of pixels (b, 3, h, w) uint8; one pass for all.
-
-    names: "representation", "projector" and modules of the backbone.
-    """
-    net = _ready(net, device, precision)
-    dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
-    try:
-        for pixels in batches:
-            x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-                rows = {"representation": net(x)}
-                if "projector" in names and net.projector is not None:
-                    rows["projector"] = net.projector(rows["representation"])
-            rows |= taps.rows
-            yield {name: rows[name] for name in names}
-    finally:
-        taps.remove()
-
-
-def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any) -> dict[str, NDArray]:
-    """The rounding errors of some rows of each layer, {name: (n, d)} float64.
-
-    A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
-    twice, in the precision of `options` (those of `embed_layers`) and in float64.  The weights must be float32.
-    """
-    (single,) = embed_layers(net, names, [pixels], **options)
-    try:
-        net.double()
-        (double,) = embed_layers(net, names, [pixels], **{**options, "precision": "float32"})
-    finally:
-        net.float()  # the weights were float32: exact both ways
-    found = {}
-    for name in names:
-        pair = [z[name].double() for z in (single, double)]
-        if normalize:
-            pair = [torch.nn.functional.normalize(z) for z in pair]
-        found[name] = (pair[0] - pair[1]).cpu().numpy()
-    return found
-
-
-def is_single(net: nn.Module) -> bool:
-    """Whether all numbers of a network are float32, so that `rounding` brings them back as they were."""
-    held = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
-    return all(dtype == torch.float32 for dtype in held)
-
-
-def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
-    """The blocks that run, once or more, and give features of each of the `rows` every time."""
-    fit: dict[str, bool] = {}
-
-    def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:
-        good = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == len(rows)
-        fit[name] = good and fit.get(name, True)
-
-    hooks = [net.backbone.get_submodule(name).register_forward_hook(partial(see, name=name)) for name in net.blocks]
-    try:
-        for _ in embed_layers(net, ["representation"], [rows], **options):
-            pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name for name, good in fit.items() if good}
 
 
 def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -305,8 +198,3 @@ def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels
     """Share of test rows that `probe` gets right."""
     found = probe(train, train_labels, test, test_labels)
     return found.top1
-
-
-def features(net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str) -> NDArray:
-    """All embeddings in one array, (n, d) float32."""
-    return np.concatenate([z.cpu().numpy() for z in embed(net, batches, preprocess, device)])

@@ -8,14 +8,15 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collapse import evaluate
 from collapse.arguments import choice, known, positive, whole
 from collapse.checkpoints import Encoder, Overrides
+from collapse.encoders import accuracy
+from collapse.encoders.accuracy import Accuracy
+from collapse.encoders.networks import How, Watch, borrowed, encoder_of
+from collapse.encoders.passes import features
 from collapse.errors import warn
-from collapse.evaluate import Accuracy
-from collapse.networks import How, Watch, borrowed, encoder_of
+from collapse.probes.paper import probe_paper
 from collapse.training.data import Labelled, open_data, same_classes
-from collapse.training.probes import probe_paper
 
 RECIPES = ("fast", "paper")
 OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", *Overrides.__dataclass_fields__)
@@ -54,7 +55,7 @@ def probe(
             size = {"batch_size": task.how.batch_size or BATCH, "seed": task.how.seed}
             found = probe_paper(task.net, task.train, task.val, task.how.device, task.how.workers, epochs, **size)
         else:
-            found = evaluate.probe(*task.features(task.train), *task.features(task.val))
+            found = accuracy.probe(*task.features(task.train), *task.features(task.val))
     return task.result("probe", found, how)
 
 
@@ -79,7 +80,7 @@ def knn(
     task = _Task.of(source, data, watch, options)
     with borrowed(task.net, task.how.device):
         pairs = (*task.features(task.train), *task.features(task.val))
-    return task.result("knn", evaluate.knn(*pairs, k=k, temperature=temperature), {"k": k, "temperature": temperature})
+    return task.result("knn", accuracy.knn(*pairs, k=k, temperature=temperature), {"k": k, "temperature": temperature})
 
 
 @dataclass
@@ -116,7 +117,7 @@ class _Task:
         """(rows (n, d), labels (n,)) of a part."""
         batches = part.batches(self.net.preprocess, self.how.batch_size or BATCH, self.how.workers)
         watched = self.watch(_Counted(batches, len(part)))
-        return evaluate.features(self.net, watched, self.net.preprocess, self.how.device), part.labels
+        return features(self.net, watched, self.net.preprocess, self.how.device), part.labels
 
     def result(self, kind: str, found: Accuracy, how: Mapping[str, Any]) -> Accuracy:
         """The counts with what they are of."""

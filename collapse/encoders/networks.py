@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from collapse import InputError, arguments
 from collapse.checkpoints import Encoder, Module, Overrides, loaded
-from collapse.covariance import blocks, reservoir
-from collapse.evaluate import PRECISIONS, is_single, rounding
+from collapse.encoders.passes import PRECISIONS, is_single, rounding
 from collapse.files import limits
+from collapse.files.rows import blocks, reservoir
 from collapse.images import Images, Preprocessing, pixel_batches
 
 PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network

@@ -23,7 +23,7 @@ from collapse import InputError, __version__
 from collapse.files import limits
 from collapse.files.descriptor import opened
 from collapse.files.zips import Zip
-from collapse.outputs import spare, whole
+from collapse.results.outputs import spare, whole
 
 EXPERIMENT = "collapse.experiment/1"
 LARGEST = 1e304  # of a number in a document: its product with a dimension is finite, its square never taken

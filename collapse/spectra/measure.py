@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError, arguments
-from collapse.covariance import blocks, reservoir
 from collapse.errors import warn
-from collapse.measurement import Measure, Measurement, choose_method, jackknife_errors
+from collapse.files.rows import blocks, reservoir
 from collapse.results import stale
-from collapse.spectra import Spectrum
+from collapse.spectra.measurement import Measure, Measurement, choose_method, jackknife_errors
+from collapse.spectra.result import Spectrum
 
 __all__ = ["Measurement", "choose_method", "jackknife_errors", "layer_spectra", "spectrum"]
 
@@ -60,7 +60,7 @@ def spectrum(
         sample: use this many of them at random, by `seed`, in their order; N rows are held in memory.
         seed: of `sample`, and of `positions`.
         device: "auto", "cpu" or "cuda[:i]".  "auto" is CUDA where it is, where a module is, and the CPU for rows.
-        rounding: (b, d) errors that some rows are known to have, for the floor (evaluate.rounding).
+        rounding: (b, d) errors that some rows are known to have, for the floor (encoders/passes.py).
         max_unpacked: GiB that a packed array file may unpack to although it is far smaller (a bomb is refused).
         watch: gets the batches and passes them on, as a progress bar does; `batches.total` is their number of images.
         options: of images: batch_size, workers, precision, strict, max_pixels, positions, as for `layer_spectra`; and
@@ -147,7 +147,7 @@ def layer_spectra(
 
 def reading() -> list[str]:
     """The names of what says how a checkpoint and images are read."""
-    from collapse.layers import READING
+    from collapse.spectra.layers import READING
 
     return READING
 
@@ -155,7 +155,7 @@ def reading() -> list[str]:
 def _of_network(
     function: str, source: Any, images: Any, layers: str | Sequence[str], measure: Measure, options: Mapping[str, Any]
 ) -> dict[str, Spectrum]:
-    from collapse.layers import of_network
+    from collapse.spectra.layers import of_network
 
     arguments.known(function, options, reading(), KEYWORDS)
     found, notes = of_network(source, images, layers, measure, **options)

@@ -14,7 +14,6 @@ from collapse import InputError, metrics
 from collapse.arguments import is_module, known
 from collapse.errors import warn
 from collapse.files.arrays import is_array
-from collapse.measure import KEYWORDS, reading, spectrum
 from collapse.results import (
     Result,
     command,
@@ -26,7 +25,8 @@ from collapse.results import (
     value_of,
     versions,
 )
-from collapse.spectra import METRICS, Spectrum, load_results
+from collapse.spectra.measure import KEYWORDS, reading, spectrum
+from collapse.spectra.result import METRICS, Spectrum, load_results
 
 SCHEMA = "collapse.comparison/1"
 

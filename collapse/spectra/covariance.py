@@ -2,25 +2,24 @@
 
 Z (n, d), rows are samples;  C = Zc^T Zc / (n - 1), centred: its singular values are those of the paper's figures 2, 8
 and 10 (arXiv 2110.09348, section 3).  `Covariance` checks, normalises and accumulates rows (accumulators.py), merges,
-and says what of its spectrum is rounding; the result is a `Spectrum` (spectra.py).
+and says what of its spectrum is rounding; the result is a `Spectrum` (result.py).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError
-from collapse.accumulators import Gram, Triangle, is_tensor
 from collapse.arguments import choice, device_of, flag, share, whole
 from collapse.errors import warn
-from collapse.files.rows import check_memory
+from collapse.files.rows import blocks, check_memory, is_tensor
 from collapse.metrics import marchenko_pastur_edges
-from collapse.spectra import EPS, Spectrum
+from collapse.spectra.accumulators import Gram, Triangle
+from collapse.spectra.result import EPS, Spectrum
 
 LARGEST, SMALLEST = 1e150, 1e-140  # of entries whose squares, summed, stay in float64's range
-BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 METHODS = ("auto", "covariance", "qr")
 
 
@@ -341,45 +340,3 @@ def _unit_rows(z: Any) -> tuple[Any, int]:
         square[odd] = (z[odd] ** 2).sum(1)
     zero = square == 0
     return z / ((square + zero) ** 0.5)[:, None], int(zero.sum())
-
-
-def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
-    """Row blocks of about 32 MiB in float64 of an array, memmap, tensor or stored dataset (n, d); `limit` rows at most.
-
-    An iterable of (b, d) batches gives these.
-    """
-    if not hasattr(z, "ndim"):
-        for batch in z:
-            batch = batch if limit is None else batch[:limit]
-            limit = limit if limit is None else limit - len(batch)
-            yield batch
-            if limit == 0:
-                return
-        return
-    if z.ndim != 2:
-        raise InputError(f"embeddings: got shape {tuple(z.shape)}, expected (n, d); pool or flatten the rest first")
-    step, stop = max(1, BLOCK // max(1, z.shape[1])), z.shape[0] if limit is None else min(limit, z.shape[0])
-    for start in range(0, stop, step):
-        yield z[start : min(start + step, stop)]
-
-
-def reservoir(batches: Iterable[Any], size: int, seed: int) -> tuple[Any, int]:
-    """(rows, n): `size` rows at random of all n that pass, in their order, as one batch (Vitter's algorithm R).
-
-    Raises InputError: no row.
-    """
-    rng, kept, n = np.random.default_rng(seed), list[tuple[int, Any]](), 0
-    for batch in batches:
-        for row in batch:
-            place = len(kept) if n < size else int(rng.integers(n + 1))
-            if place < size:
-                kept[place : place + 1] = [(n, row.clone() if is_tensor(row) else np.array(row))]
-            n += 1
-    if not kept:
-        raise InputError("embeddings: no rows to draw from")
-    rows = [row for _, row in sorted(kept, key=lambda pair: pair[0])]
-    if not is_tensor(rows[0]):
-        return np.stack(rows), n
-    import torch
-
-    return torch.stack(rows), n

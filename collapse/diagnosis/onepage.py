@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from collapse import InputError
-from collapse.comparison import spectra_of
 from collapse.diagnosis import Diagnosis, diagnose
 from collapse.diagnosis.page import STYLE, rows, sections
-from collapse.measure import layer_spectra
-from collapse.outputs import spare
 from collapse.results import save_text
+from collapse.results.outputs import spare
 from collapse.spectra import Spectrum
+from collapse.spectra.comparison import spectra_of
+from collapse.spectra.measure import layer_spectra
 
 # Lines of the headline: conventions, not theorems; the page says so.
 HALF, TENTH, NARROW = 0.5, 0.1, 2.0

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError, arguments
-from collapse.covariance import METHODS, Covariance, require_memory
-from collapse.spectra import Spectrum
+from collapse.spectra.covariance import METHODS, Covariance, require_memory
+from collapse.spectra.result import Spectrum
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from collapse import InputError
 from collapse.metrics import marchenko_pastur_density, marchenko_pastur_edges, noise_variance
-from collapse.results import printable, whole
+from collapse.results import printable
+from collapse.results.outputs import whole
 
 COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column paper
 STYLE = Path(__file__).with_name("style.mplstyle")

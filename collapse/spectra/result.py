@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import GateError, InputError, metrics
-from collapse.outputs import digest, spare, whole
 from collapse.results import (
     Result,
     command,
@@ -34,7 +33,8 @@ from collapse.results import (
     versions,
     write_npz,
 )
-from collapse.spectrum_parts import check_files, check_possible, errors_of, images_of, source_of, versions_of
+from collapse.results.outputs import digest, spare, whole
+from collapse.spectra.parts import check_files, check_possible, errors_of, images_of, source_of, versions_of
 
 EPS = float(np.finfo(np.float64).eps)
 SPECTRUM, SPECTRA, VECTORS = "collapse.spectrum/1", "collapse.spectra/1", "collapse.vectors/1"

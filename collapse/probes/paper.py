@@ -1,7 +1,7 @@
 """The paper's linear probe: a classifier trained by SGD on the frozen representation of random crops.
 
 SGD with momentum 0.9, learning rate 0.1 at batch 256, cosine to zero, weight decay 1e-6, 100 epochs, crops and flips;
-the backbone in eval mode.  The quick probe, on features that are computed once, is evaluate.probe.
+the backbone in eval mode.  The quick probe, on features that are computed once, is `accuracy.probe`.
 """
 
 import torch
@@ -10,7 +10,8 @@ from torch import nn
 
 from collapse import InputError
 from collapse.checkpoints import Encoder
-from collapse.evaluate import Accuracy, embed
+from collapse.encoders.accuracy import Accuracy
+from collapse.encoders.passes import embed
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import Plan, Unreadable, batches
 from collapse.training.optim import learning_rate

@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from collapse.spectra import EPS
-
-
-def is_tensor(z: Any) -> bool:
-    """Whether z is torch's, without importing torch."""
-    return type(z).__module__.partition(".")[0] == "torch"
+from collapse.files.rows import is_tensor
+from collapse.spectra.result import EPS
 
 
 class Gram:

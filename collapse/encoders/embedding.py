@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from collapse import InputError
 from collapse.arguments import known
 from collapse.checkpoints import Encoder, Overrides
+from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of
+from collapse.encoders.passes import embed as passes
 from collapse.errors import warn
-from collapse.evaluate import embed as passes
-from collapse.networks import How, ImageBatches, Watch, borrowed, encoder_of
 
 OPTIONS = (*How.__dataclass_fields__, "watch", *Overrides.__dataclass_fields__)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from collapse import InputError, arguments
 from collapse.checkpoints import Encoder, Overrides
-from collapse.evaluate import embed_layers, readable
-from collapse.measurement import Measure, Measurement
-from collapse.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
-from collapse.spectra import Spectrum
+from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
+from collapse.encoders.passes import embed_layers, readable
+from collapse.spectra.measurement import Measure, Measurement
+from collapse.spectra.result import Spectrum
 
 ENDS = ("representation", "projector")
 READING = [*How.__dataclass_fields__, "positions", "watch", *Overrides.__dataclass_fields__]

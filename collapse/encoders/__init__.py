@@ -1,0 +1,1 @@
+"""A network and images, however they are given, to embeddings and their accuracy."""
