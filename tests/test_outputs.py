@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import collapse
-from collapse import InputError, Spectrum, cli, outputs, plots, results
+from collapse import InputError, Spectrum, cli, plots, results
 from collapse.images import Images
+from collapse.results import outputs
 from collapse.spectra import load_results
 
 ROOT = Path(__file__).parents[1]

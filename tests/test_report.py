@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import collapse
-from collapse import cli, onepage
+from collapse import cli
+from collapse.diagnosis import onepage
 
 
 class Read(HTMLParser):
