@@ -41,6 +41,8 @@ class Monitor:
         steps: (T,) when.
         spectra: (T, d) singular values at each report, descending.
 
+    Raises InputError: fewer than 1 step between reports, or fewer than 2 rows.
+
     Example:
         >>> net = nn.Linear(3, 2)
         >>> monitor = Monitor(net, every=2)

@@ -179,3 +179,45 @@ def test_the_site_builds_without_a_warning_and_lists_every_public_name(tmp_path)
 def test_one_version_everywhere():
     assert f"version: {collapse.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {collapse.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+ARRAYS = re.compile(r"\b(NDArray|ArrayLike|Tensor)\b")
+SHAPE = re.compile(r"\(\w[^()]*,[^()]*\)|scalar|any shape|one shape")
+
+
+def public_functions():
+    """(where, function, its docstring with that of its class) of the public functions of the package."""
+
+    def below(node, owner, path):
+        for item in node.body:
+            if isinstance(item, ast.ClassDef) and not item.name.startswith("_"):
+                yield from below(item, item, path)
+            elif isinstance(item, ast.FunctionDef) and (item.name == "__init__" or not item.name.startswith("_")):
+                text = " ".join(ast.get_docstring(each) or "" for each in (item, owner) if each is not None)
+                yield f"{path.relative_to(ROOT)}: {item.name}", item, text
+
+    for path in sorted((ROOT / "collapse").rglob("*.py")):
+        yield from below(ast.parse(path.read_text()), None, path)
+
+
+def refuses(node):
+    """Whether a function raises InputError itself."""
+    calls = [raised.exc for raised in ast.walk(node) if isinstance(raised, ast.Raise)]
+    return any(isinstance(call, ast.Call) and getattr(call.func, "id", "") == "InputError" for call in calls)
+
+
+def test_what_a_function_refuses_is_in_its_docstring():
+    checked = [(where, text) for where, node, text in public_functions() if refuses(node)]
+    assert len(checked) > 150
+    assert [where for where, text in checked if not re.search("Raise|raises|Refuse", text)] == []
+
+
+def test_functions_of_arrays_say_shapes():
+    takes = lambda node: any(  # an array itself; the tensors of a checkpoint, by name, have any shape
+        each.annotation is not None and ARRAYS.search(text := ast.unparse(each.annotation)) and "Mapping[" not in text
+        for each in (*node.args.args, *node.args.kwonlyargs)
+    )  # fmt: skip
+    checked = [(where, bool(SHAPE.search(text))) for where, node, text in public_functions() if takes(node)]
+    assert len(checked) > 100
+    silent = [where for where, says in checked if not says]
+    assert len(silent) <= 0.05 * len(checked), silent

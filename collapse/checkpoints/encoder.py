@@ -89,6 +89,8 @@ class Taps:
 
     names: of modules of the backbone, or projector.NAME; with "input:" before it, what goes into the module.
     rows: name -> (n, d), or (n K, d).
+
+    Raises InputError: a name that no module has; the error lists those there are.
     """
 
     def __init__(self, net: Encoder, names: Sequence[str], positions: int = 0, seed: int = 0) -> None:
@@ -147,7 +149,10 @@ class Taps:
 
 
 class Layer(nn.Module):
-    """Images -> (n, d) at one layer of an encoder."""
+    """Images -> (n, d) at one layer of an encoder.
+
+    Raises InputError: the projector is asked for and there is none, or it is not read.
+    """
 
     def __init__(self, net: Encoder, name: str) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ FAMILIES = (
 
 
 def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Family]:
-    """{root: family} of every encoder, in the order of the file."""
+    """{root: family} of every encoder, in the order of the file. Raises InputError: more encoders than `ROOT_LIMIT`."""
     found = {}
     for family in FAMILIES:
         for key, stem in tensors.items():

@@ -34,7 +34,10 @@ CLASSES = (
 
 @contextmanager
 def classes_named(foreign: Collection[str]) -> Iterator[None]:
-    """Where a file cannot be read, say that it keeps its tensors in a class of their own, if it names one."""
+    """Where a file cannot be read, say that it keeps its tensors in a class of their own, if it names one.
+
+    Raises InputError: the file names such a class.
+    """
     try:
         yield
     except InputError as error:

@@ -89,7 +89,10 @@ def innermost(net: nn.Module) -> list[str]:
 
 
 def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
-    """(root, plan) of the encoder that config.json describes, with the tensors that transformers takes for it."""
+    """(root, plan) of the encoder that config.json describes, with the tensors that transformers takes for it.
+
+    Raises InputError: a config far larger than the weights, or tensors that are missing or of another shape.
+    """
     create, size, pooling = _network(name, tensors, clues)
     for key, tensor in tensors.items():
         if tensor.ndim and (problem := unusable(key, tensor)) and tensor.is_floating_point():

@@ -52,6 +52,8 @@ class Weights:
         """Under other names: each rule a pattern and its replacement, in order.
 
         Tensors that get the same name but for a suffix #0, #1, ... are joined along their first axis in that order.
+
+        Raises InputError: two tensors get one name.
         """
         parts: dict[str, dict[str, str]] = {}
         for name in self.tensors:
@@ -70,7 +72,10 @@ class Weights:
         )
 
     def shape(self, name: str, *axes: int) -> tuple[int, ...]:
-        """The shape of a tensor that an architecture cannot be without; axes: how many it may have."""
+        """The shape of a tensor that an architecture cannot be without; axes: how many it may have.
+
+        Raises InputError: there is no such tensor, or it has another number of axes.
+        """
         if name not in self.tensors:
             raise InputError(f"no {shown(name)}; is the file whole?")
         shape = tuple(self.tensors[name].shape)
@@ -155,7 +160,7 @@ def clean(tree: Any, path: str) -> dict[str, Tensor]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one, or equal."""
+    """Whether two tensors, of any shape, are one, or equal."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
@@ -191,7 +196,10 @@ def parent(root: str) -> str:
 
 
 def choose_branch(roots: Sequence[str], tensors: Collection[str] = ()) -> str:
-    """The root of the encoder that the file's authors evaluate; an error that lists all where that is unclear."""
+    """The root of the encoder that the file's authors evaluate; an error that lists all where that is unclear.
+
+    Raises InputError: it is unclear.
+    """
     if len(roots) == 1:
         return roots[0]
     distilled = "+teacher_queue" if any("teacher_queue" in key for key in tensors) else ""
@@ -204,7 +212,10 @@ def choose_branch(roots: Sequence[str], tensors: Collection[str] = ()) -> str:
 
 
 def branch_named(wanted: str, roots: Sequence[str], aliases: Sequence[str] = ()) -> str:
-    """The root that the caller names, in whole or by a part that only one has. aliases: roots of the same tensors."""
+    """The root that the caller names, in whole or by a part that only one has. aliases: roots of the same tensors.
+
+    Raises InputError: no root has the name, or several have the part.
+    """
     for of_all in ([*roots, *aliases], roots, aliases):
         exact = [root for root in of_all if named(root) == wanted.rstrip(".")]
         found = exact or ([root for root in of_all if wanted in named(root)] if of_all in (roots, aliases) else [])

@@ -54,7 +54,10 @@ def _versions(name: str) -> list[str]:
 
 
 def pretrained(source: str) -> Contents:
-    """The weights of "timm:NAME" or "torchvision:NAME" that the library has cached or can fetch."""
+    """The weights of "timm:NAME" or "torchvision:NAME" that the library has cached or can fetch.
+
+    Raises InputError: an unknown library or name, or weights that are neither cached nor fetched.
+    """
     library, _, name = source.partition(":")
     if library not in ("timm", "torchvision"):
         raise InputError(f"{source}: expected timm:NAME or torchvision:NAME")
@@ -112,7 +115,10 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
 
 
 def roots_of(name: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> list[str]:
-    """The roots, in the order of the file, under which it has every tensor of the network of this name."""
+    """The roots, in the order of the file, under which it has every tensor of the network of this name.
+
+    Raises InputError: no root has them.
+    """
     found = next(filter(None, (_roots(version, tensors, options) for version in _versions(name))), [])
     if not found:
         raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
@@ -120,7 +126,7 @@ def roots_of(name: str, tensors: Mapping[str, Tensor], options: Options = Mappin
 
 
 def plan_named(name: str, tensors: Mapping[str, Tensor], root: str, options: Options = MappingProxyType({})) -> Plan:
-    """The plan of the network of this name under a root where all its keys are."""
+    """The plan of the network of this name under a root where all its keys are. Raises InputError: no root has them."""
     version = next((v for v in _versions(name) if root in _roots(v, tensors, options)), None)
     if version is None:
         raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
@@ -131,6 +137,8 @@ def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """{root: names} of the networks of timm and torchvision with these names and shapes, a classifier's aside.
 
     networks.txt has the fingerprint of each; what it says is verified with the library.
+
+    Raises InputError: there is none.
     """
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
@@ -300,7 +308,10 @@ WITHOUT_EFFECT = re.compile(r"\w*drop\w*_rate")  # a network that is evaluated d
 
 def arguments(config: Mapping[str, Any], tensors: Mapping[str, Tensor], root: str, pool: str | None,
               notes: list[str]) -> dict[str, Any]:  # fmt: skip
-    """The arguments of timm's network that its config.json gives, checked; the kind of perceptron by the tensors."""
+    """The arguments of timm's network that its config.json gives, checked; the kind of perceptron by the tensors.
+
+    Raises InputError: model_args is no mapping, or holds an argument that is not known here.
+    """
     given = config.get("model_args")
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"config.json: model_args is {shown(given)}, expected names and values")

@@ -59,7 +59,7 @@ def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
 
 
 def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
-    """What `load` gives, without a Python warning: of a larger result."""
+    """What `load` gives, without a Python warning: of a larger result. Raises InputError: as `load`."""
     overrides = Overrides(**{k: os.fspath(v) if isinstance(v, PathLike) else v for k, v in options.items()})
     if not isinstance(path, Mapping) and own.is_named(os.fspath(path)):
         return own.network(os.fspath(path), overrides)
@@ -115,7 +115,10 @@ class Found:
 
 @contextmanager
 def about(path: str) -> Iterator[None]:
-    """Put the file's name before what is wrong with it, in one line that ends."""
+    """Put the file's name before what is wrong with it, in one line that ends.
+
+    Raises InputError: whatever was wrong, with the file's name.
+    """
     try:
         yield
     except InputError as error:

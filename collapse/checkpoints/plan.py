@@ -134,6 +134,8 @@ def build(plan: Plan) -> tuple[nn.Module, set[str], list[str]]:
     """(the network with all its weights, the file's keys in it, warnings); a missing or misshapen tensor is an error.
 
     First without memory, so that shapes are compared before anything of the size that a file claims is made.
+
+    Raises InputError: a tensor is missing or misshapen, or such a network cannot be.
     """
     try:
         module = frame(plan.make)
@@ -202,7 +204,7 @@ def _compare(plan: Plan, expected: Mapping[str, Tensor], given: Mapping[str, Ten
 
 
 def unusable(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> str | None:
-    """What makes a tensor no weights or statistics to compute with as `dtype`; None if nothing does."""
+    """What makes a tensor of any shape no weights or statistics to compute with as `dtype`; None if nothing does."""
     stored = str(tensor.dtype).removeprefix("torch.")
     if dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         eight = ", quantised: numbers that mean something only with their scale; dequantise it first"

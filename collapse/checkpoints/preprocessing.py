@@ -100,7 +100,10 @@ def _named(place: str, source: Any) -> dict[str, tuple[str, Any]]:
 
 
 def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
-    """What the trainer of this package wrote into a file's header; empty for the files of others."""
+    """What the trainer of this package wrote into a file's header; empty for the files of others.
+
+    Raises InputError: the entry is no JSON.
+    """
     try:
         facts = json.loads(metadata.get("collapse", "{}"))
         if "preprocessing" in facts:

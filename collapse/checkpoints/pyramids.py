@@ -74,6 +74,8 @@ def dense(weights: Weights) -> Weights:
     """The sparse convolutions of ConvNeXt-V2's pre-training (MinkowskiEngine) as usual ones; others as they are.
 
     A kernel (k^2, width) or (k^2, inputs, outputs), its columns before its rows -> (outputs, inputs or 1, k, k).
+
+    Raises InputError: a kernel that is not square.
     """
     if not any(name.endswith(".kernel") for name in weights.tensors):
         return weights

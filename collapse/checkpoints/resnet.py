@@ -57,7 +57,10 @@ CLIP = (
 
 
 def counted(weights: Weights, rules: tuple[tuple[str, str], ...], change: int) -> Weights:
-    """Rename, with every number after a # moved by `change`: projects count stages and layers from 0 or from 1."""
+    """Rename, with every number after a # moved by `change`: projects count stages and layers from 0 or from 1.
+
+    Raises InputError: two tensors get one name.
+    """
     names = {}
     for name in weights.tensors:
         new = name
@@ -89,7 +92,7 @@ def plan_sequential(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
-    """transformers' ResNet."""
+    """transformers' ResNet. Raises InputError: a stride or an activation of its config that is not read."""
     if flag(*clues.hint("downsample_in_bottleneck")):
         raise InputError(
             "its config puts the stride on the first 1 x 1 convolution (downsample_in_bottleneck); not read"
@@ -107,7 +110,10 @@ def plan_simclrv2(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
-    """The network under torchvision's names."""
+    """The network under torchvision's names.
+
+    Raises InputError: not four stages, or another network than the one that is named.
+    """
     shape = infer_shape(weights)
     given = clues.given
     if len(shape.blocks) != 4 and shape.planes != CIFAR_PLANES and "architecture" not in clues.hints:
@@ -131,7 +137,10 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
 
 
 def infer_shape(weights: Weights) -> ResNetShape:
-    """Read depth, widths, stem and kind of block from the tensors' shapes."""
+    """Read depth, widths, stem and kind of block from the tensors' shapes.
+
+    Raises InputError: stages with a gap, or an unknown first convolution.
+    """
     stages: dict[int, set[int]] = {}
     for name in weights.tensors:
         if match := re.match(r"layer(\d+)\.(\d+)\.", name):

@@ -41,7 +41,7 @@ def listed(names: Collection[str], limit: int = 6) -> str:
 
 
 def number(place: str, value: Any, low: float, high: float) -> float | None:
-    """A number in low..high."""
+    """A number in low..high. Raises InputError: it is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -50,7 +50,7 @@ def number(place: str, value: Any, low: float, high: float) -> float | None:
 
 
 def whole(place: str, value: Any, low: int, high: int) -> int | None:
-    """A whole number in low..high."""
+    """A whole number in low..high. Raises InputError: it is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -59,7 +59,7 @@ def whole(place: str, value: Any, low: int, high: int) -> int | None:
 
 
 def flag(place: str, value: Any) -> bool | None:
-    """True or false; 1 and 0 are."""
+    """True or false; 1 and 0 are. Raises InputError: it is neither."""
     if value is None:
         return None
     if not isinstance(value, (bool, int)) or value not in (0, 1):
@@ -68,7 +68,7 @@ def flag(place: str, value: Any) -> bool | None:
 
 
 def text(place: str, value: Any) -> str | None:
-    """A name."""
+    """A name. Raises InputError: it is none."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -77,7 +77,7 @@ def text(place: str, value: Any) -> str | None:
 
 
 def choice(place: str, value: Any, allowed: Collection[Any]) -> Any:
-    """One of a few values."""
+    """One of a few values. Raises InputError: it is another."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value not in allowed:
@@ -86,7 +86,7 @@ def choice(place: str, value: Any, allowed: Collection[Any]) -> Any:
 
 
 def triple(place: str, value: Any, limits: tuple[float, float]) -> tuple[float, ...] | None:
-    """Three numbers, one a channel, each in the limits: a list, or its text."""
+    """Three numbers, one a channel, each in the limits: a list, or its text. Raises InputError: they are not."""
     if value is None:
         return None
     numbers = read_text(value)

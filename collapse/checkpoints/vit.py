@@ -109,7 +109,10 @@ def resample_positions(
 
 
 def plan_timm(weights: Weights, clues: Clues) -> Plan:
-    """timm, DINO, DINOv2, MoCo-v3, MAE, I-JEPA, MSN and what else uses timm's names."""
+    """timm, DINO, DINOv2, MoCo-v3, MAE, I-JEPA, MSN and what else uses timm's names.
+
+    Raises InputError: rotary positions, or SAM's own names.
+    """
     if any("rope" in name or "storage_tokens" in name for name in weights.tensors):
         raise InputError("has rotary positions (DINOv3, EVA), which plain ViTs lack; give its name in timm as arch=")
     if any(name.endswith(".rel_pos_h") for name in weights.tensors):
@@ -153,7 +156,10 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
-    """transformers' CLIP image tower, with its projection where the file has one; SigLIP's, whose pool is attention."""
+    """transformers' CLIP image tower, with its projection where the file has one; SigLIP's, whose pool is attention.
+
+    Raises InputError: no config says which activation CLIP has.
+    """
     if "head.probe" in weights.tensors:
         return plan(
             weights.renamed(SIGLIP).renamed(HUGGINGFACE_CLIP),
@@ -171,7 +177,10 @@ def plan_huggingface_clip(weights: Weights, clues: Clues) -> Plan:
 
 
 def clip_activation(clues: Clues) -> str:
-    """GELU or QuickGELU: by the flag, open_clip's config, its model's name, or the archive that only OpenAI wrote."""
+    """GELU or QuickGELU: by the flag, open_clip's config, its model's name, or the archive that only OpenAI wrote.
+
+    Raises InputError: none of these says it.
+    """
     if clues.given.activation:
         return clues.given.activation
     if clues.container.startswith("TorchScript"):
@@ -199,7 +208,10 @@ def plan(
     pixels: Preprocessing | None = None,
     pre_norm: bool = False,
 ) -> Plan:
-    """The transformer under timm's names."""
+    """The transformer under timm's names.
+
+    Raises InputError: fewer tensors than its blocks need, or an unknown activation.
+    """
     tensors = _batched(weights)
     if "attn_pool.latent" in tensors:
         act = _attention_pool(weights, clues)

@@ -141,7 +141,7 @@ def knn(
 def knn_top1(
     train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """Share of test rows whose vote among the k nearest training rows is right; see `knn`."""
+    """Share of test rows, (n, d), whose vote among the k nearest training rows is right; see `knn`."""
     found = knn(train, train_labels, test, test_labels, k, temperature)
     return found.top1
 
@@ -195,6 +195,6 @@ def probe(
 
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
-    """Share of test rows that `probe` gets right."""
+    """Share of test rows, (n, d), that `probe` gets right."""
     found = probe(train, train_labels, test, test_labels)
     return found.top1

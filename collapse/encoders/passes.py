@@ -99,7 +99,7 @@ def is_single(net: nn.Module) -> bool:
 
 
 def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
-    """The blocks that run, once or more, and give features of each of the `rows` every time."""
+    """The blocks that run, once or more, and give features of each of the `rows`, (n, 3, h, w), every time."""
     fit: dict[str, bool] = {}
 
     def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:

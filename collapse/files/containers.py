@@ -135,7 +135,10 @@ def first_line(error: Exception) -> str:
 
 
 class Storage:
-    """The numbers of a file that tensors are views of: `numel` of a dtype, read when the first tensor wants them."""
+    """The numbers of a file that tensors are views of: `numel` of a dtype, read when the first tensor wants them.
+
+    Raises InputError: its size is no number that a file can hold.
+    """
 
     def __init__(self, dtype: "torch.dtype", numel: int, fill: Callable[[memoryview], None] | None) -> None:
         import torch
@@ -427,7 +430,7 @@ def _place(name: str, entry: Any) -> tuple["torch.dtype", tuple[int, ...], int, 
 
 
 def require_own_numbers(what: str, tensor: "torch.Tensor") -> None:
-    """Raise InputError for a tensor that repeats its numbers (strides of 0): a few bytes may claim any size."""
+    """Raise InputError for a tensor, of any shape, that repeats its numbers: a few bytes may claim any size."""
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(f"{what} {tuple(tensor.shape)} is larger than what the file stores for it")
 

@@ -82,7 +82,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: Any) -> Path:
-    """A file of the folder itself, by the name that another file of it gives."""
+    """A file of the folder itself, by the name that another file of it gives.
+
+    Raises InputError: the name leaves the folder, itself or as a link.
+    """
     if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0]", name):
         raise InputError(f"{folder}: names a file {name!r} outside its folder; refused")
     path = folder / name

@@ -95,7 +95,10 @@ def library(path: Path, module: str, extra: str) -> Any:
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Errors of somebody else's reader as one line: a file from anybody can make it fail in any way."""
+    """Errors of somebody else's reader as one line: a file from anybody can make it fail in any way.
+
+    Raises InputError: any error but InputError and those of the machine.
+    """
     try:
         yield
     except (InputError, MemoryError):
@@ -187,6 +190,8 @@ def blocks(z: Any, limit: int | None = None) -> Iterator[Any]:
     """Row blocks of about 32 MiB in float64 of an array, memmap, tensor or stored dataset (n, d); `limit` rows at most.
 
     An iterable of (b, d) batches gives these.
+
+    Raises InputError: an array that is not (n, d).
     """
     if not hasattr(z, "ndim"):
         for batch in z:

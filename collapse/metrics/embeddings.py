@@ -44,7 +44,7 @@ def l2_std(z: ArrayLike) -> float:
 
 
 def uniformity(z: ArrayLike, t: float = 2.0) -> float:
-    """ln mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit rows (arXiv 2005.10242). 0 is a single point.
+    """ln mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit rows, Z (n, d) (arXiv 2005.10242). 0 is a single point.
 
     O(n^2 d): give a few thousand rows.
 
@@ -60,7 +60,9 @@ def uniformity(z: ArrayLike, t: float = 2.0) -> float:
 
 
 def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
-    """Mean |z_i - z'_i|^power of unit rows, two views of the same samples (arXiv 2005.10242). 0 is invariance.
+    """Mean |z_i - z'_i|^power of unit rows (n, d), two views of the same samples (arXiv 2005.10242). 0 is invariance.
+
+    Raises InputError: the shapes differ.
 
     Example:
         >>> alignment([[1, 0], [0, 2]], [[2, 0], [0, 1]])
@@ -96,6 +98,8 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
     Args:
         z: (n, d) embeddings.
         samples: (n,) which sample each row is a view of; at least 2 views of each.
+
+    Raises InputError: fewer than 2 samples, or one of fewer than 2 views.
 
     Example:
         >>> views = np.repeat(np.eye(4), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((8, 4))

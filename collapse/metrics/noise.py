@@ -70,7 +70,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
 
 @of_spectrum
 def above_edge(of_covariance: ArrayLike, n: int, variance: float | None = None) -> int:
-    """Count of singular values above the upper Marchenko-Pastur edge of noise of `variance` (default: estimated).
+    """Count of singular values (d,) above the upper Marchenko-Pastur edge of noise of `variance`, estimated by default.
 
     Example:
         >>> above_edge(of_covariance=[9, 1.1, 1, 0.9], n=1000, variance=1)

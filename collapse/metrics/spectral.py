@@ -42,13 +42,17 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def float64(values: ArrayLike) -> NDArray:
-    """Numbers in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
+    """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
 
 def descending(values: ArrayLike) -> NDArray:
+    """Singular values (d,) in descending order, float64.
+
+    Raises InputError: not one axis, no value, NaN, or a negative one.
+    """
     values = float64(values)
     if values.ndim != 1 or values.size == 0:
         raise InputError(f"singular values: got shape {values.shape}, expected (d,) with d >= 1")
@@ -66,7 +70,7 @@ def _share(values: ArrayLike) -> NDArray:
 
 
 def entropy_rank(values: ArrayLike) -> float:
-    """exp H(p), p = values / sum(values): how many equal values have the same entropy. NaN if all are zero.
+    """exp H(p), p = values / sum(values), (d,): how many equal values have the same entropy. NaN if all are zero.
 
     Example:
         >>> round(entropy_rank([3, 3, 3]), 6)
@@ -109,7 +113,7 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
 
 @of_spectrum
 def participation_ratio(of_covariance: ArrayLike) -> float:
-    """(sum lambda)^2 / sum lambda^2, in 1..d: exp of the Renyi entropy of order 2.
+    """(sum lambda)^2 / sum lambda^2 of lambda (d,), in 1..d: exp of the Renyi entropy of order 2.
 
     Example:
         >>> participation_ratio(of_covariance=[1, 1, 1, 1])
@@ -133,7 +137,7 @@ def stable_rank(of_covariance: ArrayLike) -> float:
 
 @of_spectrum
 def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
-    """Count of lambda_k above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C).
+    """Count of lambda_k, (d,), above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C).
 
     Example:
         >>> numerical_rank(of_covariance=[1, 1e-3, 1e-18])
@@ -145,7 +149,7 @@ def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
 
 @of_spectrum
 def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> int:
-    """Count of lambda_k < threshold lambda_1; d when all are zero.
+    """Count of lambda_k, (d,), below threshold lambda_1; d when all are zero.
 
     The paper counts by eye ("about 30 of 128"); the threshold is ours, and a result always states it.
 
@@ -206,7 +210,7 @@ def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
 
 @of_spectrum
 def condition(of_covariance: ArrayLike) -> float:
-    """lambda_d / lambda_1, in 0..1: the inverse of the condition number, which is infinite when collapsed.
+    """lambda_d / lambda_1 of lambda (d,), in 0..1: the inverse of the condition number, infinite when collapsed.
 
     Example:
         >>> condition(of_covariance=[4, 2, 1])
@@ -245,7 +249,7 @@ def isoscore(of_covariance: ArrayLike) -> float:
 
 @of_spectrum
 def vendi(moments: ArrayLike, order: float = 1.0) -> float:
-    """Vendi score, linear kernel (arXiv 2210.02410): exp of the Renyi entropy of the eigenvalues of Z^T Z / N.
+    """Vendi score, linear kernel (arXiv 2210.02410): exp of the Renyi entropy of the eigenvalues of Z^T Z / N, (d,).
 
     Rows are of unit length. order: 1 is Shannon's entropy; math.inf counts 1 / the largest share.
 

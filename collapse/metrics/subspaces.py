@@ -10,6 +10,8 @@ from collapse.metrics.spectral import float64
 def principal_angles(a: ArrayLike, b: ArrayLike) -> NDArray:
     """Angles, in radians, descending, between the spans of the columns of a (d, k) and b (d, k'): (min(k, k'),).
 
+    Raises InputError: not two axes each, or another d.
+
     Example:
         >>> np.degrees(principal_angles([[1], [0]], [[1], [1]])).round(6).tolist()
         [45.0]
@@ -46,6 +48,8 @@ def variance_within(values: ArrayLike, vectors: ArrayLike, basis: ArrayLike) -> 
     Args:
         values, vectors: (d,) singular values and (d, d) singular vectors, columns, of A's covariance.
         basis: (d, K), as the singular vectors of another B, largest first.
+
+    Raises InputError: the shapes do not fit one another.
 
     Example:
         >>> variance_within([3, 1], np.eye(2), np.eye(2)).tolist()

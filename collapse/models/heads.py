@@ -33,7 +33,10 @@ class Diagonal(nn.Module):
 
 
 class Groups(nn.Module):
-    """r in 8 groups of entries, at random but fixed, each with a loss of its own: (n, d) -> (n, 8, d / 8)."""
+    """r in 8 groups of entries, at random but fixed, each with a loss of its own: (n, d) -> (n, 8, d / 8).
+
+    Raises InputError: the width is no multiple of `COUNT`.
+    """
 
     COUNT = 8
 
@@ -109,7 +112,7 @@ _BUILDERS: dict[str, Any] = {
 
 
 def head_tensors(head: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a head: its state; a diagonal as the matrix that any reader of linear layers knows."""
+    """What a file holds of a head: its state; a diagonal as the (m, d) matrix that readers of linear layers know."""
     if isinstance(head, Diagonal):
         return {"0.weight": torch.diag(head.scale.detach())}
     return {} if isinstance(head, Groups) else dict(head.state_dict())

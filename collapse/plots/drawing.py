@@ -90,7 +90,10 @@ def plain(text: str) -> str:
 
 
 def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, log_index: bool = False) -> Any:
-    """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes."""
+    """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes.
+
+    Raises InputError: an unknown kind, or "noise" for several.
+    """
     spectra = {plain(name): spectrum for name, spectrum in spectra.items()}
     with style():
         if ax is None:
@@ -116,7 +119,7 @@ def plot_spectra(
     log_index: bool = False,
     errors: Mapping[str, NDArray] | None = None,
 ) -> None:
-    """Logarithm of descending singular values by index, one curve a name; a grey band up to that of the floor.
+    """Logarithm of descending singular values (d,) by index, one curve a name; a grey band up to that of the floor.
 
     Natural logarithms, as in the paper, or log10. Values at or below zero have none and are left out.
     errors: standard errors of a name's values, drawn as a band of two of them either way.
@@ -150,7 +153,7 @@ def plot_spectra(
 
 
 def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
-    """Cumulative share of the variance against the number of directions, one curve a name."""
+    """Cumulative share of the variance, of singular values (d,), against the number of directions, one curve a name."""
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         shares = np.cumsum(values) / np.sum(values)
         ax.plot(np.arange(1, len(shares) + 1), shares, dashes, label=name)
@@ -187,7 +190,7 @@ def plot_over_time(ax: Any, steps: ArrayLike, values: NDArray, log10: bool = Fal
 
 
 def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, ArrayLike], widths: ArrayLike) -> None:
-    """Rank measures, one curve a name, of each layer of a network in the order of the forward pass, and its width."""
+    """Rank measures (L,), one curve a name, of L layers in the order of the forward pass, and their widths."""
     at = np.arange(len(layers))
     ax.plot(at, widths, color="0.7", drawstyle="steps-mid", label="width")
     for marker, (name, values) in zip(cycle("osv^"), ranks.items()):
@@ -224,7 +227,7 @@ CAUSE_COLORS = {"alive": "#0072B2", "augmentation": "#D55E00", "implicit": "#E69
 def plot_causes_by_depth(
     ax: Any, layers: Sequence[str], counts: Mapping[str, Sequence[int]], widths: ArrayLike, ranks: ArrayLike
 ) -> None:
-    """Bars of each layer's directions by cause, as shares of its width, and its effective rank as a share of it."""
+    """Bars of L layers' directions by cause, (L,) a cause, and effective ranks, as shares of the layers' widths."""
     at, widths, below = np.arange(len(layers)), np.asarray(widths, float), np.zeros(len(layers))
     for cause, numbers in counts.items():
         share = np.asarray(numbers) / widths

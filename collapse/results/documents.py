@@ -134,7 +134,10 @@ KINDS = {
 
 
 def value_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> Any:
-    """The value of a key, which must be of one of these types of JSON."""
+    """The value of a key, which must be of one of these types of JSON.
+
+    Raises InputError: no such key, or a value of another type.
+    """
     if key not in document:
         raise InputError(f"{where}: has no {key}")
     value = document[key]
@@ -146,7 +149,7 @@ def value_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) ->
 
 
 def integer_of(document: Mapping[str, Any], key: str, least: int, where: str) -> int:
-    """A whole number of at least `least` that fits 64 bits."""
+    """A whole number of at least `least` that fits 64 bits. Raises InputError: it is none."""
     value = value_of(document, key, where, int)
     if not least <= value < 1 << 63:
         raise InputError(f"{where}: {key} is {str(value)[:40]}, expected at least {least}")
@@ -154,7 +157,7 @@ def integer_of(document: Mapping[str, Any], key: str, least: int, where: str) ->
 
 
 def number_of(document: Mapping[str, Any], key: str, where: str, below: float = math.inf) -> float:
-    """A finite number, not negative, below `below`."""
+    """A finite number, not negative, below `below`. Raises InputError: it is none."""
     value = value_of(document, key, where, int, float)
     if not 0 <= value < below or value > LARGEST:
         raise InputError(
@@ -164,7 +167,7 @@ def number_of(document: Mapping[str, Any], key: str, where: str, below: float = 
 
 
 def number_or_nan(document: Mapping[str, Any], key: str, where: str) -> float:
-    """A finite number, a whole one as it is; NaN for null."""
+    """A finite number, a whole one as it is; NaN for null. Raises InputError: it is neither."""
     value = value_of(document, key, where, int, float, type(None))
     if value is not None and not abs(value) <= LARGEST:
         raise InputError(f"{where}: {key} is {str(value)[:40]}, expected a finite number")
@@ -172,7 +175,10 @@ def number_or_nan(document: Mapping[str, Any], key: str, where: str) -> float:
 
 
 def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | None = None) -> NDArray:
-    """A list of finite numbers, descending, not negative, as float64."""
+    """A list of finite numbers, descending, not negative, as float64 (n,).
+
+    Raises InputError: they are not, or not `count` of them.
+    """
     found = list_of(document, key, where, int, float)
     if not found or len(found) != (count or len(found)):
         raise InputError(f"{where}: {key} holds {len(found)} numbers, expected {count or 'some'}; it is cut or edited")
@@ -186,7 +192,7 @@ def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | N
 
 
 def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> list[Any]:
-    """A list of values of one of these types of JSON."""
+    """A list of values of one of these types of JSON. Raises InputError: it is none."""
     found: list[Any] = value_of(document, key, where, list)
     for index, value in enumerate(found):
         if type(value) not in kinds:
@@ -284,7 +290,7 @@ def stale(path: str, sha256: str | None) -> list[str]:
 
 
 def r_squared(measured: NDArray, predicted: NDArray) -> float:
-    """Share of the variance of ln(measured) that ln(predicted) explains, over all entries.
+    """Share of the variance of ln(measured) that ln(predicted) explains, over all entries of any one shape.
 
     Raises InputError if an entry is not positive, where the logarithm says nothing.
     """

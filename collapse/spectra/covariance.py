@@ -87,7 +87,10 @@ class Covariance:
         return self
 
     def checked(self, z: Any, first: int) -> tuple[float, Any]:
-        """(unit roundoff, rows) of a batch that `add` takes; `first` is the index of its first row, for the message."""
+        """(unit roundoff, rows) of a batch that `add` takes; `first` is the index of its first row, for the message.
+
+        Raises InputError: as `update`.
+        """
         roundoff, rows = self._rows(z)
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise InputError(f"{self.name}: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
@@ -153,7 +156,10 @@ class Covariance:
             raise InputError(f"{self.name}: squares of entries below {SMALLEST:.0e} vanish in float64; scale them up")
 
     def merge(self, other: "Covariance") -> "Covariance":
-        """Join another shard's statistics, as if its rows had been seen here. Returns self."""
+        """Join another shard's statistics, as if its rows had been seen here. Returns self.
+
+        Raises InputError: another width, method, normalisation or device.
+        """
         for name in ("dim", "method", "normalize", "device"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -179,7 +185,7 @@ class Covariance:
         return self
 
     def matrix(self) -> NDArray:
-        """(d, d) float64: the covariance itself, divisor n - 1."""
+        """(d, d) float64: the covariance itself, divisor n - 1. Raises InputError: fewer than two rows were seen."""
         if self.n < 2:
             raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")
         return self._sum.scattered() / (self.n - 1)
@@ -257,7 +263,10 @@ class Covariance:
         images: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
     ) -> Spectrum:
-        """What `spectrum` gives, without a Python warning: a part of a larger result."""
+        """What `spectrum` gives, without a Python warning: a part of a larger result.
+
+        Raises InputError: as `spectrum`.
+        """
         share("threshold", threshold)
         if self.n < 2:
             raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")

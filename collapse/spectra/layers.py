@@ -27,7 +27,10 @@ def of_network(
     watch: Watch = iter,
     **reading: Any,
 ) -> tuple[dict[str, Spectrum], list[str]]:
-    """({name: spectrum}, warnings) in the order of the forward pass; the arguments are those of `layer_spectra`."""
+    """({name: spectrum}, warnings) in the order of the forward pass; the arguments are those of `layer_spectra`.
+
+    Raises InputError: fewer than two images can be read.
+    """
     how, overrides = How.of(source, reading)
     arguments.whole_or_none(2, limit=how.limit, sample=how.sample)
     arguments.whole("positions", positions, 0)

@@ -33,7 +33,10 @@ class Measure:
 
 
 def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
-    """(method, notes): "auto" takes qr for float64 rows, which hold digits that covariances lose, else covariance."""
+    """(method, notes): "auto" takes qr for float64 rows, which hold digits that covariances lose, else covariance.
+
+    Raises InputError: an unknown method.
+    """
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
     if method != "auto":
@@ -63,7 +66,10 @@ class Measurement:
         self.notes: list[str] = []
 
     def update(self, z: Any) -> "Measurement":
-        """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches."""
+        """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches.
+
+        Raises InputError: a batch that is not (b, d).
+        """
         if not self.groups:
             if getattr(z, "ndim", 0) != 2:
                 raise InputError(f"{self.name}: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
@@ -87,7 +93,7 @@ class Measurement:
         images: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
     ) -> Spectrum:
-        """The result; source, images, warnings: its provenance."""
+        """The result; source, images, warnings: its provenance. Raises InputError: fewer than two rows were seen."""
         if not self.groups:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         errors = jackknife_errors(self.groups, threshold) if self.jackknife else None

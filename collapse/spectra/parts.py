@@ -12,7 +12,10 @@ from collapse.results import LARGEST, integer_of, list_of, value_of
 
 
 def check_possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str) -> None:
-    """Refuse sums that no rows have: taking the mean off only takes away, and rows of norm 1 have mean square 1."""
+    """Refuse values (d,) that no rows have.
+
+    Taking the mean off only takes away, and rows of norm 1 have mean square 1.
+    """
     total = moments.sum() * (1 + 1e-6)
     if values.sum() * (1 - 1 / n) > total or (unit and moments.sum() > 1 + 1e-6):
         raise InputError(f"{where}: no rows have these singular_values and moments; it is cut or edited")
@@ -59,7 +62,10 @@ def check_files(document: Mapping[str, Any], where: str) -> None:
 
 
 def errors_of(document: Mapping[str, Any], dim: int, where: str) -> dict[str, Any] | None:
-    """Standard errors; null stands for one that is undefined."""
+    """Standard errors; null stands for one that is undefined.
+
+    Raises InputError: not as many as there are singular values.
+    """
     found = value_of({"errors": None, **document}, "errors", where, dict, type(None))
     if found is None:
         return None

@@ -256,7 +256,10 @@ class Spectrum(Result):
         self.write(Path(path))
 
     def write(self, path: Path) -> str:
-        """What `save` does; returns the JSON text as written."""
+        """What `save` does; returns the JSON text as written.
+
+        Raises InputError: the vectors would be written over it, or it cannot be written.
+        """
         beside = path.with_suffix(".npz")
         spare(str(self.source.get("path") or ""), path, *([beside] if self.vectors is not None else []))
         if self.vectors is None:

@@ -72,7 +72,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_shapes(**arrays: tuple[Tensor, tuple[str, ...]]) -> None:
-    """Each array has its number of axes, and axes of one name have one length."""
+    """Each array has its number of axes, and axes of one name have one length. Raises InputError: they do not."""
     sizes: dict[str, tuple[int, str]] = {}
     for name, (array, axes) in arrays.items():
         if array.ndim != len(axes):

@@ -88,7 +88,10 @@ class Optimizer:
 
 
 def dot_product_gradient(W: Tensor, x: Tensor, temperature: float) -> Tensor:
-    """dL/dW for z = W x: W (B + B^T), B = x^T (softmax - 1) x_prime; one large product where the rows' has two."""
+    """dL/dW, (m, d), for z = W x, x (n, d): W (B + B^T), B = x^T (softmax - 1) x_prime.
+
+    That is one large product, where the gradient of the rows has two.
+    """
     first, second = x.chunk(2, dim=1)
     logits = (first @ (W.mT @ W / temperature)) @ second.mT
     error = torch.softmax(logits, 2, out=logits)

@@ -24,6 +24,8 @@ def infonce(z: Tensor, z_prime: Tensor, temperature: float, negatives: str = "ot
             precision is computed in float32, autocast or not.
         negatives: "other", the N - 1 other images in the other view, as in the paper; or "all", the 2 N - 2 other
             images in both views (NT-Xent, arXiv 2002.05709).
+
+    Raises InputError: unknown negatives.
     """
     if negatives not in NEGATIVES:
         raise InputError(f"negatives: got {negatives!r}, expected one of {', '.join(NEGATIVES)}")

@@ -85,7 +85,10 @@ def frozen_statistics(net: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_blocks(net: nn.Module) -> None:
-    """Keep only what enters each residual block; the backward pass computes the rest again, to the same bits."""
+    """Keep only what enters each residual block; the backward pass computes the rest again, to the same bits.
+
+    Raises InputError: the network has no residual blocks.
+    """
     blocks = [module for module in net.modules() if isinstance(module, (BasicBlock, Bottleneck))]
     if not blocks:
         raise InputError("checkpoint=True: the network has no residual blocks; use chunks=")

@@ -86,7 +86,7 @@ def distributed(net: nn.Module) -> nn.Module:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over processes of equal tensors' entries; every process calls it."""
+    """The mean over processes of tensors of one shape, any; every process calls it."""
     if world() == 1:
         return values
     values = values.clone()

@@ -23,7 +23,10 @@ from collapse.files.zips import Zip
 
 
 def numbered(labels: NDArray, where: str) -> tuple[str, ...]:
-    """Names of classes that are numbers from 0. A network has an output for each, so a huge one takes all memory."""
+    """Names of classes that are numbers from 0, of labels (n,).
+
+    Raises InputError: a huge one, since a network has an output for each.
+    """
     most = max(limits.CLASSES, len(labels))
     odd = labels[(labels < 0) | (labels >= most)]
     if len(odd):

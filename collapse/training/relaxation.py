@@ -40,6 +40,8 @@ class Views:
         signal, total: (d, d) float64 in these coordinates, S and S + A of `collapse.metrics.attribution`.
         fractions: (k,) signal fractions, descending, of the generalised eigenvectors of signal and total.
         modes: (d, k) these vectors, of unit total variance.  Directions below 1e-6 of the largest have none.
+
+    Raises InputError: another shape.
     """
 
     def __init__(self, views: NDArray) -> None:

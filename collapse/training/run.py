@@ -178,7 +178,10 @@ class Run:
         return None
 
     def cut_log(self, size: int) -> None:
-        """Leave the log's first `size` bytes: what was written after the state was saved will be written again."""
+        """Leave the log's first `size` bytes: what was written after the state was saved will be written again.
+
+        Raises InputError: it is no regular file, or cannot be written.
+        """
         path = self.folder / "metrics.jsonl"
         try:
             content = b""
@@ -203,7 +206,7 @@ class Run:
             raise InputError(f"{path}: cannot be cut to its last save ({error.strerror})") from error
 
     def log(self, line: Mapping[str, Any]) -> int:
-        """Append one line; returns the log's size in bytes."""
+        """Append one line; returns the log's size in bytes. Raises InputError: it cannot be written."""
         try:
             with open(self.folder / "metrics.jsonl", "ab") as file:
                 file.write(json.dumps(strict(line), allow_nan=False).encode() + b"\n")
