@@ -45,7 +45,7 @@ def float64(values: ArrayLike) -> NDArray:
     """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
+    return np.asarray(values, dtype=np.float64, order="C")
 
 
 def descending(values: ArrayLike) -> NDArray:

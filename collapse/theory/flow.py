@@ -13,6 +13,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from collapse import InputError
+from collapse.metrics.spectral import float64
 from collapse.theory.arrays import Array, Floats, check_positive, check_shapes, same_kind
 
 
@@ -39,7 +40,8 @@ def matrix_flow(
     Returns:
         L arrays (T, rows, columns) float64.
     """
-    kept = masks or [None] * len(weights)
+    t, weights = float64(t), [float64(W) for W in weights]
+    kept = [None if mask is None else float64(mask) for mask in masks or [None] * len(weights)]
     shapes = [W.shape for W in weights]
     ends = np.cumsum([W.size for W in weights])
 
@@ -95,6 +97,7 @@ def aligned_flow(
     Returns:
         (T, L, K) float64; the solver's own error in ln sigma is about 1e-4.
     """
+    t, sigma = float64(t), float64(sigma)
 
     def velocity(log_sigma: Floats) -> Floats:
         """v_l / sigma_l."""

@@ -19,6 +19,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from collapse import InputError
+from collapse.metrics.spectral import float64
 from collapse.theory.arrays import Array, Floats, check_not_negative, check_positive, check_shapes, same_kind
 from collapse.theory.descent import VICREG_EPSILON
 
@@ -134,10 +135,10 @@ def loss_gradient(loss: Callable[..., Tensor], C0: Floats, Ce: Floats, **options
 
     loss: called with W, C0 and Ce as tensors, and the options.
     """
-    covariances = torch.as_tensor(C0), torch.as_tensor(Ce)
+    covariances = torch.as_tensor(float64(C0)), torch.as_tensor(float64(Ce))
 
     def gradient(W: Floats) -> Floats:
-        tensor = torch.tensor(W, requires_grad=True)
+        tensor = torch.tensor(float64(W), requires_grad=True)
         return torch.autograd.grad(loss(tensor, *covariances, **options), tensor)[0].numpy()
 
     return gradient

@@ -212,7 +212,8 @@ def population_modes(
     return torch.as_tensor(np.exp(flow.y.T), device=t.device)
 
 
-def population_gradient(W: Floats, C0: Floats, Ce: Floats, temperature: float = 0.1) -> Floats:
+@same_kind
+def population_gradient(W: Array, C0: Array, Ce: Array, temperature: float = 0.1) -> Array:
     """dL/dW of `population_loss` for the dot product: 2 (S W C / tau - W C0) / tau. (m, d) float64."""
     WC = W @ (C0 + Ce)
     return 2 * ((WC @ W.T) @ WC / temperature - W @ C0) / temperature

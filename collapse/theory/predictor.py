@@ -21,6 +21,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from collapse import InputError
+from collapse.metrics.spectral import float64
 from collapse.theory.arrays import Array, Floats, check_choice, check_decay, check_not_negative, check_shapes, same_kind
 from collapse.theory.descent import Descent
 from collapse.theory.simulate import Views, batches
@@ -173,7 +174,7 @@ def distil(
         InputError: the shapes do not fit one another and the seeds, or `at` is out of range.
     """
     method = method or Distillation()
-    W, P = (torch.tensor(np.asarray(array), dtype=torch.float32) for array in (weights, predictors))
+    W, P = (torch.tensor(float64(array), dtype=torch.float32) for array in (weights, predictors))
     if W.ndim != 3 or len(W) != len(seeds) or P.shape != (len(W), W.shape[1], W.shape[1]):
         raise InputError(f"weights, predictors: got shapes {tuple(W.shape)} and {tuple(P.shape)}, expected "
                          f"({len(seeds)}, m, d) and ({len(seeds)}, m, m)")  # fmt: skip

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from collapse import InputError
+from collapse.metrics.spectral import float64
 from collapse.theory.arrays import Floats, check_choice
 from collapse.theory.descent import GRADIENTS, Descent, Optimizer, dot_product_gradient
 
@@ -52,6 +53,10 @@ class GaussianViews:
     clean: NDArray[np.float64]
     noise: NDArray[np.float64]
     matrices: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clean", float64(self.clean))
+        object.__setattr__(self, "noise", float64(self.noise))
 
     def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
         """(R, steps, 2, batch, d) float32."""
@@ -85,6 +90,10 @@ class MaskedViews:
 
     clean: NDArray[np.float64]
     missing: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clean", float64(self.clean))
+        object.__setattr__(self, "missing", float64(self.missing))
 
     def draw(self, generators: Sequence[torch.Generator], steps: int, batch: int) -> Tensor:
         """(R, steps, 2, batch, d) float32."""
@@ -133,8 +142,11 @@ def sgd(
     Raises:
         InputError: the weights are not R stacked layers that fit, `at` is out of range, or a name is unknown.
     """
+    weights = [float64(W) for W in weights]
     _check(weights, seeds, descent, at)
-    trainable = [None if mask is None else torch.as_tensor(mask).float() for mask in masks or [None] * len(weights)]
+    trainable = [
+        None if mask is None else torch.as_tensor(float64(mask)).float() for mask in masks or [None] * len(weights)
+    ]
     layers = [torch.tensor(W, dtype=torch.float32) for W in weights]
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     kept = [[W.clone() for W in layers]] if at[0] == 0 else []
@@ -194,11 +206,11 @@ def sample_gradient(
     x, x_prime: (n, d) the two views.  Costs O(n^2) an evaluation.
     """
     check_choice("similarity", similarity, tuple(GRADIENTS))
-    views = torch.as_tensor(np.concatenate([x, x_prime]), dtype=torch.float64)
+    views = torch.as_tensor(np.concatenate([float64(x), float64(x_prime)]))
     descent = Descent(temperature=temperature, similarity=similarity)
 
     def gradient(W: NDArray) -> NDArray:
-        z = views @ torch.as_tensor(W, dtype=torch.float64).T
+        z = views @ torch.as_tensor(float64(W)).T
         return (GRADIENTS[similarity](z[None], descent)[0].T @ views).numpy()
 
     return gradient
@@ -217,4 +229,4 @@ def _check(weights: Sequence[NDArray], seeds: Sequence[int], descent: Descent, a
 
 def singular_values(weights: Floats) -> NDArray[np.float64]:
     """Singular values, descending, of all matrices of (..., m, d) at once: (..., min(m, d))."""
-    return np.linalg.svd(np.asarray(weights, np.float64), compute_uv=False)
+    return np.linalg.svd(float64(weights), compute_uv=False)
