@@ -400,12 +400,12 @@ def npy(shape, data, descr="|u1"):
     ("x", "message"),
     [
         (npy((100, 32, 32, 1000), bytes(102_400_000)), "unpacks to .* bytes, at most 67108864 are read"),
-        (npy((1 << 60, 32, 32, 3), bytes(3072)), "x_train is damaged, or no numbers"),
-        (npy((-1, 32, 32, 3), bytes(3072)), "x_train is damaged, or no numbers"),
-        (npy((1, 32, 32, 3), bytes(3072), "|O"), "x_train is damaged, or no numbers"),
-        (npy((1, 32, 32, 3), bytes(3071)), "x_train is damaged, or no numbers"),
-        (npy("(1, " * 3000, b""), "x_train has a damaged header"),
-        (b"no array", "x_train has a damaged header"),
+        (npy((1 << 60, 32, 32, 3), bytes(3072)), "x_train: damaged: shape"),
+        (npy((-1, 32, 32, 3), bytes(3072)), "x_train: damaged .its header"),
+        (npy((1, 32, 32, 3), bytes(3072), "|O"), "x_train: it holds Python objects"),
+        (npy((1, 32, 32, 3), bytes(3071)), "x_train: damaged: shape"),
+        (npy("(1, " * 3000, b""), "x_train: truncated or damaged .its header"),
+        (b"no array", "x_train: truncated or damaged: it does not begin"),
         (npy((0, 32, 32, 3), b""), r"x_train is uint8 \(0, 32, 32, 3\), expected"),
     ],
 )

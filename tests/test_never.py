@@ -89,11 +89,11 @@ PLACES = {
     "images.py": {"json.loads": 1},
     "models/backbones.py": {"timm.create_model": 1, "torchvision.models.get_model": 2},
     "moved.py": {"importlib": 6},
-    "results/documents.py": {"json.loads": 1, "numpy.lib": 3},
+    "results/documents.py": {"json.loads": 1},
     "training/lock.py": {"json.loads": 1},
     "training/network.py": {"safetensors": 2},
     "training/parallel.py": {"torch.ops": 2},
-    "training/readers.py": {"json.loads": 1, "numpy.lib": 3, "torchvision.datasets": 7},
+    "training/readers.py": {"json.loads": 1, "torchvision.datasets": 7},
     "training/run.py": {"json.loads": 3},
 }
 

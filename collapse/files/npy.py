@@ -1,6 +1,7 @@
 """Arrays of numpy, .npy and .npz: their headers are read by this file, their rows in a stream."""
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from collapse import InputError
 from collapse.files import limits
@@ -45,17 +47,8 @@ class Header:
 
         Raises InputError: not a header, not (n, d) real numbers, or another number of bytes than it says.
         """
-        start = 10 if data[6:8] == b"\1\0" else 12
-        stop = start + int.from_bytes(data[8:start], "little")
-        text = data[start:stop].decode("latin1")
-        if data[:6] != MAGIC or data[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or stop > len(data):
-            raise InputError(f"{where}: truncated or damaged: it does not begin as a .npy; fetch the file again")
-        fields = _literal(text)
-        if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-            raise InputError(f"{where}: truncated or damaged (its header is {text[:60]!r}); fetch the file again")
-        shape, fortran, dtype = fields["shape"], fields["fortran_order"], real_dtype(fields["descr"], where)
-        if not isinstance(shape, tuple) or any(type(s) is not int or s < 0 for s in shape) or type(fortran) is not bool:
-            raise InputError(f"{where}: damaged (its header is {text[:60]!r}); fetch the file again")
+        shape, fortran, descr, stop = _fields(data, where)
+        dtype = real_dtype(descr, where)
         check_shape(where, shape, dtype.kind, dtype)
         header = cls((shape[0], shape[1]), dtype, fortran, stop)
         if header.size > size:
@@ -63,6 +56,38 @@ class Header:
         if header.size < size:
             raise InputError(f"{where}: {size - header.size} bytes follow the array; a .npy holds one, join them first")
         return header
+
+
+def array_of(data: bytes, where: str) -> NDArray:
+    """The array in the bytes of a whole .npy: numbers, truth values or text, of any shape.
+
+    Raises InputError: not a header, another number of bytes than it says, Python objects, or another dtype.
+    """
+    shape, fortran, descr, stop = _fields(data, where)
+    if "O" in str(descr):
+        raise InputError(f"{where}: it holds Python objects, which are never read")
+    if not isinstance(descr, str) or not re.fullmatch("[<>|=]?(b1|f[248]|[iu][1248]|U[1-9][0-9]{0,8})", descr):
+        raise InputError(f"{where}: dtype {str(descr)[:40]} is neither real numbers nor text")
+    dtype = np.dtype(descr)
+    if math.prod(shape) * dtype.itemsize != len(data) - stop:
+        raise InputError(f"{where}: damaged: shape {shape} of {dtype} does not take {len(data) - stop} bytes")
+    return np.ndarray(shape, dtype, bytearray(data), stop, order="F" if fortran else "C")
+
+
+def _fields(data: bytes, where: str) -> tuple[tuple[int, ...], bool, Any, int]:
+    """(shape, whether columns lie together, numpy's text of the dtype, place of the first number) of a .npy."""
+    start = 10 if data[6:8] == b"\1\0" else 12
+    stop = start + int.from_bytes(data[8:start], "little")
+    text = data[start:stop].decode("latin1")
+    if data[:6] != MAGIC or data[6:8] not in (b"\1\0", b"\2\0", b"\3\0") or stop > len(data):
+        raise InputError(f"{where}: truncated or damaged: it does not begin as a .npy; fetch the file again")
+    fields = _literal(text)
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise InputError(f"{where}: truncated or damaged (its header is {text[:60]!r}); fetch the file again")
+    shape, fortran = fields["shape"], fields["fortran_order"]
+    if not isinstance(shape, tuple) or any(type(s) is not int or s < 0 for s in shape) or type(fortran) is not bool:
+        raise InputError(f"{where}: damaged (its header is {text[:60]!r}); fetch the file again")
+    return shape, fortran, fields["descr"], stop
 
 
 def _literal(text: str) -> Any:

@@ -4,7 +4,6 @@ Each document has a schema, `collapse.NAME/VERSION`; a reader refuses a later ve
 """
 
 import html
-import io
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from collapse import InputError, __version__
 from collapse.files import limits
 from collapse.files.descriptor import opened
+from collapse.files.npy import array_of
 from collapse.files.zips import Zip
 from collapse.results.outputs import spare, whole
 
@@ -245,26 +245,11 @@ def read_npz(path: Path) -> dict[str, NDArray]:
         most = max(limits.UNPACKED_FREE, limits.UNPACKED_RATIO * source.size)
         archive = Zip(source)
         return {
-            name.removesuffix(".npy"): _array(archive.read(record, most), f"{path}: array {name.removesuffix('.npy')}")
+            name.removesuffix(".npy"): array_of(
+                archive.read(record, most), f"{path}: array {name.removesuffix('.npy')}"
+            )
             for name, record in archive.records.items()
         }
-
-
-def _array(data: bytes, where: str) -> NDArray:
-    """The array in the bytes of a .npy file."""
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        if dtype.hasobject:
-            raise InputError(f"{where} holds Python objects, which are not read")
-        flat = np.frombuffer(bytearray(data), dtype, offset=stream.tell())
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where} is damaged ({type(error).__name__})") from error
 
 
 def describes(file: Path) -> str | None:

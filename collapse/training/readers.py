@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from collapse import InputError
 from collapse.files import limits, ndarrays, pictures, tars
 from collapse.files.descriptor import Descriptor, opened
+from collapse.files.npy import array_of
 from collapse.files.pickles import unpickle
 from collapse.files.pictures import UnreadableImage
 from collapse.files.zips import Zip
@@ -55,18 +55,13 @@ def _array(archive: Zip, key: str, problem: str) -> NDArray:
     record = archive.records.get(f"{key}.npy")
     if record is None:
         raise InputError(f"{problem} (there is no {key})")
-    data = io.BytesIO(archive.read(record, limits.unpacked(record.packed)))
     try:
-        version = np.lib.format.read_magic(data)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(data)
-    except Exception as error:  # numpy's parser of old headers fails in many ways
-        raise InputError(f"{problem} ({key} has a damaged header)") from error
-    whole = math.prod(shape) * dtype.itemsize == len(data.getbuffer()) - data.tell()
-    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or not whole:
-        raise InputError(f"{problem} ({key} is damaged, or no numbers: {dtype} {shape})")
-    flat = np.frombuffer(bytearray(data.getbuffer()[data.tell() :]), dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
+        found = array_of(archive.read(record, limits.unpacked(record.packed)), key)
+    except InputError as error:
+        raise InputError(f"{problem} ({error})") from error
+    if found.dtype.kind not in "biuf":
+        raise InputError(f"{problem} ({key} is no numbers: {found.dtype} {found.shape})")
+    return found
 
 
 def cifar10(folder: Path, split: str) -> tuple[Tensor, NDArray, list[str]]:
