@@ -16,7 +16,6 @@ from collapse.commands.shared import (
     add_output,
     bound,
     check_plot,
-    count,
     deliver,
     groups,
     positive,
@@ -56,8 +55,6 @@ def add_spectrum(commands: Any) -> None:
         "--positions", type=positive, default=0, metavar="K",
         help="of inner layers: K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
-    command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
-    command.add_argument("--seed", type=count, default=0, help="of --sample and --positions")
     add_output(command)
     gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
     for word in ("under", "over"):
@@ -125,7 +122,7 @@ def _measured(options: argparse.Namespace) -> "list[Spectrum]":
     """The spectrum of an array or of a layer, or those of all layers in the order of the forward pass."""
     from collapse.spectra.measure import layer_spectra, spectrum
 
-    how = {**_measure(options), "jackknife": options.jackknife, "sample": options.sample, "seed": options.seed}
+    how = {**_measure(options), "jackknife": options.jackknife}
     if not options.images:
         rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
         return [spectrum(options.source, layer=options.layer, **how, **rows)]
@@ -137,7 +134,7 @@ def _measured(options: argparse.Namespace) -> "list[Spectrum]":
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of how rows become a spectrum."""
-    names = ("method", "threshold", "limit", "vectors")
+    names = ("method", "threshold", "limit", "sample", "seed", "vectors")
     return {"normalize": not options.raw, **{name: getattr(options, name) for name in names}}
 
 

@@ -34,6 +34,8 @@ SCANS = 100  # passes over a progressive JPEG, pieces of its Exif; real ones hav
 JOINED = 8 << 20  # bytes of a JPEG up to which its Exif may be in any number of pieces
 RUN_WIDTH = 1 << 16  # pixels of a row in a packed BMP
 TILES, TILES_OF_TIFF = 16_384, 500_000  # of a JPEG 2000; strips or tiles of a TIFF
+PAGES, CHANNELS = 65_536, 64  # of a TIFF; of any image, satellites' have 13
+PROBED = 16  # images that are looked at for the range of deep pixels
 
 CLASSES = 32_768  # classes that numbers may name, of fewer images; a network has an output for each
 LABEL = 1 << 16  # bytes of a label in a tar

@@ -1,8 +1,9 @@
 """Arrays of numpy, .npy and .npz: their headers are read by this file, their rows in a stream."""
 
 import ast
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,9 +23,9 @@ Rows = Iterator[np.ndarray]
 
 @dataclass(frozen=True)
 class Header:
-    """The beginning of a .npy: shape (n, d), dtype, whether columns lie together, and the place of the first number."""
+    """The beginning of a .npy: shape, dtype, whether it is in Fortran's order, and the place of the first number."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
     offset: int
@@ -37,13 +38,14 @@ class Header:
     @property
     def width(self) -> int:
         """Bytes of a row."""
-        return self.shape[1] * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @classmethod
-    def parse(cls, data: bytes, size: int, where: str) -> "Header":
+    def parse(cls, data: bytes, size: int, where: str, check: Callable[..., None] = check_shape) -> "Header":
         """The header at the beginning of `data`, of a .npy of `size` bytes.
 
-        Raises InputError: not a header, not (n, d) real numbers, or another number of bytes than it says.
+        check: as `check_shape`, refuses other shapes than are wanted, and those without an axis.
+        Raises InputError: not a header, not such an array, or another number of bytes than it says.
         """
         start = 10 if data[6:8] == b"\1\0" else 12
         stop = start + int.from_bytes(data[8:start], "little")
@@ -56,8 +58,8 @@ class Header:
         shape, fortran, dtype = fields["shape"], fields["fortran_order"], real_dtype(fields["descr"], where)
         if not isinstance(shape, tuple) or any(type(s) is not int or s < 0 for s in shape) or type(fortran) is not bool:
             raise InputError(f"{where}: damaged (its header is {text[:60]!r}); fetch the file again")
-        check_shape(where, shape, dtype.kind, dtype)
-        header = cls((shape[0], shape[1]), dtype, fortran, stop)
+        check(where, shape, dtype.kind, dtype)
+        header = cls(shape, dtype, fortran, stop)
         if header.size > size:
             raise InputError(f"{where}: truncated: shape {shape} takes {header.size} bytes and there are {size}")
         if header.size < size:
@@ -108,11 +110,7 @@ def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterato
     record, where = archive.records[f"{key}.npy"], f"{source.path}: array {key!r}"
     check_unpacked(where, record.size, record.packed, most)
     pieces = archive.stream(record, limits.BLOCK)
-    head = bytearray()
-    while len(head) <= limits.NPY_HEADER + 12 and (piece := next(pieces, None)) is not None:
-        head += piece
-    header = Header.parse(bytes(head[: limits.NPY_HEADER + 12]), record.size, where)
-    stream = chain([bytes(head[header.offset :])], pieces)
+    header, stream = parsed(pieces, record.size, where)
     if header.fortran:
         check_memory(where, 2 * record.size, "an array in Fortran's order, unpacked,")
         flat = np.frombuffer(bytearray().join(stream), header.dtype)
@@ -121,6 +119,17 @@ def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterato
         yield _from_stream(stream, header)
     for _ in pieces:
         pass
+
+
+def parsed(
+    pieces: Iterator[bytes], size: int, where: str, check: Callable[..., None] = check_shape
+) -> tuple[Header, Iterator[bytes]]:
+    """(header, the bytes of the numbers) of a .npy of `size` bytes that comes in pieces. Raises as `Header.parse`."""
+    head = bytearray()
+    while len(head) <= limits.NPY_HEADER + 12 and (piece := next(pieces, None)) is not None:
+        head += piece
+    header = Header.parse(bytes(head[: limits.NPY_HEADER + 12]), size, where, check)
+    return header, chain([bytes(head[header.offset :])], pieces)
 
 
 def _from_stream(pieces: Iterator[bytes], header: Header) -> Rows:
