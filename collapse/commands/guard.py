@@ -10,7 +10,8 @@ from collapse.results.outputs import given, require_place, same
 
 # Names by which readers of checkpoints look into a folder; of a folder of zarr everything is read.
 CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".distcp", ".index.json", "config.json",
-              "args.json", ".metadata", "latest")  # fmt: skip
+              "args.json", ".metadata", "latest", ".npy", ".npz", ".h5", ".hdf5", ".parquet", ".arrow", ".feather",
+              ".mat", ".pkl", ".pickle", ".p", ".csv", ".tsv", ".jsonl")  # fmt: skip
 ZARR = ("zarr.json", ".zarray", ".zgroup")
 # What lies beside a checkpoint file and is read with it; and the rest of the training run to which an encoder belongs.
 BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")

@@ -12,6 +12,7 @@ HEADER = 32 << 20  # bytes of a safetensors header; real ones are far below 1 Mi
 JSON = 64 << 20  # bytes of an index, a config or a result
 DIGITS = 400  # of an integer in JSON; float64 ends at 309
 PICKLE = 256 << 20  # bytes of a pickle without its tensors
+UNPACKED_PICKLE = 8 << 30  # bytes of a pickle of arrays, which hold the numbers
 OPCODES = 3_000_000  # steps of a pickle, 2 s; a network of 3,000 blocks needs 1 million
 INTEGER = 64  # bytes of one integer in a pickle; the state of numpy's generators needs 16
 ENTRIES = 2_000_000  # files in a zip

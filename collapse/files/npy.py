@@ -3,9 +3,9 @@
 import ast
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -87,15 +87,37 @@ def real_dtype(descr: Any, where: str) -> np.dtype:
 
 
 @contextmanager
-def open_npy(source: Descriptor, key: str | None) -> Iterator[Rows]:
-    """Rows of a .npy file, in blocks. Raises InputError as `Header.parse` does."""
+def open_npy(source: Descriptor, key: str | None, single: bool = False) -> Iterator[Rows]:
+    """Rows of a .npy file, in blocks; single: one vector is one row. Raises InputError as `Header.parse` does."""
     no_key(source.path, key)
-    header = Header.parse(source.read(0, min(source.size, limits.NPY_HEADER + 12)), source.size, str(source.path))
+    head, check = source.read(0, min(source.size, limits.NPY_HEADER + 12)), _check_single if single else check_rows
+    header = as_rows(Header.parse(head, source.size, str(source.path), check))
     if header.fortran:
         yield _from_columns(source, header)
     else:
         step = max(limits.BLOCK, header.width)
         yield _from_stream(source.chunks(header.offset, source.size - header.offset, step), header)
+
+
+def check_rows(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
+    """As `check_shape`, of rows (n, d), also (n, d, 1, 1): maps of one position."""
+    check_shape(where, _cut(shape), kind, dtype)
+
+
+def _check_single(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
+    check_rows(where, (1, *shape) if len(shape) == 1 else shape, kind, dtype)
+
+
+def _cut(shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def as_rows(header: Header) -> Header:
+    """The header of the same numbers as (n, d)."""
+    return replace(header, shape=(1, *header.shape) if len(header.shape) == 1 else _cut(header.shape))
 
 
 @contextmanager
@@ -110,7 +132,8 @@ def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterato
     record, where = archive.records[f"{key}.npy"], f"{source.path}: array {key!r}"
     check_unpacked(where, record.size, record.packed, most)
     pieces = archive.stream(record, limits.BLOCK)
-    header, stream = parsed(pieces, record.size, where)
+    header, stream = parsed(pieces, record.size, where, check_rows)
+    header = as_rows(header)
     if header.fortran:
         check_memory(where, 2 * record.size, "an array in Fortran's order, unpacked,")
         flat = np.frombuffer(bytearray().join(stream), header.dtype)
