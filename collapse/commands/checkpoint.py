@@ -48,7 +48,7 @@ def add_embed(commands: Any) -> None:
     )
     command.set_defaults(run=_embed)
     command.add_argument("source", metavar="CHECKPOINT")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, metavar="Z.npy", required=True)
     command.add_argument("--layer", default="representation", help="representation (default), projector, or a module")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")

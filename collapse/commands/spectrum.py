@@ -37,10 +37,8 @@ def add_spectrum(commands: Any) -> None:
         epilog="example: collapse spectrum resnet50.pth imagenet/val --plot spectrum.png --out spectrum.json",
     )
     command.set_defaults(run=_spectrum)
-    command.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint, or an array: .npy .npz .pt .safetensors [:KEY]"
-    )
-    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, or a zip")
+    command.add_argument("source", metavar="SOURCE", help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]")
+    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, a zip, ...")
     command.add_argument(
         "--layer", default="representation", help="representation (default), projector, a module's name, or all"
     )
@@ -78,7 +76,7 @@ def add_compare(commands: Any) -> None:
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
     )  # fmt: skip
-    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, or a zip")
+    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, a zip, ...")
     add_measure(command)
     add_output(command)
     add_model(command)
