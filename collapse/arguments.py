@@ -36,6 +36,13 @@ def positive(name: str, value: Any) -> None:
         raise InputError(f"{name}= is {_shown(value)}, expected a finite number above 0")
 
 
+def pair(name: str, value: Any) -> None:
+    """Raise InputError unless value is None or two finite numbers in rising order."""
+    two = value is None or (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_number, value)))
+    if not two or (value is not None and not -math.inf < value[0] < value[1] < math.inf):
+        raise InputError(f"{name}= is {_shown(value)}, expected two finite numbers in rising order")
+
+
 def choice(name: str, value: Any, allowed: Collection[str]) -> None:
     """Raise InputError unless value is one of `allowed`."""
     if not isinstance(value, str) or value not in allowed:

@@ -1,6 +1,7 @@
 """What every script of experiments/ shares: flags, the result file, and the figure drawn from that file alone."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -45,7 +46,7 @@ def main(
                 result.parent.mkdir(exist_ok=True)
             save_result(result, {"config": options, **meta}, **arrays)
         meta, arrays = load_result(result)
-        print(report(meta, arrays))
+        say(report(meta, arrays))
         with plots.style():
             figure = draw(meta, arrays)
         if not out:
@@ -56,6 +57,16 @@ def main(
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def say(text: str) -> None:
+    """Print lines; a reader that has left, as `head`, wants no more, and the work goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # else Python complains of it at its end
+        os.close(nowhere)
 
 
 def _parser(doc: str, simulate: Callable[..., Any]) -> argparse.ArgumentParser:

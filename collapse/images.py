@@ -1,14 +1,12 @@
-"""Images for a model: a folder, zip or list, any depth, in a fixed order; decoded and resized by Pillow in workers.
+"""Images for a model, from any place that holds them, in a fixed order; decoded and resized by Pillow in workers.
 
 The order is that of the relative paths' bytes, so a result is reproducible.  Pixels travel as uint8 and are normalised
 on the model's device.  As in the pipelines of torchvision with which these networks were evaluated, images are
 converted to RGB by Pillow (palette, grey and CMYK; alpha is dropped, an animation gives its first frame) and EXIF
-rotation is not applied.  16-bit grey, which that would clip to white, is scaled to 8 bits first.
+rotation is not applied.  Floats, more than 8 bits and other numbers of channels travel as float32 in 0..1.
 """
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -16,16 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collapse import InputError
 from collapse.files import limits, pictures
-from collapse.files.descriptor import Descriptor, opened
+from collapse.files.imagesets import ImageSet, Picture, open_set
+from collapse.files.imagesets.plain import Listed
 from collapse.files.pictures import UnreadableImage
-from collapse.files.zips import Zip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -44,23 +44,49 @@ class Preprocessing:
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     std: tuple[float, ...] | None = IMAGENET_STD
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """One image as the network takes it: (3, h, w) float32."""
+    def __call__(self, image: Picture) -> Tensor:
+        """One image as the network takes it: (c, h, w) float32, c as many as the means, 3 without any."""
         return self.normalize(self.pixels(image)[None])[0]
 
-    def pixels(self, image: Image.Image, most: int = limits.PIXELS) -> Tensor:
-        """Resized and cropped, (3, h, w) uint8. Raises InputError: resizing or padding makes over `most` pixels."""
+    def pixels(self, image: Picture, most: int = limits.PIXELS) -> Tensor:
+        """Resized and cropped: (3, h, w) uint8; of an array (h, w, c) in 0..1, (c, h, w) float32 in 0..1.
+
+        Raises InputError: resizing or padding makes over `most` pixels; other channels than `mean` has.
+        """
         from torchvision.transforms import functional as F
 
+        if not isinstance(image, Image.Image):
+            self._check(image.shape[1::-1], most)
+            planes = [self._sized(Image.fromarray(plane)) for plane in self._channels(image)]
+            return torch.stack([F.pil_to_tensor(plane)[0] for plane in planes]).clamp_(0, 1)
         self._check(image.size, most)
-        image = rgb(image)
+        wanted = 3 if self.mean is None else len(self.mean)
+        if wanted not in (1, 3) and wanted != len(image.getbands()):
+            raise InputError(f"an image of {len(image.getbands())} channels, where mean= has {wanted}")
+        image = rgb(image) if wanted == 3 else image.convert("L") if wanted == 1 else image
+        return F.pil_to_tensor(self._sized(image))
+
+    def _sized(self, image: Image.Image) -> Image.Image:
+        from torchvision.transforms import functional as F
+
         if self.resize is not None:
             image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
-        if self.crop is not None:
-            image = F.center_crop(image, [self.crop])
-        return F.pil_to_tensor(image)
+        return image if self.crop is None else F.center_crop(image, [self.crop])
 
-    def _check(self, size: tuple[int, int], most: int) -> None:
+    def _channels(self, values: NDArray) -> NDArray:
+        """(c, h, w) contiguous of an image (h, w, c): grey for each channel, or those that are wanted."""
+        have, wanted = values.shape[2], None if self.mean is None else len(self.mean)
+        if have == 1 and wanted in (None, 3):
+            values = values.repeat(3, axis=2)
+        elif have == 4 and wanted in (None, 3):
+            values = values[..., :3]
+        elif (wanted is None and have == 2) or wanted not in (None, have):
+            raise InputError(
+                f"an image of {have} channels, where mean= has {wanted or 3}; give mean= and std= of {have}"
+            )
+        return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+
+    def _check(self, size: Sequence[int], most: int) -> None:
         long, short = max(size), min(size)
         made = max(self.resize * int(self.resize * long / short) if self.resize else 0, (self.crop or 0) ** 2)
         if made > most:
@@ -69,13 +95,15 @@ class Preprocessing:
             )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8, or float in 0..1 -> float32, on the pixels' device."""
+        """(n, c, h, w) uint8, or float in 0..1 -> float32, on the pixels' device."""
         return self.standardise(pixels if pixels.is_floating_point() else pixels.float() / 255)
 
     def standardise(self, x: Tensor) -> Tensor:
-        """(x - mean) / std of x (n, 3, h, w) in 0..1."""
+        """(x - mean) / std of x (n, c, h, w) in 0..1. Raises InputError: other channels than `mean` has."""
         if self.mean is None or self.std is None:
             return x
+        if x.ndim > 2 and len(self.mean) not in (1, x.shape[-3]):
+            raise InputError(f"images of {x.shape[-3]} channels, where mean= has {len(self.mean)}; give mean= and std=")
         # A tensor made on the device would wait for it.
         mean, std = (torch.tensor(a).view(-1, 1, 1).to(x.device, non_blocking=True) for a in (self.mean, self.std))
         return (x - mean) / std
@@ -97,187 +125,166 @@ def rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def line_of(name: str) -> str:
-    """The line of a list that stands for a file's name: itself, or JSON text in quotes where it would not come back.
-
-    That is a name with a control character (as a line feed), space at its ends, or bytes that are not UTF-8.
-    """
-    plain = name == name.strip() and not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name)
-    return name if plain and not name.startswith('"') else json.dumps(name)
-
-
-def name_of(line: str) -> str:
-    """The name for which a line of a list stands; no image's own name ends in a quote."""
-    try:
-        name = json.loads(line) if line[:1] == line[-1:] == '"' else line
-    except (ValueError, RecursionError):
-        return line
-    return name if isinstance(name, str) else line
+Depth = tuple[float, float]
 
 
 class Images:
-    """The images below a folder, in a zip, below a folder in a zip (FILE.zip/some/folder), or in a list.
+    """The images at a place (`collapse.files.imagesets.open_set`), in a fixed order.
 
-    A list is a .txt file of one path a line, relative to its own folder, in that order; in quotes it is JSON text, for
-    names with line feeds (`line_of`). Folders that links lead to are looked into once. A file counts by the ending of
-    its name; one without an ending, if it begins as an image does.
-
-    names: the images, in order.  left_out: files that are no images by their names, folders that cannot be read.
+    names: the images.  left_out: files that are no images by their names, folders that cannot be read.
     max_pixels: an image of more, height times width, is not decoded.
+    labels: (n,) numbers of classes where the place itself has them, as tar shards and tables do; else None.
+    pixel_range: the values that are black and white in images of floats and of more than 8 bits. None: from their type,
+    and of floats, and of integers that need fewer bits than they have, from up to 16 of them, with a warning.
+    found: the set, where it was opened already.
 
-    Raises InputError if there is no such place, or no image in it.
+    Raises InputError: there is no such place, no image in it, or values from which no range follows.
     """
 
-    def __init__(self, source: str | os.PathLike, max_pixels: int = limits.PIXELS) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        max_pixels: int = limits.PIXELS,
+        pixel_range: Depth | None = None,
+        found: ImageSet | None = None,
+    ) -> None:
         self.source, self.max_pixels = Path(source), max_pixels
-        parts = (self.source, *self.source.parents)
-        self.archive = next((p for p in parts if p.suffix.lower() == ".zip" and os.path.isfile(p)), None)
-        self.listed = self.source.suffix == ".txt" and os.path.isfile(self.source)
-        self.left_out: list[str] = []
-        if self.archive is not None:
-            self._zip = Zip(Descriptor.kept(self.archive))
-        elif not os.path.isdir(self.source) and not self.listed:
-            problem = "is not a folder or a zip" if os.path.exists(self.source) else "no such folder or zip"
-            raise InputError(f"{self.source}: {problem}; give a folder of images, a zip of one, or a .txt list")
-        self.names = self._listed() if self.listed else sorted(self._chosen(), key=by_bytes)
-        self.left_out.sort(key=by_bytes)
-        if not self.names:
-            what = "is no list of images, one a line" if self.listed else "holds no image"
+        self.set = open_set(self.source) if found is None else found
+        if not self.set.names:
+            listed = isinstance(self.set, Listed)
+            what = "is no list of images, one a line" if listed else "holds no image"
             raise InputError(f"{self.source}: {what} ({' '.join(sorted(pictures.ENDINGS))})")
+        self.indices = np.arange(len(self.set.names))
+        self.left_out, self.notes = self.set.left_out, [*self.set.notes]
+        self.pixel_range, self.guessed = pixel_range, False
+        if pixel_range is None:
+            self._probe()
 
-    def _chosen(self) -> Iterator[str]:
-        for name in self._below() if self.archive is None else self._inside(self.archive):
-            if any(_hidden(part) for part in name.split("/")):
-                continue
-            if may_be_image(name) and (_ending(name) or pictures.kind_of(self._head(name))):
-                yield name
-            else:
-                self.left_out.append(name)
+    @property
+    def names(self) -> list[str]:
+        """The names of the images."""
+        return [self.set.names[index] for index in self.indices.tolist()]
 
-    def _below(self) -> Iterator[str]:
-        seen = set()
-        for folder, inner, names in os.walk(self.source, onerror=self._closed, followlinks=True):
-            inner.sort()  # of two links to one folder the first counts
-            try:
-                about = os.stat(folder)
-            except OSError as error:
-                self._closed(error)
-                continue
-            if (about.st_dev, about.st_ino) in seen:
-                inner.clear()  # a link led here again
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            start = os.path.relpath(folder, self.source)
-            yield from names if start == "." else (f"{start}/{name}" for name in names)
-
-    def _closed(self, error: OSError) -> None:
-        self.left_out.append(os.path.relpath(error.filename, self.source))
-
-    def _inside(self, archive: Path) -> Iterator[str]:
-        inside = self.source.relative_to(archive).as_posix()
-        return (n for n in self._zip.records if inside == "." or n.startswith(f"{inside}/"))
-
-    def _listed(self) -> list[str]:
-        with opened(self.source) as file:
-            if file.size > limits.LIST:
-                raise InputError(f"{self.source}: a list of {file.size} bytes, at most {limits.LIST} are read")
-            lines = [line.strip() for line in file.read(0, file.size).split(b"\n")]
-        names = [name_of(os.fsdecode(line)) for line in lines if line]
-        listed = all(may_be_image(name) and (_ending(name) or os.path.isfile(self._place(name))) for name in names)
-        return names if listed else []
-
-    def _head(self, name: str) -> bytes:
-        """The first bytes of a file; none if it cannot be read."""
-        try:
-            if self.archive is not None:
-                return self._zip.head(self._zip.records[name], 32)
-            with opened(self._place(name)) as file:
-                return file.read(0, min(32, file.size))
-        except InputError:
-            return b""
+    @property
+    def labels(self) -> NDArray | None:
+        """(n,) int64, or None."""
+        return None if self.set.labels is None else self.set.labels[self.indices]
 
     def below(self, folder: str) -> "Images":
         """Those in a folder of a zip. Raises InputError: there are none."""
-        found = copy(self)
+        found = self.some([k for k, name in enumerate(self.names) if name.startswith(f"{folder}/")])
         found.source = self.source / folder
-        found.names = [name for name in self.names if name.startswith(f"{folder}/")]
         found.left_out = [name for name in self.left_out if name.startswith(f"{folder}/")]
-        if not found.names:
+        if not len(found):
             raise InputError(f"{found.source}: holds no image")
         return found
 
-    def some(self, indices: Sequence[int]) -> "Images":
+    def some(self, indices: Any) -> "Images":
         """Those at `indices`, in that order."""
         found = copy(self)
-        found.names = [self.names[index] for index in indices]
+        found.indices = self.indices[np.asarray(indices, int)]
         return found
 
     @property
     def warnings(self) -> list[str]:
-        """How many files were left out, in words."""
+        """How many files were left out, in words, and which range of pixels was guessed."""
         count = len(self.left_out)
-        return [f"{count} files are no images by their names, first {self.left_out[0]!r}; left out"] if count else []
+        left = [f"{count} files are no images by their names, first {self.left_out[0]!r}; left out"] if count else []
+        return [*left, *self.notes]
 
     def __len__(self) -> int:
-        return len(self.names)
-
-    def _place(self, name: str) -> Path:
-        return (self.source.parent if self.listed else self.source) / name
+        return len(self.indices)
 
     def path(self, index: int) -> str:
-        """Where image `index` is, for a reader; what a zip calls its records are names, never places on the disk."""
-        name = self.names[index]
-        return str(self._place(name)) if self.archive is None else f"{self.archive}/{name}"
+        """Where image `index` is, for a reader."""
+        return self.set.path(int(self.indices[index]))
 
-    def open(self, index: int) -> Image.Image:
-        """Image `index`, decoded; raises UnreadableImage if it cannot be."""
-        return pictures.decode(self.read(index), self.path(index), self.max_pixels)
+    def open(self, index: int) -> Picture:
+        """Image `index`: Pillow's, or (h, w, c) float32 in 0..1 where that has other channels or more than 8 bits.
+
+        Raises UnreadableImage if it cannot be read, InputError for values beyond a range that was guessed.
+        """
+        found = self.set.decode(int(self.indices[index]), self.max_pixels)
+        return found if isinstance(found, Image.Image) else self._scaled(found, index)
 
     def read(self, index: int) -> bytes:
-        """The file of image `index`; raises UnreadableImage if it cannot be read, or is far too large."""
-        name, most = self.names[index], limits.image_file(self.max_pixels)
-        place = self.archive or self._place(name)
-        try:
-            if self.archive is not None:
-                record = self._zip.records[name]
-                return self._zip.read(record, min(most, limits.unpacked(record.packed)))
-            with opened(place) as file:
-                if file.size > most:
-                    raise InputError(f"{file.size} bytes, over {most}; give a larger max_pixels=")
-                return file.read(0, file.size)
-        except InputError as error:
-            raise UnreadableImage(self.path(index), str(error).removeprefix(f"{place}: ")) from error
+        """The bytes of image `index`; raises UnreadableImage if it cannot be read, or is far too large."""
+        return self.set.bytes_of(int(self.indices[index]), self.max_pixels)
 
     def mark(self, index: int) -> tuple[int, bytes]:
         """(bytes, checksum) of the file of image `index`, as a zip declares them; on a disk without the checksum.
 
         0 bytes if there is no such file.
         """
-        if self.archive is not None:
-            record = self._zip.records[self.names[index]]
-            return record.size, record.crc.to_bytes(4, "little")
+        return self.set.mark(int(self.indices[index]))
+
+    def _scaled(self, values: NDArray, index: int) -> NDArray:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UnreadableImage(self.path(index), "it holds NaN or infinity")
+        if values.dtype == np.uint8:
+            return values.astype(np.float32) / 255
+        low, high = self.pixel_range or _full(values.dtype)
+        if self.pixel_range is None or self.guessed:
+            least, most = float(values.min()), float(values.max())
+            if least < low or most > high:
+                raise InputError(
+                    f"{pictures.printable(self.path(index))}: values from {least:g} to {most:g}, where others lie in "
+                    f"{low:g}..{high:g}; give pixel_range= for all"
+                )
+        return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
+
+    def _probe(self) -> None:
+        """Find the range of deep images from some of them."""
+        found: list[tuple[np.dtype, float, float]] = []
+        for index in np.unique(np.linspace(0, len(self) - 1, limits.PROBED).astype(int)).tolist():
+            if not self.set.names[index].lower().endswith(SHALLOW):
+                found += self._extent(index)
+        if found:
+            kind, least, most = found[0][0], min(low for _, low, _ in found), max(high for _, _, high in found)
+            self.pixel_range = _range_of(str(self.source), kind, least, most)
+            if self.pixel_range != _full(kind) or kind.kind == "f":
+                self.guessed = True
+                self.notes.append(
+                    f"pixels of {kind} that reach {most:g} in {len(found)} images are read as "
+                    f"{self.pixel_range[0]:g}..{self.pixel_range[1]:g}; pixel_range= says otherwise"
+                )
+
+    def _extent(self, index: int) -> list[tuple[np.dtype, float, float]]:
+        """[(type, least, largest value)] of an image of deep pixels; [] for any other."""
         try:
-            return os.stat(self._place(self.names[index])).st_size, b""
-        except OSError:
-            return 0, b""
+            values = self.set.decode(index, self.max_pixels)
+        except InputError:
+            return []
+        if isinstance(values, Image.Image) or values.dtype == np.uint8:
+            return []
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return []
+        return [(values.dtype, float(values.min()), float(values.max()))]
 
 
-def by_bytes(name: str) -> bytes:
-    """A name's own bytes, in every locale: the order of names."""
-    return name.encode("utf-8", "surrogateescape")
+SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif")  # endings of at most 8 bits
 
 
-def may_be_image(name: str) -> bool:
-    """Whether a file of this name is looked at: it has the ending of an image, or none."""
-    return _ending(name) in (*pictures.ENDINGS, "")
+def _full(kind: np.dtype) -> Depth:
+    """The whole range of a type; of floats 0..1."""
+    return (0.0, 1.0) if kind.kind == "f" else (0.0, float(np.iinfo(kind).max))
 
 
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower().rstrip(".")
+def _range_of(where: str, kind: np.dtype, least: float, most: float) -> Depth:
+    """The range that pixels from `least` to `most` are likely to have. Raises InputError: none is."""
+    if kind.kind == "f" and least >= 0 and most <= 1:
+        return 0.0, 1.0
+    likely = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if 2**bits > most]
+    if least < 0 or not likely:
+        raise InputError(
+            f"{where}: pixels of {kind} from {least:g} to {most:g}; say which are black and white by pixel_range=(0, 1)"
+        )
+    return (0.0, likely[0]) if most else _full(kind)
 
 
-def _hidden(part: str) -> bool:
-    return part.startswith((".", "__MACOSX")) and part not in (".", "..")
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels as uint8; floats in 0..1 are rounded."""
+    return (pixels * 255).round_().to(torch.uint8) if pixels.is_floating_point() else pixels
 
 
 class _Pixels(Dataset):
@@ -301,7 +308,7 @@ class _Pixels(Dataset):
 
 
 class Decoded(NamedTuple):
-    """A batch: images (b, 3, h, w) uint8, None if they differ in size or if none could be read, and the others.
+    """A batch: images (b, c, h, w), None if they differ in size or if none could be read, and the others.
 
     read, unreadable: the places in the batch of those that could be read, and of those that could not.
     """
@@ -314,6 +321,8 @@ class Decoded(NamedTuple):
 def _collate(items: list[Tensor | InputError]) -> Decoded:
     pixels = {place: item for place, item in enumerate(items) if isinstance(item, Tensor)}
     unreadable = {place: item for place, item in enumerate(items) if isinstance(item, InputError)}
+    if len({item.dtype for item in pixels.values()}) > 1:
+        pixels = {place: item if item.is_floating_point() else item.float() / 255 for place, item in pixels.items()}
     alike = len({item.shape for item in pixels.values()}) == 1
     batch = torch.stack(list(pixels.values())) if alike else None
     if batch is not None and get_worker_info() is not None:
@@ -362,7 +371,7 @@ def pixel_batches(
     limit: int | None = None,
     skipped: Skipped | None = None,
 ) -> Iterator[Tensor]:
-    """Batches of images in order, (b, 3, h, w) uint8, decoded by `workers` processes (0: in this one).
+    """Batches of images in order, (b, c, h, w) as `Preprocessing.pixels` gives them, decoded by `workers` processes.
 
     images: `Images`, or anything else with a length, `open`, `path` and `max_pixels`.
     skipped: gets {"path", "why"} of each image that cannot be read, which then is left out; None for an error.

@@ -1,8 +1,10 @@
 """`Monitor` as a callback of Lightning (the extra `lightning`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from collapse.monitor import Monitor
 
@@ -10,26 +12,46 @@ from collapse.monitor import Monitor
 class MonitorCallback(pl.Callback):
     """Logs the rank metrics of a layer as rank/NAME every `every` training batches, and saves its state with the run.
 
+    Of several such callbacks in one trainer each logs as rank/LAYER/NAME, or rank/LAYER/EVERY/NAME on the same layer.
     layer: the name of a module of the LightningModule, as in named_modules(); the rest as for `Monitor`.
     """
 
-    def __init__(self, layer: str, every: int = 1000, rows: int | None = None, normalize: bool = True) -> None:
+    def __init__(
+        self,
+        layer: str,
+        every: int = 1000,
+        rows: int | None = None,
+        normalize: bool = True,
+        transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         self.layer, self.options = layer, {"every": every, "rows": rows, "normalize": normalize}
+        self.transform = transform
         self.monitor: Monitor | None = None
         self._saved: dict[str, Any] = {}
+        self._prefix = "rank"
+
+    @property
+    def state_key(self) -> str:
+        """What Lightning saves the state under: each layer and way of watching has its own."""
+        return self._generate_state_key(layer=self.layer, **self.options)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the layer and watch it."""
         if self.monitor is None:
-            self.monitor = Monitor(pl_module.get_submodule(self.layer), **self.options)  # type: ignore[arg-type]
+            layer = pl_module.get_submodule(self.layer)
+            self.monitor = Monitor(layer, transform=self.transform, **self.options)  # type: ignore[arg-type]
             if self._saved:
                 self.monitor.load_state_dict(self._saved)
+        others = [c for c in trainer.callbacks if isinstance(c, MonitorCallback) and c is not self]  # type: ignore[attr-defined]
+        if others:
+            again = any(other.layer == self.layer for other in others)
+            self._prefix = f"rank/{self.layer}" + (f"/{self.options['every']}" if again else "")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Count a step; log the report when there is one."""
         assert self.monitor is not None
         if report := self.monitor.step():
-            numbers = {f"rank/{name}": float(value) for name, value in report.items() if name != "step"}
+            numbers = {f"{self._prefix}/{name}": float(value) for name, value in report.items() if name != "step"}
             pl_module.log_dict(numbers)
 
     def state_dict(self) -> dict[str, Any]:

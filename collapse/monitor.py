@@ -13,6 +13,7 @@ joined exactly, and all get the same report.  `MonitorCallback` does it in Light
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.errors import warn
 from collapse.spectra.covariance import Covariance
 
 
 class Monitor:
     """Rank metrics of the output of a module, (n, d) or feature maps (n, d, h, w), every so many training steps.
 
+    Tokens (n, t, d) are averaged, of a tuple the first part is taken, and of an output of transformers what its pooler
+    gives, else its last hidden state; each is said once.
+
     Args:
-        module: the layer to watch. An output that is no tensor is an error at the first step.
+        module: the layer to watch. Any other output is an error at the first step.
         every: steps between reports. The default costs well under 1 % of training (benchmarks/monitor.py).
         rows: how many rows a report wants, from all processes; default 10 d. It takes the last steps that give as many,
             at most `every`.
         normalize: divide each row by its norm, as the paper does.
         log: a file that gets one JSON line a report (of process 0); None for none.
+        transform: from the module's output to what is watched, as `lambda out: out.last_hidden_state[:, 0]`.
 
     Attributes:
         history: the reports: {"step", "n", metric: number or NaN, ...}.
@@ -60,11 +66,14 @@ class Monitor:
         rows: int | None = None,
         normalize: bool = True,
         log: str | Path | None = None,
+        transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
         if every < 1 or (rows is not None and rows < 2):
             raise InputError(f"monitor: every = {every}, rows = {rows}; expected at least 1 step and 2 rows")
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
-        self.count, self.window = 0, every
+        self.transform, self.count, self.window = transform, 0, every
+        self._said: set[str] = set()
+        self._ran = "the layer did not run"
         self.history: list[dict[str, Any]] = []
         self._values: list[NDArray] = []
         self._sum: Covariance | None = None
@@ -82,18 +91,36 @@ class Monitor:
 
     @torch.no_grad()
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim not in (2, 4):
-            raise InputError(
-                f"monitor: the layer gives {_describe(output)}; choose one that gives (n, d) or (n, d, h, w)"
-            )
         if not module.training:
+            self._ran = "the layer runs in eval mode, in which nothing is watched; call its .train()"
             return
+        rows = self._rows(output)
         if self._sum is None:
-            self._start(output)
+            self._start(rows)
         if self.every - self.count % self.every <= self.window:
-            rows = output.detach()
             assert self._sum is not None
-            self._sum.update(rows.mean((2, 3)) if rows.ndim == 4 else rows)
+            self._sum.update(rows)
+
+    def _rows(self, output: Any) -> Tensor:
+        """(n, d) of what the module gives. Raises InputError: nothing says which part of it."""
+        found, note = (self.transform(output), "") if self.transform else _part(output)
+        what = _describe(output)
+        if isinstance(found, Tensor) and found.ndim == 3 and not self.transform:
+            found, note = found.mean(1), f"the mean of {note or 'its tokens'}"
+        if not isinstance(found, Tensor) or found.ndim not in (2, 4):
+            made = f", of which transform= makes {_describe(found)}" if self.transform else ""
+            raise InputError(
+                f"monitor: the layer gives {what}{made}; give a transform= that makes (n, d) or (n, d, h, w)"
+            )
+        if note:
+            self._say(f"monitor: the layer gives {what}: {note} is watched; transform= says otherwise")
+        return found.detach().mean((2, 3)) if found.ndim == 4 else found.detach()
+
+    def _say(self, note: str) -> None:
+        """A warning, once."""
+        if note not in self._said:
+            self._said.add(note)
+            warn([note])
 
     def _start(self, output: Tensor) -> None:
         """Size the window by the first batch: the same on all processes, whose batches are alike."""
@@ -105,13 +132,17 @@ class Monitor:
     def step(self) -> dict[str, Any] | None:
         """Count a training step; at every `every`-th, return the report if rows were seen. Call it on every process."""
         self.count += 1
-        if self.count % self.every or self._sum is None:
+        if self.count % self.every:
+            return None
+        if self._sum is None:
+            self._say(f"monitor: nothing to report, every {self.every} steps: {self._ran}")
             return None
         total = self._sum
         self._sum = Covariance(total.dim, normalize=total.normalize, device=total.device)
         if _processes() > 1:
             total.all_reduce()
         if total.n < 2:
+            self._say(f"monitor: nothing to report, every {self.every} steps: {self._ran}")
             return None
         result = total.measured()
         report = {"step": self.count, "n": result.n, **result.metrics()}
@@ -151,8 +182,23 @@ class Monitor:
             self._sum = Covariance(self._sum.dim, normalize=self.normalize, device=self._sum.device)
 
 
+def _part(output: Any) -> tuple[Any, str]:
+    """(the part of an output that is watched, its name where there are others)."""
+    if isinstance(output, Mapping):
+        for name in ("pooler_output", "last_hidden_state"):
+            if isinstance(output.get(name), Tensor):
+                pooled = output[name]
+                return pooled.flatten(1) if name == "pooler_output" else pooled, name
+    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0], "its first part" if len(output) > 1 else ""
+    return output, ""
+
+
 def _describe(output: Any) -> str:
-    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)}"
+    parts = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    return f"a {type(output).__name__}{parts}"[:200]
 
 
 def _processes() -> int:

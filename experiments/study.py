@@ -50,7 +50,7 @@ from collapse import InputError, metrics, theory
 from collapse.checkpoints.encoder import Encoder
 from collapse.encoders.accuracy import knn, probe, wilson
 from collapse.encoders.passes import features
-from collapse.experiment import Arrays, Meta
+from collapse.experiment import Arrays, Meta, say
 from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.heads import Subvector
 from collapse.results import save_result
@@ -387,7 +387,7 @@ def queue(names: list[str], options: argparse.Namespace) -> None:
     if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
         for job in jobs:
             if line := perform(*job):
-                print(line, flush=True)
+                say(line)
         return
     total = sum(configs[name].epochs for name in todo)
     with (
@@ -460,7 +460,7 @@ if __name__ == "__main__":
         if not chosen:
             raise InputError(f"--only {' '.join(given.only)}: no run of that name; see --list")
         if given.list:
-            print("\n".join(f"{name}{'  done' * (where(given).results / f'{name}.npz').exists()}" for name in chosen))
+            say("\n".join(f"{name}{'  done' * (where(given).results / f'{name}.npz').exists()}" for name in chosen))
         else:
             queue(chosen, given)
     except InputError as error:

@@ -15,7 +15,7 @@ import study
 from scipy import stats
 
 from collapse import InputError, plots
-from collapse.experiment import Arrays, Meta
+from collapse.experiment import Arrays, Meta, say
 from collapse.results import load_result, provenance, save_text, strict, to_json
 from collapse.training.relaxation import CLEAR
 
@@ -63,7 +63,7 @@ def main(
         elif not path.exists():
             raise InputError(f"{path}: not there; without --plot-only it is made from the runs")
         document = json.loads(path.read_text())
-        print(report(document))
+        say(report(document))
         with plots.style():
             figure = draw(document)
         drawn = path.with_suffix("") if options.out else places.figures / path.stem

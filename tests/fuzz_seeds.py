@@ -343,6 +343,45 @@ def image_list(new):
     path.write_text("2.png\n0.png\n1.png\n")
 
 
+@seeds("image arrays", "images")
+def image_arrays(new):
+    deep = (PIXELS.astype(np.float32) + 1) / 257
+    np.save(new("x.npy"), PIXELS)
+    np.save(new("x.npy"), np.asfortranarray(deep.transpose(0, 3, 1, 2)))
+    np.savez_compressed(new("x.npz"), images=(deep * 4095).astype(np.uint16))
+    (folder := new("photos")).mkdir()
+    for index, picture in enumerate(deep):
+        np.save(folder / f"{index}.npy", picture)
+
+
+@seeds("image tables", "images")
+def image_tables(new):
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    rows = [{"bytes": _png(index), "path": f"{index}.png"} for index in range(3)]
+    table = pyarrow.table({"image": rows, "label": [0, 1, 0]})
+    parquet.write_table(table, new("x.parquet"), row_group_size=2)
+    for write in (ipc.new_stream, ipc.new_file):
+        with write(str(new("x.arrow")), table.schema) as file:
+            file.write_table(table, max_chunksize=2)
+    with ipc.new_file(str(new("x.feather")), table.schema, options=ipc.IpcWriteOptions(compression="lz4")) as file:
+        file.write_table(table)
+
+
+@seeds("image bands", "images")
+def image_bands(new):
+    with zipfile.ZipFile(Path(__file__).with_name("geotiffs.zip")) as archive:
+        for name in ("pages.tif", "three-deep.tif", "four-infrared.tif", "u1-contig-packbits-plain-strips-little.tif"):
+            data = archive.read(name)
+            if name == "pages.tif":
+                new("x.tif").write_bytes(data)
+            else:
+                (folder := new("photos")).mkdir()
+                (folder / "x.tif").write_bytes(data)
+                (folder / "y.tif").write_bytes(data)
+
+
 @seeds("class folder", "data")
 def class_folder(new):
     path = new("set")

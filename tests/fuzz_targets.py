@@ -86,7 +86,9 @@ def images(path: Path) -> Any:
     skipped: list[dict[str, str]] = []
     batches = list(pixel_batches(Images(path), Preprocessing(16, 16), 2, skipped=skipped))
     for batch in batches:
-        require(batch.dtype == torch.uint8 and batch.shape[1:] == (3, 16, 16), f"{batch.dtype} {tuple(batch.shape)}")
+        require(batch.shape[1:] == (3, 16, 16), f"{batch.dtype} {tuple(batch.shape)}")
+        deep = batch.dtype == torch.float32 and 0 <= batch.min() <= batch.max() <= 1
+        require(batch.dtype == torch.uint8 or deep, f"{batch.dtype} from {batch.min()} to {batch.max()}")
     for entry in skipped:
         require(entry["why"].strip() and "\n" not in entry["why"], f"skipped without a reason: {entry}")
         where = "/" if path.suffix == ".txt" else str(path)  # a list names images anywhere

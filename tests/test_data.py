@@ -20,7 +20,7 @@ from collapse import InputError
 from collapse.files import limits, tars
 from collapse.files.descriptor import opened
 from collapse.files.pictures import UnreadableImage
-from collapse.images import Preprocessing
+from collapse.images import Preprocessing, as_bytes
 from collapse.training.config import make_config
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
 from collapse.training.loader import Plan, Unreadable, batches
@@ -115,7 +115,7 @@ def test_tar_shards_are_read_in_place(tmp_path):
         open_data(tmp_path, "val")
     with tarfile.open(tmp_path / "val.tar", "w") as archive:
         archive.add(tmp_path / "train-0.tar", "x.png")
-    with pytest.raises(InputError, match=r"val\.tar/x\.png: no image with a label"):
+    with pytest.raises(InputError, match=r"val\.tar/x\.png: lies in no class; val wants one folder a class, or labels"):
         open_data(tmp_path, "val")
 
 
@@ -164,7 +164,7 @@ def test_16_bit_grey_is_scaled_for_training_as_for_evaluation(tmp_path):
     whole = Augmentation(20, scale=(1, 1), ratio=1.0, flip=0, jitter=0, grayscale=0)
     (batch,) = batches(data, Plan(2, 2, 1, 0), (whole,), 0, 0)
     for index, pixels in zip(batch.images, batch.pixels, strict=True):
-        assert torch.equal(pixels[0], Preprocessing(20, 20).pixels(data.images.open(int(index))))
+        assert torch.equal(pixels[0], as_bytes(Preprocessing(20, 20).pixels(data.images.open(int(index)))))
 
 
 def test_small_sets_of_one_size_are_decoded_once(tmp_path, jpegs):
@@ -377,7 +377,7 @@ def test_a_shard_that_is_replaced_while_it_is_read_is_another(tmp_path, jpegs):
     image = (jpegs / "train/a/00.jpg").read_bytes()
     shard(tmp_path / "train.tar", {"a.jpg": image, "a.cls": b"0", "b.jpg": image, "b.cls": b"1", "notes.txt": b"x"})
     data = open_data(tmp_path, "train")
-    assert data.warnings == ("1 members of the shards are no images, first 'train.tar/notes.txt'; left out",)
+    assert data.warnings == ("1 files are no images by their names, first 'train.tar/notes.txt'; left out",)
     assert pickle.loads(pickle.dumps(data.images)).open(1).size == data.images.open(1).size
     os.utime(tmp_path / "train.tar", (0, 0))
     with pytest.raises(UnreadableImage, match=r"train\.tar/b\.jpg: .*the shard is another file than at the start"):

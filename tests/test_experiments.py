@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,17 @@ def test_the_readme_quotes_what_the_result_files_hold():
     quoted += [f"| {share} |", f"| {stored('diagnose')['ratio']:.2f} |"]
     for text in quoted:
         assert text in readme, text
+
+
+@pytest.mark.parametrize("call", ["study.py --list", "theorem2.py --plot-only --out {}/x.npz"])
+def test_a_reader_that_leaves_is_no_error_and_the_work_is_done(tmp_path, call):
+    words = [word.format(tmp_path) for word in call.split()]
+    shutil.copy(ROOT / "experiments/results/theorem2.npz", tmp_path / "x.npz")
+    program = subprocess.Popen(
+        [sys.executable, ROOT / "experiments" / words[0], *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()  # as `head` does when it has seen enough
+    assert program.stderr.read() == b""
+    program.stderr.close()
+    assert program.wait(timeout=100) == 0
+    assert call.startswith("study") or (tmp_path / "x.png").exists()

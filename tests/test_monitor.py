@@ -2,13 +2,16 @@
 
 import io
 import json
+import re
+import warnings
+from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from collapse import InputError, Monitor, spectrum
+from collapse import CollapseWarning, InputError, Monitor, spectrum
 
 
 def network(seed=0):
@@ -105,6 +108,65 @@ def test_what_cannot_be_watched_is_refused():
         net(torch.ones(3))
     with pytest.raises(InputError, match="a tuple"):
         net((torch.ones(3), 1))
+    with pytest.raises(InputError, match="a dict of logits; give a transform="):
+        net({"logits": torch.ones(3, 2)})
+    Monitor(net := nn.Identity(), transform=lambda out: out[0])
+    with pytest.raises(InputError, match=r"shape \(4, 3\), of which transform= makes shape \(3,\); give a transform="):
+        net(torch.ones(4, 3))
+
+
+Z = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(2))
+Output = namedtuple("Output", "features logits")
+OUTPUTS = {
+    "tokens": (Z, None, Z.mean(1), r"shape \(6, 3, 5\): the mean of its tokens is watched; transform= says otherwise"),
+    "a pair": ((Z[:, 0], Z), None, Z[:, 0], "a tuple: its first part is watched"),
+    "a named pair": (Output(Z[:, 1], Z), None, Z[:, 1], "a Output: its first part"),
+    "a single one": ([Z[:, 0]], None, Z[:, 0], ""),
+    "pooled": ({"last_hidden_state": Z, "pooler_output": Z[:, 2]}, None, Z[:, 2], "pooler_output is watched"),
+    "hidden": ({"last_hidden_state": Z, "pooler_output": None}, None, Z.mean(1), "the mean of last_hidden_state is w"),
+    "class token": ({"last_hidden_state": Z}, lambda out: out["last_hidden_state"][:, 0], Z[:, 0], ""),
+    "maps": ({"maps": Z[..., None]}, lambda out: out["maps"], Z.mean(2), ""),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_other_outputs_are_watched_and_what_is_taken_is_said_once(kind):
+    output, transform, rows, said = OUTPUTS[kind]
+    monitor = Monitor(net := nn.Identity(), every=1, transform=transform)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            net(output)
+            monitor.step()
+    np.testing.assert_allclose(monitor.spectra[2], spectrum(rows).singular_values, rtol=1e-9)
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == bool(said)
+    assert not said or re.search(said, found[0]), found
+
+
+def test_an_output_of_transformers_itself_is_watched():
+    from transformers import ViTConfig, ViTModel
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    net = ViTModel(ViTConfig(**small, image_size=8, patch_size=4)).train()
+    monitor = Monitor(net, every=1, transform=lambda out: out.last_hidden_state[:, 0])
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = net(images).last_hidden_state[:, 0].detach()
+    monitor.step()
+    np.testing.assert_allclose(monitor.spectra[0], spectrum(rows).singular_values, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("runs", "said"), [(True, "runs in eval mode"), (False, "did not run")])
+def test_what_never_reports_says_so_once(runs, said):
+    monitor = Monitor(net := network().eval(), every=2)
+    with pytest.warns(CollapseWarning, match=f"nothing to report, every 2 steps: the layer {said}") as caught:
+        reports = [monitor.step() for x in batches(6) if not runs or len(net(x))]
+    assert reports == [None] * 6
+    assert len(caught) == 1
+    net.train()(batches(1)[0])
+    monitor.step()
+    net(batches(1)[0])
+    assert monitor.step()["n"] == 20
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning itself, about loaders and loggers
@@ -128,17 +190,23 @@ def test_lightning_saves_it_with_the_run(tmp_path):
 
     def fit(epochs, checkpoint=None):
         callback, module = MonitorCallback("net.0", every=4), Module()
+        others = [MonitorCallback("net.0", every=3), MonitorCallback("net.2", every=4, transform=lambda out: 2 * out)]
         trainer = pl.Trainer(
-            max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+            max_epochs=epochs, callbacks=[callback, *others], accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
         )  # fmt: skip
         trainer.fit(module, data, ckpt_path=checkpoint)
-        return trainer, callback
+        return trainer, callback, others
 
-    trainer, _ = fit(1)
+    trainer, _, _ = fit(1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    _, whole = fit(2)
-    trainer, resumed = fit(2, tmp_path / "one.ckpt")
+    _, whole, more = fit(2)
+    trainer, resumed, again = fit(2, tmp_path / "one.ckpt")
+    for one, other in zip(more, again, strict=True):
+        np.testing.assert_equal(one.monitor.history, other.monitor.history)
+    assert [one.monitor.steps.tolist() for one in more] == [[3, 6, 9, 12], [4, 8, 12]]
     assert resumed.monitor.steps.tolist() == whole.monitor.steps.tolist() == [4, 8, 12]
     np.testing.assert_array_equal(resumed.monitor.spectra, whole.monitor.spectra)
-    assert "rank/effective_rank" in trainer.callback_metrics
+    logged = {name for name in trainer.callback_metrics if name.endswith("/effective_rank")}
+    assert logged == {f"rank/{layer}/effective_rank" for layer in ("net.0/4", "net.0/3", "net.2")}

@@ -612,3 +612,42 @@ def test_a_class_without_a_vote_is_not_among_the_five():
     assert knn(z, labels, z, shifted, k=1).top5 == 0
     assert knn(z, labels, z, labels, k=1).top5 == 1
     assert knn(z, labels, z, shifted, k=8).top5 > 0
+
+
+def test_a_finished_run_goes_on_to_more_epochs_and_keeps_its_encoder(tmp_path, digits, capsys):
+    data = data_of(digits, 200)
+    list(train(tmp_path, replace(TINY, epochs=1), data))
+    first = (tmp_path / "encoder.safetensors").read_bytes()
+    assert [line["epoch"] for line in train(tmp_path, replace(TINY, epochs=2), data)] == [2]
+    said = capsys.readouterr().err
+    assert "2 epochs instead of 1: from here on the learning rate follows the schedule of 2" in said
+    assert (tmp_path / "encoder-0001.safetensors").read_bytes() == first
+    assert (tmp_path / "encoder.safetensors").read_bytes() != first
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert (stored["config"]["epochs"], stored["raised_from"]) == (2, [1])
+    assert list(train(tmp_path, replace(TINY, epochs=2), data)) == []
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="holds a run with epochs = 2, not 1"):
+        list(train(tmp_path, replace(TINY, epochs=1), data))
+    with pytest.raises(InputError, match="holds a run with epochs = 2, not 3, lr = "):
+        list(train(tmp_path, replace(TINY, epochs=3, lr=0.2), data))
+    (tmp_path / "resume.pt").unlink()
+    with pytest.raises(InputError, match=r"is finished and has no resume\.pt to go on from"):
+        list(train(tmp_path, replace(TINY, epochs=3), data))
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_without_labels_the_backbone_is_trained_as_with_them(tmp_path, digits, chunks):
+    config = replace(TINY, epochs=1, chunks=chunks)
+    data, val = data_of(digits, 128), of_arrays(digits[0][200:260], digits[1][200:260])
+    options = Options(knn_every=1)
+    found = {}
+    for name, parts in (("with", (data, val)), ("without", (data.unlabelled(), val.unlabelled()))):
+        (*_, line) = train(tmp_path / name, config, *parts, options)
+        found[name] = line, load_file(tmp_path / name / "encoder.safetensors")
+    assert {"classifier_top1", "knn_top1"} <= found["with"][0].keys()
+    assert not {"classifier_top1", "knn_top1"} & found["without"][0].keys()
+    for key in ("loss", "effective_rank"):
+        assert found["with"][0][key] == found["without"][0][key]
+    for key, tensor in found["with"][1].items():
+        assert torch.equal(tensor, found["without"][1][key]), key

@@ -65,8 +65,10 @@ class Overrides:
             settings.text(f"{name}=", getattr(self, name))
         for name in ("maxpool", "no_normalize", "allow_unknown"):
             settings.flag(f"{name}=", getattr(self, name))
-        settings.triple("mean=", self.mean, settings.MEANS)
-        settings.triple("std=", self.std, settings.STDS)
+        settings.channels("mean=", self.mean, settings.MEANS)
+        settings.channels("std=", self.std, settings.STDS)
+        if (mean := len(self.mean or (0, 0, 0))) != (std := len(self.std or (0, 0, 0))):
+            raise InputError(f"mean= has {mean} channels and std= {std}; give both of as many as the images have")
 
 
 @dataclass

@@ -98,6 +98,16 @@ def triple(place: str, value: Any, limits: tuple[float, float]) -> tuple[float, 
     return tuple(entry for entry in checked if entry is not None)
 
 
+def channels(place: str, value: Any, limits: tuple[float, float]) -> None:
+    """Raise InputError unless it is None, or 1 to 64 numbers in the limits, one a channel."""
+    if value is None:
+        return
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 64:
+        raise InputError(f"{place} is {shown(value)}, expected a number for each channel")
+    if any(number(place, entry, *limits) is None for entry in value):
+        raise InputError(f"{place} is {shown(value)}, expected numbers")
+
+
 def read_text(value: Any) -> Any:
     """The list that a text writes down ("(0.5, 0.5, 0.5)"), or the value as it is."""
     if not isinstance(value, str) or len(value) > 200:

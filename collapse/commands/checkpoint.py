@@ -10,6 +10,7 @@ from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
     add_model,
     add_result,
+    count,
     deliver,
     overrides_of,
     positive,
@@ -47,10 +48,12 @@ def add_embed(commands: Any) -> None:
     )
     command.set_defaults(run=_embed)
     command.add_argument("source", metavar="CHECKPOINT")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, metavar="Z.npy", required=True)
     command.add_argument("--layer", default="representation", help="representation (default), projector, or a module")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
+    command.add_argument("--sample", type=positive, metavar="N", help="use N images, drawn at random by --seed")
+    command.add_argument("--seed", type=count, default=0, help="of --sample")
     command.add_argument("--json", action="store_true", help="print the provenance")
     command.add_argument("--force", action="store_true", help="replace existing files")
     add_model(command)
@@ -103,11 +106,12 @@ def _embed(options: argparse.Namespace) -> None:
 def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> dict[str, Any]:
     """Write the rows, the list of their images and, last, the document that names both by digest; returns it."""
     from collapse.encoders.embedding import rows_of
-    from collapse.images import line_of
+    from collapse.files.imagesets import line_of
     from collapse.results import command, to_json, versions
     from collapse.results.outputs import NpyWriter, digest, whole
 
-    how = {"layer": options.layer, "limit": options.limit, **reading_of(options)}
+    chosen = {name: getattr(options, name) for name in ("limit", "sample", "seed")}
+    how = {"layer": options.layer, **chosen, **reading_of(options)}
     with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:
         with NpyWriter(rows) as writer, rows_of(options.source, options.images, **how) as (net, pixels, batches):
             for batch in batches:

@@ -35,7 +35,7 @@ def add_diagnose(commands: Any) -> None:
     )
     command.set_defaults(run=_diagnose)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     _add_views(command)
     add_result(command).add_argument("--report", type=Path, metavar="FILE.html", help="write a page that prints")
     add_model(command)
@@ -68,7 +68,7 @@ def add_report(commands: Any) -> None:
     )
     command.set_defaults(run=_report_page)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip of one, or a .txt list")
+    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
     command.add_argument("--force", action="store_true", help="replace an existing page")
     command.add_argument(

@@ -10,7 +10,8 @@ from collapse.results.outputs import given, require_place, same
 
 # Names by which readers of checkpoints look into a folder; of a folder of zarr everything is read.
 CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".distcp", ".index.json", "config.json",
-              "args.json", ".metadata", "latest")  # fmt: skip
+              "args.json", ".metadata", "latest", ".npy", ".npz", ".h5", ".hdf5", ".parquet", ".arrow", ".feather",
+              ".mat", ".pkl", ".pickle", ".p", ".csv", ".tsv", ".jsonl")  # fmt: skip
 ZARR = ("zarr.json", ".zarray", ".zgroup")
 # What lies beside a checkpoint file and is read with it; and the rest of the training run to which an encoder belongs.
 BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
@@ -79,14 +80,14 @@ def _beside(place: Path) -> list[Path]:
 def images_of(text: str | None) -> Iterator[Input]:
     """A folder of images, a zip, or a list and the images that it names."""
     for place in given(text or ""):
-        from collapse.images import Images, may_be_image
+        from collapse.files.imagesets import open_set, wanted
 
         if place.is_dir():
-            yield _folder(place, may_be_image)
+            yield _folder(place, wanted)
             continue
         yield _file(place)
         if place.suffix == ".txt":
-            yield _listed(place, Images(place).names)
+            yield _listed(place, open_set(place).names)
 
 
 def data_of(text: str) -> Iterator[Input]:
@@ -96,9 +97,10 @@ def data_of(text: str) -> Iterator[Input]:
         yield from images_of(text)
     elif text.startswith("cifar10:"):
         yield _folder(folder, lambda name: True)
+    elif (folder / "train").is_dir():
+        yield from (entry for split in ("train", "val", "test") for entry in images_of(str(folder / split)))
     else:
-        yield from (entry for split in ("train", "val") for entry in images_of(str(folder / split)))
-        yield from map(_file, folder.glob("*.tar"))
+        yield from images_of(text)
 
 
 def _file(place: Path) -> Input:

@@ -34,6 +34,8 @@ def add_measure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
     command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
     command.add_argument("--limit", type=groups, metavar="N", help="use the first N rows or images")
+    command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
+    command.add_argument("--seed", type=count, default=0, help="of what is drawn at random")
     command.add_argument(
         "--max-unpacked", type=above_zero, metavar="GIB",
         help="let a packed array be that large, even where its file is far smaller",
@@ -62,10 +64,10 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--resize", type=positive, metavar="PX", help="shorter side")
     model.add_argument("--crop", type=positive, metavar="PX", help="centre crop")
     model.add_argument("--interpolation", choices=("bilinear", "bicubic"))
-    model.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"))
-    model.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
+    model.add_argument("--mean", type=float, nargs="+", metavar="X", help="R G B, or as many as there are channels")
+    model.add_argument("--std", type=float, nargs="+", metavar="X")
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
-    add_max_pixels(model)
+    add_pixels(model)
     model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
     model.add_argument("--batch-size", type=positive, help="default: 64, or 256 on CUDA")
     model.add_argument("--workers", type=count, help="processes that decode; default: up to 4, or 16 on CUDA")
@@ -75,11 +77,15 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_max_pixels(command: Any) -> None:
-    """How large an image may be."""
+def add_pixels(command: Any) -> None:
+    """How large an image may be, and what its numbers mean."""
     command.add_argument(
         "--max-pixels", type=positive, default=limits.PIXELS, metavar="N",
         help=f"images of more, height times width, are not decoded ({limits.PIXELS:,})",
+    )  # fmt: skip
+    command.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("BLACK", "WHITE"),
+        help="of images of floats or of more than 8 bits; default: by their type, or guessed with a warning",
     )  # fmt: skip
 
 
@@ -271,7 +277,13 @@ def reading_of(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of how a checkpoint and images are read, as arguments of the library, with a bar."""
     given = overrides_of(options)
     given |= {name: getattr(options, name) for name in ("precision", "strict", "max_pixels", "batch_size")}
+    given |= {"pixel_range": range_of(options)}
     return {**given, **placed(options), "watch": lambda batches: progress(batches, "images", batches.total)}
+
+
+def range_of(options: argparse.Namespace) -> tuple[float, float] | None:
+    """What --pixel-range says."""
+    return options.pixel_range and (options.pixel_range[0], options.pixel_range[1])
 
 
 def overrides_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from collapse.commands.shared import (
     add_output,
     bound,
     check_plot,
-    count,
     deliver,
     groups,
     positive,
@@ -38,10 +37,8 @@ def add_spectrum(commands: Any) -> None:
         epilog="example: collapse spectrum resnet50.pth imagenet/val --plot spectrum.png --out spectrum.json",
     )
     command.set_defaults(run=_spectrum)
-    command.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint, or an array: .npy .npz .pt .safetensors [:KEY]"
-    )
-    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, or a zip")
+    command.add_argument("source", metavar="SOURCE", help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]")
+    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, a zip, ...")
     command.add_argument(
         "--layer", default="representation", help="representation (default), projector, a module's name, or all"
     )
@@ -56,8 +53,6 @@ def add_spectrum(commands: Any) -> None:
         "--positions", type=positive, default=0, metavar="K",
         help="of inner layers: K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
-    command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
-    command.add_argument("--seed", type=count, default=0, help="of --sample and --positions")
     add_output(command)
     gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
     for word in ("under", "over"):
@@ -81,7 +76,7 @@ def add_compare(commands: Any) -> None:
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
     )  # fmt: skip
-    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, or a zip")
+    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, a zip, ...")
     add_measure(command)
     add_output(command)
     add_model(command)
@@ -125,7 +120,7 @@ def _measured(options: argparse.Namespace) -> "list[Spectrum]":
     """The spectrum of an array or of a layer, or those of all layers in the order of the forward pass."""
     from collapse.spectra.measure import layer_spectra, spectrum
 
-    how = {**_measure(options), "jackknife": options.jackknife, "sample": options.sample, "seed": options.seed}
+    how = {**_measure(options), "jackknife": options.jackknife}
     if not options.images:
         rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
         return [spectrum(options.source, layer=options.layer, **how, **rows)]
@@ -137,7 +132,7 @@ def _measured(options: argparse.Namespace) -> "list[Spectrum]":
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of how rows become a spectrum."""
-    names = ("method", "threshold", "limit", "vectors")
+    names = ("method", "threshold", "limit", "sample", "seed", "vectors")
     return {"normalize": not options.raw, **{name: getattr(options, name) for name in names}}
 
 

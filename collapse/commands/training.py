@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from collapse.commands.guard import RUN, data_of, protect, recipe, sources, spare_all
 from collapse.commands.shared import (
     above_zero,
-    add_max_pixels,
+    add_pixels,
     cores,
     count,
     deliver,
     positive,
     progress,
+    range_of,
+    share,
     tell,
     warn_of,
 )
@@ -37,10 +39,16 @@ def add_train(commands: Any) -> None:
     )
     command.set_defaults(run=_train)
     command.add_argument("--data", required=True, help="train/CLASS/*, val/CLASS/* in a folder or zip; more: docs")
+    command.add_argument(
+        "--holdout", type=share, metavar="SHARE", help="of images without a held-out part: hold this share out (0.1)"
+    )
+    command.add_argument(
+        "--labels", action=argparse.BooleanOptionalAction, default=True, help="--no-labels: folders are no classes"
+    )
     command.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     command.add_argument("--preset", default="imagenet", help=f"{', '.join(presets())}, or a JSON file (imagenet)")
-    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    command.add_argument("--workers", type=count, default=max(1, min(16, share)), help="processes that decode, a rank")
+    most = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    command.add_argument("--workers", type=count, default=max(1, min(16, most)), help="processes that decode, a rank")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     command.add_argument("--json", action="store_true", help="print the log's last line as one JSON document")
     watch = command.add_argument_group("watching and saving")
@@ -54,7 +62,7 @@ def add_train(commands: Any) -> None:
     fast = command.add_argument_group("computing")
     fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory")
-    add_max_pixels(fast)
+    add_pixels(fast)
     values = command.add_argument_group("the recipe (defaults: the preset's)")
     for name, kind, many in flags():
         options: dict[str, Any] = {"type": kind, "nargs": many, "metavar": kind.__name__.upper()}
@@ -74,7 +82,8 @@ def _train(options: argparse.Namespace) -> None:
     resolve(
         make_config(options.preset, **{k: tuple(v) if isinstance(v, list) else v for k, v in recipe_values.items()})
     )
-    chosen = {name: getattr(options, name) for name in (*WATCHING, "compile", "preset", "device", "max_pixels")}
+    names = (*WATCHING, "compile", "preset", "device", "max_pixels", "holdout", "labels")
+    chosen = {**{name: getattr(options, name) for name in names}, "pixel_range": range_of(options)}
     result = train(options.data, options.out, watch=_watch, **recipe_values, **chosen)
     if result.lead:
         _finish_run(options, result)
@@ -97,7 +106,7 @@ def _watch(job: "Job") -> Iterator[Any]:
     lead, rank = parallel.rank() == 0, float("nan")
     size = memory_estimate(job.config, job.config.batch_size // parallel.world()) / 2**30
     if lead:
-        warn_of([*job.data.warnings, *job.val.warnings])
+        warn_of([*job.data.warnings, *(job.val.warnings if job.val else ())])
         tell("\n".join(f"{name} = {value}" for name, value in job.config.as_dict().items()))
         tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
     with tqdm(total=job.total, unit=" steps", dynamic_ncols=True, disable=None if lead else True) as bar:
@@ -132,7 +141,7 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
     command.add_argument("--data", required=True, help="train/CLASS/* and val/CLASS/*, as a folder or a zip")
     command.add_argument("--batch-size", type=positive, default=256)
     command.add_argument("--workers", type=count, default=min(16, cores()), help="processes that decode")
-    add_max_pixels(command)
+    add_pixels(command)
     command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     command.add_argument("--seed", type=count, default=0)
     command.add_argument("--json", action="store_true", help="print one JSON document")
@@ -178,13 +187,13 @@ def _open_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of how it is measured, as arguments of the library, once nothing read is written over."""
     protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
     names = ("device", "batch_size", "workers", "seed", "max_pixels")
-    given = {name: getattr(options, name) for name in names}
+    given = {**{name: getattr(options, name) for name in names}, "pixel_range": range_of(options)}
     return {**given, "watch": lambda batches: progress(batches, "images", batches.total)}
 
 
 def _deliver_accuracy(options: argparse.Namespace, result: "Accuracy") -> None:
     lines = []
-    for name, share in (("top1", result.top1), ("top5", result.top5)):
+    for name, part in (("top1", result.top1), ("top5", result.top5)):
         low, high = (100 * end for end in getattr(result, f"{name}_interval"))
-        lines.append(f"{name} {100 * share:.2f} % ({low:.2f} to {high:.2f}), {result.n} images\n")
+        lines.append(f"{name} {100 * part:.2f} % ({low:.2f} to {high:.2f}), {result.n} images\n")
     deliver(options, result.to_json(), "".join(lines), notes=result.notes())

@@ -72,7 +72,7 @@ class How:
 
     device: "auto" is CUDA where it is, and where a module of the caller's already is.  batch_size: None is 64, or 256
     on CUDA.  workers: processes that decode a path's images.  limit: the first so many; sample: so many of them at
-    random by `seed`.  strict: an image that cannot be read is an error.
+    random by `seed`.  strict: an image that cannot be read is an error.  pixel_range: black and white of deep images.
     """
 
     device: str = "auto"
@@ -84,12 +84,14 @@ class How:
     seed: int = 0
     strict: bool = False
     max_pixels: int = limits.PIXELS
+    pixel_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         arguments.whole_or_none(1, batch_size=self.batch_size, limit=self.limit, sample=self.sample)
         arguments.whole("workers", self.workers, 0)
         arguments.whole("seed", self.seed, 0)
         arguments.whole("max_pixels", self.max_pixels, 1)
+        arguments.pair("pixel_range", self.pixel_range)
         arguments.choice("precision", self.precision, PRECISIONS)
         arguments.flag("strict", self.strict)
         if self.device not in (None, "auto"):
@@ -112,12 +114,13 @@ class ImageBatches:
     """Batches of pixels from a path, a tensor, an array or an iterable, in order; and what became of the images.
 
     total: how many are to come at most; None if only the end tells.  count: how many came.
-    skipped: {"path", "why"} of those of a path that cannot be read.  warnings: what a reader should know.
+    skipped: {"path", "why"} of those of a path that cannot be read.  plain: how many are of one colour.
+    warnings: what a reader should know.
     """
 
     def __init__(self, images: Any, how: How, step: int | None = None) -> None:
         self.preprocess, self.how, self.step = Preprocessing(None, None), how, step or how.batch_size or 64
-        self.count, self.skipped = 0, list[dict[str, str]]()
+        self.count, self.plain, self.skipped = 0, 0, list[dict[str, str]]()
         self.warnings: list[str] = []
         self.images = self._opened(images)
         sized = isinstance(self.images, (Images, Tensor, np.ndarray))
@@ -133,7 +136,7 @@ class ImageBatches:
 
     def _opened(self, images: Any) -> Any:
         if isinstance(images, (str, PathLike)):
-            found = Images(images, self.how.max_pixels)
+            found = Images(images, self.how.max_pixels, self.how.pixel_range)
             self.warnings += found.warnings
             return found
         if isinstance(images, Tensor) or hasattr(images, "__array__"):
@@ -185,7 +188,9 @@ class ImageBatches:
     def notes(self) -> list[str]:
         """The warnings, when all have come."""
         lost = len(self.skipped)
-        return [*self.warnings, *([f"{lost} of {self.count + lost} images were skipped"] if lost else [])]
+        left = [f"{lost} of {self.count + lost} images were skipped"] if lost else []
+        plain = [f"{self.plain} of {self.count} images are of one colour, without any contrast"] if self.plain else []
+        return [*self.warnings, *left, *plain]
 
     def unread(self) -> str:
         """How many could not be read, and the first of them, for an error."""
@@ -199,6 +204,7 @@ class ImageBatches:
             if self.count == 0:
                 self._look(batch)
             self.count += len(batch)
+            self.plain += plain(batch)
             yield batch
 
     def _batches(self) -> Iterator[Tensor]:
@@ -232,6 +238,16 @@ class ImageBatches:
                     f"images hold values from {low:.3g} to {high:.3g}, expected 0..1: the network's mean and std are "
                     "taken off; if that was done already, give no_normalize=True"
                 )
+
+
+def plain(batch: Tensor) -> int:
+    """How many images of a batch (b, c, h, w) have one value a channel; other batches have none."""
+    if batch.ndim != 4 or batch.shape[2] * batch.shape[3] < 2:
+        return 0
+    few = batch[..., ::8, ::8].flatten(2)  # most images differ here already
+    alike = (few == few[..., :1]).all(2).all(1).nonzero().flatten()
+    whole = batch[alike].flatten(2)
+    return int((whole == whole[..., :1]).all(2).all(1).sum()) if len(alike) else 0
 
 
 def _tensor(batch: Any) -> Tensor:

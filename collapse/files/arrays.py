@@ -1,27 +1,37 @@
-"""Files of embeddings by their bytes: .npy, .npz, .pt, .safetensors, HDF5, Parquet, zarr folders; .csv, .tsv, .jsonl.
+"""Files of embeddings by their bytes: numpy's, torch's, HDF5, Parquet, Arrow, zarr, MATLAB's, pickles, tables of text.
 
-Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds several.  All but .pt and .safetensors are
-read block by block; HDF5, Parquet and zarr want a library of their own (the extras hdf5, parquet, zarr).
+Rows are samples, (n, d).  `FILE:KEY` picks one array of a file that holds several.  A folder of such files is one
+array, file after file.  All but .pt, .safetensors, .mat and pickles are read block by block; HDF5, Parquet, Arrow and
+zarr want a library of their own (the extras hdf5, parquet, zarr).
 """
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from collapse import InputError
-from collapse.files import containers
+from collapse.files import containers, mat, trees
+from collapse.files.arrow import is_arrow, open_arrow
 from collapse.files.descriptor import Descriptor, Hashed, opened
 from collapse.files.hdf5 import open_hdf5
 from collapse.files.npy import MAGIC, open_npy, open_npz
 from collapse.files.parquet import open_parquet
-from collapse.files.rows import check_shape, choose, no_key
+from collapse.files.rows import blocks
 from collapse.files.tables import ENDINGS, open_table
 from collapse.files.zarrs import is_zarr, open_zarr
 from collapse.files.zips import Zip
+
+LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+PICKLES = (".pkl", ".pickle", ".p")
+# Endings of the files that a folder of parts may hold.
+PARTS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".parquet", ".arrow", ".feather", ".mat",
+         *PICKLES, *ENDINGS)  # fmt: skip
+KINDS = ".npy, .npz, .pt, .safetensors, .h5, .parquet, .arrow, .feather, zarr, .mat, .pkl, .csv, .tsv or .jsonl"
+CONFIGS = ("config.json", "args.json", ".metadata", "latest", "preprocessor_config.json", "open_clip_config.json")
 
 
 def split_key(source: Path) -> tuple[Path, str | None]:
@@ -58,96 +68,113 @@ def open_array(source: Path, max_unpacked: float | None = None) -> Iterator[tupl
             with open_zarr(path, key, max_unpacked) as rows:
                 yield about, rows
             return
-        with opened(path) as plain:
-            file = Hashed(**vars(plain))
-            if kind := _kind(file):
-                with _rows(file, kind, key, max_unpacked, about) as rows:
-                    yield about, rows
-                about["sha256"] = file.sha256()
-                return
-        contents = containers.read(path)
-        yield {**about, "sha256": contents.sha256, "foreign": contents.foreign}, _pick(path, contents.tree, key)
+        if os.path.isdir(path):
+            yield about, _of_folder(path, key, max_unpacked, about)
+            return
+        with _file(path, key, max_unpacked, about) as rows:
+            yield about, rows
     except MemoryError as error:
         raise InputError(f"{source}: wants more memory than there is ({error or 'none is left'})") from error
 
 
+@contextmanager
+def _file(
+    path: Path, key: str | None, most: float | None, about: dict[str, Any], single: bool = False
+) -> Iterator[Any]:
+    """Rows of one file; what is known of it goes to `about`.  single: one vector is one row."""
+    with opened(path) as plain:
+        file = Hashed(**vars(plain))
+        if kind := _kind(file):
+            with _rows(file, kind, key, most, about, single) as rows:
+                yield rows
+            about["sha256"] = file.sha256()
+            return
+    try:
+        contents = containers.read(path)
+    except InputError as error:
+        hint = f"; arrays are read from {KINDS}" if "is not a checkpoint" in str(error) else ""
+        raise InputError(f"{error}{hint}") from error
+    about |= {"sha256": contents.sha256, "foreign": contents.foreign}
+    yield trees.pick(path, contents.tree, key, single)
+
+
+def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[str, Any]) -> Iterator[Any]:
+    """Rows of the files of a folder, one after another. Raises InputError: not of one kind, of several widths."""
+    names = _parts_of(folder)
+    digest, width = hashlib.sha256(), 0
+    about["warnings"] = [f"{len(names)} files of {folder} are read as one array, {names[0]} to {names[-1]}"]
+    for name in names:
+        known: dict[str, Any] = {}
+        with _file(folder / name, key, most, known, single=True) as rows:
+            for block in blocks(rows):
+                if width and block.shape[1] != width:
+                    raise InputError(f"{folder / name}: {block.shape[1]} dimensions, where {names[0]} has {width}")
+                width = block.shape[1]
+                yield block
+        digest.update(f"{name} {known['sha256']}\n".encode("utf-8", "surrogateescape"))
+    about["sha256"] = digest.hexdigest()
+
+
+def _parts_of(folder: Path) -> list[str]:
+    """The names of the files in a folder that hold parts of one array, by their numbers."""
+    entries = [name for name in os.listdir(folder) if not name.startswith(".")]
+    config = next((name for name in CONFIGS if name in entries), None)
+    names = [name for name in entries if os.path.splitext(name)[1].lower() in PARTS]
+    if config or not names:
+        what = f"holds {config}: a checkpoint, give the images to embed too" if config else "holds no file of an array"
+        raise InputError(f"{folder}: is a folder and {what}; arrays are read from {KINDS}")
+    endings = sorted({os.path.splitext(name)[1].lower() for name in names})
+    series = [name for name in names if re.search("[0-9]", name)]
+    stems = {re.sub("[0-9]+", "#", name) for name in series}
+    several = sorted(stem for stem in stems if sum(re.sub("[0-9]+", "#", name) == stem for name in series) > 1)
+    if len(endings) > 1 or len(several) > 1:
+        kinds = endings if len(endings) > 1 else several
+        raise InputError(f"{folder}: holds {' and '.join(kinds[:4])}; put what belongs together in a folder of its own")
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in _pieces(name)])
+
+
+def _pieces(name: str) -> list[str]:
+    """A name cut into text, digits, text, ...: its numbers count as numbers."""
+    return re.split("([0-9]{1,18})", name)
+
+
 def _kind(file: Descriptor) -> str:
     """Which kind of array file it is by its bytes; "" for what may be a file of tensors."""
-    head = file.read(0, min(file.size, 8))
-    for magic, kind in ((MAGIC, "npy"), (b"\x89HDF\r\n", "hdf5"), (b"PAR1", "parquet")):
+    head, ending = file.read(0, min(file.size, 32)), file.path.suffix.lower()
+    marks = ((MAGIC, "npy"), (b"\x89HDF\r\n", "hdf5"), (mat.HDF5, "matlab"), (b"PAR1", "parquet"), (mat.MAGIC, "mat"))
+    for magic, kind in marks:
         if head.startswith(magic):
             return kind
-    if file.path.suffix.lower() in ENDINGS and b"\0" not in head:
+    if is_arrow(head):
+        return "arrow"
+    if ending in PICKLES and not head.startswith((b"PK\3\4", LEGACY_TORCH)):
+        return "pickle"
+    if ending in ENDINGS and b"\0" not in head[:8]:
         return "text"
     return "npz" if head[:4] == b"PK\3\4" and any(name.endswith(".npy") for name in Zip(file).records) else ""
 
 
 def _rows(
-    file: Descriptor, kind: str, key: str | None, most: float | None, about: dict[str, Any]
-) -> AbstractContextManager[Iterator[np.ndarray]]:
+    file: Descriptor, kind: str, key: str | None, most: float | None, about: dict[str, Any], single: bool
+) -> AbstractContextManager[Any]:
     if kind == "npy":
-        return open_npy(file, key)
+        return open_npy(file, key, single)
     if kind == "npz":
         return open_npz(file, key, most)
+    if kind == "pickle":
+        return _pickled(file, key, about, single)
+    if kind == "mat":
+        return mat.open_mat(file, key, most)
+    if kind in ("hdf5", "matlab"):
+        return open_hdf5(file, key, most, kind == "matlab")
+    notes = about.setdefault("warnings", [])
     if kind == "text":
-        return open_table(file, key, about.setdefault("warnings", []))
-    if kind == "hdf5":
-        return open_hdf5(file, key, most)
-    return open_parquet(file, key, most, about.setdefault("warnings", []))
+        return open_table(file, key, notes)
+    return (open_arrow if kind == "arrow" else open_parquet)(file, key, most, notes)
 
 
-def _pick(path: Path, tree: Any, key: str | None) -> Any:
-    """The tensor of a torch or safetensors file; a file of many is likely a checkpoint, which wants images."""
-    import torch
-
-    if isinstance(tree, torch.Tensor):
-        no_key(path, key)
-        return _checked(str(path), tree)
-    if (parts := _parts(tree)) and key is None:
-        return _joined(str(path), parts)
-    tensors = {str(k): v for k, v in tree.items() if isinstance(v, torch.Tensor)} if isinstance(tree, Mapping) else {}
-    nested = isinstance(tree, Mapping) and any(isinstance(value, Mapping) for value in tree.values())
-    if key is None and (nested or len(tensors) > 8):
-        raise InputError(
-            f"{path}: looks like a checkpoint; give the images to embed too, or FILE:KEY for an array in it"
-        )
-    if not tensors:
-        raise InputError(f"{path}: holds no tensor of embeddings (n, d), alone or by name")
-    name = choose(path, list(tensors), key)
-    return _checked(f"{path}: array {name!r}", tensors[name])
-
-
-def _parts(tree: Any) -> list[Any]:
-    """The tensors of a list of rows or of batches, or of rows by name; [] for anything else, as no encoder is that."""
-    import torch
-
-    parts = list(tree.values()) if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else []
-    axes = {part.ndim for part in parts if isinstance(part, torch.Tensor)}
-    whole = all(isinstance(part, torch.Tensor) and part.ndim in (1, 2) and len(part) for part in parts)
-    alike = whole and len(axes) == 1 and len({part.shape[-1] for part in parts}) == 1
-    rows = axes == {1} or not isinstance(tree, Mapping)
-    return list(parts) if alike and rows and len(parts) > 1 and parts[0].shape[-1] > 1 else []
-
-
-def _joined(where: str, parts: list[Any]) -> Any:
-    """(n, d) of rows (d,) or of batches (b, d), in their order."""
-    import torch
-
-    rows = [part[None] if part.ndim == 1 else part for part in parts]
-    return torch.cat([_checked(f"{where}: part {index}", part) for index, part in enumerate(rows)])
-
-
-def _checked(where: str, tensor: Any) -> Any:
-    """The tensor, if it is (n, d) and as large as what is stored of it."""
-    import torch
-
-    real = tensor.layout == torch.strided and not (
-        tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.bool
-    )
-    check_shape(where, tuple(tensor.shape), "f" if real else "", f"{tensor.dtype} ({tensor.layout})")
-    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if size > stored:
-        raise InputError(
-            f"{where}: declares {size} bytes and stores {stored} (an expanded tensor); store a clone of it"
-        )
-    return tensor
+@contextmanager
+def _pickled(file: Descriptor, key: str | None, about: dict[str, Any], single: bool) -> Iterator[Any]:
+    tree, foreign = trees.read_pickle(file)
+    about["foreign"] = sorted(foreign)
+    yield trees.pick(file.path, tree, key, single)

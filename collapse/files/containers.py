@@ -278,6 +278,8 @@ def _storage_id(key: Any) -> tuple["torch.dtype", str, int]:
         kind = str(key[0])[:40] if isinstance(key, tuple) and key and isinstance(key[0], str) else type(key).__name__
         raise InputError(f"pickles a {kind!r} with its source code, not only tensors; save its state_dict() instead")
     _, dtype, name, _, numel = key[:5]
+    if isinstance(dtype, Stub) and re.fullmatch(r"torch\.QU?Int\d+(x\d)?Storage", dtype.name):
+        raise InputError(f"holds a quantised tensor ({dtype.name}); dequantise it first, and save again")
     if not isinstance(dtype, torch.dtype) or not isinstance(name, (str, int)) or type(numel) is not int:
         raise InputError("a storage of an unknown kind; refused")
     return dtype, str(name), numel

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -102,7 +102,8 @@ def _huggingface_cache(path: Path, target: Path) -> bool:
 
 
 def _read_shards(index: Path) -> Contents:
-    weight_map = _json(index).get("weight_map")
+    about = _json(index)
+    weight_map = about.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map")
     tree: dict[str, Any] = {}
@@ -118,9 +119,26 @@ def _read_shards(index: Path) -> Contents:
                 f"{index.parent / name}: {len(superfluous)} tensors are in the shards but not in the index"
             )
         tree |= contents.tree
+    _check_size(index, about.get("metadata"), tree)
     digest = _digest(contents.sha256 for contents in shards.values())
     foreign = sorted({name for contents in shards.values() for name in contents.foreign})
     return Contents(f"{len(shards)} shards", tree, digest, foreign)
+
+
+def _check_size(index: Path, metadata: Any, tree: Mapping[str, Any]) -> None:
+    """Raise InputError if the index counts other bytes: a shard of another save has the same names.
+
+    Some writers count tensors that share their numbers once.
+    """
+    declared = metadata.get("total_size") if isinstance(metadata, Mapping) else None
+    tensors = [value for value in tree.values() if hasattr(value, "untyped_storage")]
+    found = sum(t.numel() * t.element_size() for t in tensors)
+    once = sum({t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+    if type(declared) in (int, float) and not once <= declared <= found:
+        raise InputError(
+            f"{index}: says that the tensors take {declared:.0f} bytes, and the shards hold {found}: one of them is "
+            "of another save; fetch them again, or take total_size out of the index"
+        )
 
 
 def _digest(digests: Iterable[str]) -> str:

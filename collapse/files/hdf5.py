@@ -21,8 +21,12 @@ FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 6: "scaleoffset"
 
 
 @contextmanager
-def open_hdf5(source: Descriptor, key: str | None, most: float | None) -> Iterator[Iterator[np.ndarray]]:
+def open_hdf5(
+    source: Descriptor, key: str | None, most: float | None, columns: bool = False
+) -> Iterator[Iterator[np.ndarray]]:
     """Rows of a dataset, in blocks. Links are not followed: they may lead to other files.
+
+    columns: MATLAB's, which stores a matrix (n, d) as (d, n).
 
     Raises InputError: h5py is not installed, no such dataset, data in other files, a filter that is a plugin, parts
     that were never written, what unpacks to too much (most: in GiB), damaged.
@@ -34,9 +38,14 @@ def open_hdf5(source: Descriptor, key: str | None, most: float | None) -> Iterat
         try:
             with reading(path, "HDF5"):
                 found = _datasets(h5py, file, path)
+                found = {name: data for name, data in found.items() if not (columns and name.startswith("#"))}
                 name = choose(path, list(found), key)
-                step = _checked(h5py, found[name], f"{path}: dataset {name!r}", source.size, most)
-            yield _blocks(path, found[name], step)
+                where, data = f"{path}: dataset {name!r}", found[name]
+                step = _checked(h5py, data, where, source.size, most)
+                if columns:
+                    check_memory(where, 2 * data.nbytes, "a matrix of MATLAB, which is stored by columns,")
+            blocks = _blocks(path, data, step)
+            yield iter([np.ascontiguousarray(np.concatenate(list(blocks)).T)]) if columns else blocks
         finally:
             file.close()
 

@@ -12,6 +12,7 @@ HEADER = 32 << 20  # bytes of a safetensors header; real ones are far below 1 Mi
 JSON = 64 << 20  # bytes of an index, a config or a result
 DIGITS = 400  # of an integer in JSON; float64 ends at 309
 PICKLE = 256 << 20  # bytes of a pickle without its tensors
+UNPACKED_PICKLE = 8 << 30  # bytes of a pickle of arrays, which hold the numbers
 OPCODES = 3_000_000  # steps of a pickle, 2 s; a network of 3,000 blocks needs 1 million
 INTEGER = 64  # bytes of one integer in a pickle; the state of numpy's generators needs 16
 ENTRIES = 2_000_000  # files in a zip
@@ -34,6 +35,8 @@ SCANS = 100  # passes over a progressive JPEG, pieces of its Exif; real ones hav
 JOINED = 8 << 20  # bytes of a JPEG up to which its Exif may be in any number of pieces
 RUN_WIDTH = 1 << 16  # pixels of a row in a packed BMP
 TILES, TILES_OF_TIFF = 16_384, 500_000  # of a JPEG 2000; strips or tiles of a TIFF
+PAGES, CHANNELS = 65_536, 64  # of a TIFF; of any image, satellites' have 13
+PROBED = 16  # images that are looked at for the range of deep pixels
 
 CLASSES = 32_768  # classes that numbers may name, of fewer images; a network has an output for each
 LABEL = 1 << 16  # bytes of a label in a tar

@@ -3,9 +3,9 @@
 import ast
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -24,9 +24,9 @@ Rows = Iterator[np.ndarray]
 
 @dataclass(frozen=True)
 class Header:
-    """The beginning of a .npy: shape (n, d), dtype, whether columns lie together, and the place of the first number."""
+    """The beginning of a .npy: shape, dtype, whether it is in Fortran's order, and the place of the first number."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
     offset: int
@@ -39,18 +39,19 @@ class Header:
     @property
     def width(self) -> int:
         """Bytes of a row."""
-        return self.shape[1] * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @classmethod
-    def parse(cls, data: bytes, size: int, where: str) -> "Header":
+    def parse(cls, data: bytes, size: int, where: str, check: Callable[..., None] = check_shape) -> "Header":
         """The header at the beginning of `data`, of a .npy of `size` bytes.
 
-        Raises InputError: not a header, not (n, d) real numbers, or another number of bytes than it says.
+        check: as `check_shape`, refuses other shapes than are wanted, and those without an axis.
+        Raises InputError: not a header, not such an array, or another number of bytes than it says.
         """
         shape, fortran, descr, stop = _fields(data, where)
         dtype = real_dtype(descr, where)
-        check_shape(where, shape, dtype.kind, dtype)
-        header = cls((shape[0], shape[1]), dtype, fortran, stop)
+        check(where, shape, dtype.kind, dtype)
+        header = cls(shape, dtype, fortran, stop)
         if header.size > size:
             raise InputError(f"{where}: truncated: shape {shape} takes {header.size} bytes and there are {size}")
         if header.size < size:
@@ -110,15 +111,37 @@ def real_dtype(descr: Any, where: str) -> np.dtype:
 
 
 @contextmanager
-def open_npy(source: Descriptor, key: str | None) -> Iterator[Rows]:
-    """Rows of a .npy file, in blocks. Raises InputError as `Header.parse` does."""
+def open_npy(source: Descriptor, key: str | None, single: bool = False) -> Iterator[Rows]:
+    """Rows of a .npy file, in blocks; single: one vector is one row. Raises InputError as `Header.parse` does."""
     no_key(source.path, key)
-    header = Header.parse(source.read(0, min(source.size, limits.NPY_HEADER + 12)), source.size, str(source.path))
+    head, check = source.read(0, min(source.size, limits.NPY_HEADER + 12)), _check_single if single else check_rows
+    header = as_rows(Header.parse(head, source.size, str(source.path), check))
     if header.fortran:
         yield _from_columns(source, header)
     else:
         step = max(limits.BLOCK, header.width)
         yield _from_stream(source.chunks(header.offset, source.size - header.offset, step), header)
+
+
+def check_rows(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
+    """As `check_shape`, of rows (n, d), also (n, d, 1, 1): maps of one position."""
+    check_shape(where, _cut(shape), kind, dtype)
+
+
+def _check_single(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
+    check_rows(where, (1, *shape) if len(shape) == 1 else shape, kind, dtype)
+
+
+def _cut(shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def as_rows(header: Header) -> Header:
+    """The header of the same numbers as (n, d)."""
+    return replace(header, shape=(1, *header.shape) if len(header.shape) == 1 else _cut(header.shape))
 
 
 @contextmanager
@@ -133,11 +156,8 @@ def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterato
     record, where = archive.records[f"{key}.npy"], f"{source.path}: array {key!r}"
     check_unpacked(where, record.size, record.packed, most)
     pieces = archive.stream(record, limits.BLOCK)
-    head = bytearray()
-    while len(head) <= limits.NPY_HEADER + 12 and (piece := next(pieces, None)) is not None:
-        head += piece
-    header = Header.parse(bytes(head[: limits.NPY_HEADER + 12]), record.size, where)
-    stream = chain([bytes(head[header.offset :])], pieces)
+    header, stream = parsed(pieces, record.size, where, check_rows)
+    header = as_rows(header)
     if header.fortran:
         check_memory(where, 2 * record.size, "an array in Fortran's order, unpacked,")
         flat = np.frombuffer(bytearray().join(stream), header.dtype)
@@ -146,6 +166,17 @@ def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterato
         yield _from_stream(stream, header)
     for _ in pieces:
         pass
+
+
+def parsed(
+    pieces: Iterator[bytes], size: int, where: str, check: Callable[..., None] = check_shape
+) -> tuple[Header, Iterator[bytes]]:
+    """(header, the bytes of the numbers) of a .npy of `size` bytes that comes in pieces. Raises as `Header.parse`."""
+    head = bytearray()
+    while len(head) <= limits.NPY_HEADER + 12 and (piece := next(pieces, None)) is not None:
+        head += piece
+    header = Header.parse(bytes(head[: limits.NPY_HEADER + 12]), size, where, check)
+    return header, chain([bytes(head[header.offset :])], pieces)
 
 
 def _from_stream(pieces: Iterator[bytes], header: Header) -> Rows:

@@ -30,20 +30,21 @@ def open_parquet(
     path = source.path
     pyarrow, parquet = (library(path, name, "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     with reading(path, "Parquet"):
-        about = _footer(source)
-        file = parquet.ParquetFile(
-            pyarrow.PythonFile(File(source), "r"),
-            buffer_size=1 << 20,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
-        columns = _columns(pyarrow.types, path, file.schema_arrow, key, notes)
+        about, file = footer(source), opened_table(pyarrow, parquet, source)
+        columns = columns_of_schema(pyarrow.types, path, file.schema_arrow, key, notes)
         step = _checked(source, about, columns, most)
         batches = file.iter_batches(batch_size=step, columns=columns, use_threads=False)
-    yield _blocks(path, pyarrow.types, batches, about[ROWS])
+    yield blocks_of(path, pyarrow.types, batches, about[ROWS])
 
 
-def _footer(source: Descriptor) -> dict[int, Any]:
+def opened_table(pyarrow: Any, parquet: Any, source: Descriptor) -> Any:
+    """pyarrow's view of a file, whose `footer` was read before."""
+    return parquet.ParquetFile(
+        pyarrow.PythonFile(File(source), "r"), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    )
+
+
+def footer(source: Descriptor) -> dict[int, Any]:
     """The description at the end, a struct of thrift. pyarrow's own view of it ends the process on some damage."""
     tail = source.read(max(0, source.size - 8), min(8, source.size))
     length = int.from_bytes(tail[:4], "little")
@@ -64,7 +65,7 @@ def _is_vector(types: Any, kind: Any) -> bool:
     return tensor and len(kind.shape) == 1 and _is_number(types, kind.value_type)
 
 
-def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[str]) -> list[str]:
+def columns_of_schema(types: Any, path: Path, schema: Any, key: str | None, notes: list[str]) -> list[str]:
     """The names of the columns that are the embedding."""
     kinds = {field.name: field.type for field in schema}
     vectors = [name for name, kind in kinds.items() if _is_vector(types, kind)]
@@ -77,17 +78,22 @@ def _columns(types: Any, path: Path, schema: Any, key: str | None, notes: list[s
     return columns_of(path, kinds, numbers, key, notes)
 
 
-def _checked(source: Descriptor, about: dict[int, Any], columns: list[str], most: float | None) -> int:
-    """How many rows are read at a time."""
-    where, n = str(source.path), about[ROWS]
+def sizes_of(source: Descriptor, about: dict[int, Any], columns: list[str]) -> tuple[int, int, int]:
+    """(values, bytes unpacked, bytes stored) of some columns. Raises InputError: they lie in other files."""
     chunks = [chunk for group in about[GROUPS] for chunk in group[1]]
     if any(chunk.get(1) for chunk in chunks):
-        raise InputError(f"{where}: keeps its data in other files; write it as one")
+        raise InputError(f"{source.path}: keeps its data in other files; write it as one")
     parts = [chunk[3] for chunk in chunks if chunk[3][3][0].decode() in columns]
     pages = [_pages(source, part) for part in parts]
     values, unpacked = (sum(page[i] for page in pages) for i in (0, 1))
+    return values, unpacked, min(source.size, sum(part[7] for part in parts))
+
+
+def _checked(source: Descriptor, about: dict[int, Any], columns: list[str], most: float | None) -> int:
+    """How many rows are read at a time."""
+    where, n = str(source.path), about[ROWS]
+    values, unpacked, stored = sizes_of(source, about, columns)
     check_shape(where, (n, math.ceil(values / max(1, n))), "f", "of the table")
-    stored = min(source.size, sum(part[7] for part in parts))
     check_unpacked(where, max(8 * values, unpacked), stored, most)
     return max(1, limits.BLOCK * n // (8 * values))
 
@@ -115,9 +121,10 @@ def _page(source: Descriptor, place: int) -> tuple[dict[int, Any], int]:
     raise ValueError("a page without an end of its header")
 
 
-def _blocks(path: Path, types: Any, batches: Any, rows: int) -> Iterator[np.ndarray]:
+def blocks_of(path: Path, types: Any, batches: Any, rows: int, kind: str = "Parquet") -> Iterator[np.ndarray]:
+    """(b, d) of each batch of columns; raises InputError if they are other than `rows` rows, or no numbers."""
     while True:
-        with reading(path, "Parquet"):
+        with reading(path, kind):
             batch = next(batches, None)
             block = None if batch is None else _block(path, types, batch.columns)
         if block is None:
@@ -125,7 +132,7 @@ def _blocks(path: Path, types: Any, batches: Any, rows: int) -> Iterator[np.ndar
         rows -= len(block)
         yield block
     if rows:
-        raise InputError(f"{path}: truncated or damaged Parquet (its pages hold other rows than it says)")
+        raise InputError(f"{path}: truncated or damaged {kind} (its pages hold other rows than it says)")
 
 
 def _block(path: Path, types: Any, columns: list[Any]) -> np.ndarray:

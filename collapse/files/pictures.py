@@ -1,7 +1,8 @@
 """Images of many kinds from their bytes, by the parts of Pillow that are named here and no others.
 
 The bytes say what kind an image is, not the ending of its name. How large it is, is read from its header first.
-Metadata and further pages or frames, which no network sees, are taken away before Pillow looks.
+Metadata and further pages or frames, which no network sees, are taken away before Pillow looks.  What Pillow would cut
+to 8 bits, or has no name for, comes as numbers instead.
 """
 
 import io
@@ -11,9 +12,12 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -26,7 +30,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from collapse import InputError
-from collapse.files import limits
+from collapse.files import limits, tiffs
 
 JPEG = b"\xff\xd8\xff"
 
@@ -81,9 +85,10 @@ def kind_of(head: bytes, name: str = "") -> str | None:
     return found or ("TGA" if name.lower().endswith(".tga") else None)
 
 
-def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image:
+def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image | NDArray:
     """The image in the bytes of the file `path`, the first if there are several.
 
+    Of 8 bits a channel it is Pillow's.  Deeper ones, and those of other numbers of channels, are (h, w, c) as stored.
     most: pixels, height times width, up to which it is decoded.
     Raises UnreadableImage: another kind of file, damaged, truncated, or too large.
     """
@@ -93,11 +98,14 @@ def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image
     about, most = KINDS[kind], most // KINDS[kind].share
     try:
         with _quietly(most), _mute() if kind == "TIFF" else nullcontext():
+            numbers = _NUMBERS[kind](contents, most) if kind in _NUMBERS else None
+            if numbers is not None:
+                return numbers
             image = about.open(io.BytesIO(about.prepare(contents, most)))
             _within(image.size, most)
             _check_work(image, contents)
             image.load()
-        return image
+        return np.array(image)[..., None] if image.mode.startswith("I") or image.mode == "F" else image
     except Exception as error:  # decoders of damaged files fail in many ways, all the file's fault
         raise UnreadableImage(path, reason(error)) from error
 
@@ -209,13 +217,8 @@ def _first_frame(contents: bytes, most: int) -> bytes:
     return contents[:start] + control + contents[place:]
 
 
-# Tags of a TIFF that decoding needs, with how many values each may have; a strip or tile has one offset and one size.
-_TAGS = {
-    **dict.fromkeys((256, 257, 258, 259, 262, 266, 274, 277, 278, 284, 292, 293, 317, 322, 323, 338, 339), 64),
-    **dict.fromkeys((512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532), 64),
-    **dict.fromkeys((273, 279, 324, 325), limits.TILES_OF_TIFF),
-    **dict.fromkeys((320, 347), 3 << 16),  # colours, tables of JPEG
-}
+# Tags that decoding needs, those of JPEG as TIFF 6.0 had it among them.
+_TAGS = {**tiffs.TAGS, **dict.fromkeys((512, 513, 514, 515, 517, 518, 519, 520, 521), 64)}
 _BYTES_OF_TYPE = {1: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}
 
 
@@ -247,6 +250,49 @@ def _value(entries: dict[int, tuple[int, int, int, bytes]], tag: int, order: str
     return struct.unpack_from(order + {3: "H", 16: "Q"}.get(kind, "L"), data)[0]
 
 
+def _deep_png(contents: bytes, most: int) -> NDArray | None:
+    """(h, w, 3) uint16 of a PNG of 16 bits in three channels and perhaps alpha; None for any other.
+
+    Pillow takes the first byte of each number, and the second one if it is told that the order of bytes is the other.
+    """
+    if contents[12:16] != b"IHDR" or contents[24] != 16 or contents[25] not in (2, 6):
+        return None
+    halves = []
+    for order in "BL":
+        image = PngImageFile(io.BytesIO(contents))
+        _within(image.size, most)
+        (tile,) = image.tile
+        image.tile = [(*tile[:3], f"{image.mode};16{order}")]  # type: ignore[list-item]
+        image.load()
+        halves.append(np.asarray(image)[..., :3].astype(np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _many_bands(contents: bytes, most: int) -> NDArray | None:
+    """(h, w, c) of a TIFF of several deep channels, or of another number than 3 or 4; None for any other."""
+    read = partial(_bytes_of, contents)
+    page = next(tiffs.pages(read, len(contents)), None)
+    if page is None or not {tiffs.WIDTH, tiffs.HEIGHT, tiffs.BITS} <= page.tags.keys() or not page.beyond_pillow:
+        return None
+    if page.channels > limits.CHANNELS:
+        raise _Refused(f"{page.channels} channels, at most {limits.CHANNELS} are read")
+    _within((page.size[0] * page.channels, page.size[1]), 4 * most)
+    Image.MAX_IMAGE_PIXELS = 4 * most  # put back by `_quietly`
+    return tiffs.bands(page, read, len(contents), _grey)
+
+
+def _bytes_of(contents: bytes, start: int, size: int) -> bytes:
+    return contents[start : start + size]
+
+
+def _grey(contents: bytes) -> NDArray:
+    """(h, w) of a TIFF of one channel."""
+    image = TiffImageFile(io.BytesIO(contents))
+    image.load()
+    return np.array(image)
+
+
+_NUMBERS: dict[str, Callable[[bytes, int], NDArray | None]] = {"PNG": _deep_png, "TIFF": _many_bands}
 KINDS = {
     "JPEG": Kind(re.compile(JPEG), ".jpg .jpeg .jpe .jfif .mpo", JpegImageFile, _little_exif),
     "PNG": Kind(re.compile(rb"\x89PNG\r\n\x1a\n"), ".png .apng", PngImageFile),

@@ -22,6 +22,10 @@ USUAL_KEYS = (
 )  # fmt: skip
 BLOCK = 1 << 22  # entries of a float64 block: 32 MiB
 
+# What is no embedding, however it is shaped, unless it is asked for by its name.
+OTHER_KEYS = ("coords", "coord", "coordinates", "label", "labels", "target", "targets", "y", "id", "ids", "idx",
+              "index", "indices", "mask", "masks", "__index_level_0__")  # fmt: skip
+
 
 def listed(names: Sequence[str]) -> str:
     """The first eight names, for a message."""
@@ -40,6 +44,10 @@ def choose(path: Path, keys: Sequence[str], key: str | None) -> str:
     if not keys:
         raise InputError(f"{path}: holds no array")
     usual = [name for name in keys if name.rpartition("/")[2] in USUAL_KEYS]
+    if len(keys) == 1 and keys[0].rpartition("/")[2].lower() in OTHER_KEYS:
+        raise InputError(
+            f"{path}: holds only {keys[0]!r}, which is no embedding by its name; if it is, {path}:{keys[0]}"
+        )
     if len(keys) != 1 and len(usual) != 1:
         raise InputError(f"{path}: holds {len(keys)} arrays ({listed(keys)}); name one as {path}:KEY")
     return usual[0] if usual else keys[0]
@@ -155,7 +163,8 @@ def columns_of(
     if key is not None:
         chosen = [name for name in kinds if fnmatchcase(name, key)]
     else:
-        chosen = list(kinds) if len(kinds) == 1 else family_of(list(kinds))
+        alone = len(kinds) == 1 and next(iter(kinds)).lower() not in OTHER_KEYS
+        chosen = list(kinds) if alone else family_of(list(kinds))
         if chosen and (left := [name for name in kinds if name not in chosen]):
             notes.append(f"the {len(chosen)} columns {chosen[0]} to {chosen[-1]} are read, and not {listed(left)}")
     if not chosen:

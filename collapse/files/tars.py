@@ -24,6 +24,13 @@ class Member(NamedTuple):
     size: int
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether a file begins as a tar that is not compressed: the checksum of its first header is right."""
+    block = head[:BLOCK]
+    total = _octal(block[148:156]) if len(block) == BLOCK else None
+    return total is not None and total == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+
+
 def members(source: Descriptor) -> tuple[list[Member], list[str]]:
     """(the files of an archive in order, the names of links, which are not followed).
 

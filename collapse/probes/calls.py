@@ -19,7 +19,7 @@ from collapse.probes.paper import probe_paper
 from collapse.training.data import Labelled, open_data, same_classes
 
 RECIPES = ("fast", "paper")
-OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", *Overrides.__dataclass_fields__)
+OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", "pixel_range", *Overrides.__dataclass_fields__)
 BATCH = 256
 
 
@@ -33,7 +33,7 @@ def probe(
         data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_data` takes.
         recipe: "fast", L-BFGS on features of the centre crops; "paper", SGD for `epochs` on random crops and flips.
         watch: gets the batches of images and passes them on, as a progress bar does.
-        options: device, batch_size (256), workers, seed, max_pixels, and the fields of `Overrides`.
+        options: device, batch_size (256), workers, seed, max_pixels, pixel_range, and the fields of `Overrides`.
 
     Raises:
         InputError: no such data, classes that differ, an impossible value; as `collapse.load` does.
@@ -109,7 +109,7 @@ class _Task:
     def of(cls, source: Any, data: str | PathLike, watch: Watch, options: Mapping[str, Any]) -> "_Task":
         how, overrides = How.of(source, {"batch_size": BATCH, **options})
         text = fspath(data)
-        train, val = (open_data(text, split, how.max_pixels) for split in ("train", "val"))
+        train, val = (open_data(text, split, how.max_pixels, how.pixel_range) for split in ("train", "val"))
         same_classes(train, val, text)
         return cls(encoder_of(source, overrides), train, val, text, how, watch)
 

@@ -4,6 +4,7 @@ SGD with momentum 0.9, learning rate 0.1 at batch 256, cosine to zero, weight de
 the backbone in eval mode.  The quick probe, on features that are computed once, is `accuracy.probe`.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,7 +30,7 @@ def probe_paper(
     if len(train) < batch_size:
         raise InputError(f"{len(train)} images, but a batch of {batch_size}; lower the batch size")
     train = to_memory(train, workers)
-    size = net.preprocess.crop or net.preprocess.resize or train.images.open(0).height
+    size = net.preprocess.crop or net.preprocess.resize or np.asarray(train.images.open(0)).shape[0]
     augmentation = Augmentation(size, jitter=0.0, grayscale=0.0)
     plan = Plan(len(train), batch_size, epochs, seed)
     width = net.report.get("feature_dim") or _width(net, val, device)

@@ -47,8 +47,8 @@ def spectrum(
         source: (n, d) array, tensor or memmap of any real dtype; a path of an array file, FILE or FILE:KEY; or an
             iterable of (b, d) batches.  With images: a checkpoint's path, what `collapse.load` gave, or any
             torch.nn.Module, which comes back as it was.
-        images: a folder, zip or list; a tensor or array (n, c, h, w), uint8 or float in 0..1; or an iterable of such
-            batches, or of tuples that begin with one.
+        images: a folder, zip, list, shards, table or array file; a tensor or array (n, c, h, w), uint8 or float in
+            0..1; or an iterable of such batches, or of tuples that begin with one.
         layer: of a network: "representation", "projector" or a module's name.
         normalize: divide each row by its norm first, as the paper does.
         method: "covariance", "qr" or "auto"; see `Covariance` and `choose_method`.
@@ -63,8 +63,8 @@ def spectrum(
         rounding: (b, d) errors that some rows are known to have, for the floor (encoders/passes.py).
         max_unpacked: GiB that a packed array file may unpack to although it is far smaller (a bomb is refused).
         watch: gets the batches and passes them on, as a progress bar does; `batches.total` is their number of images.
-        options: of images: batch_size, workers, precision, strict, max_pixels, positions, as for `layer_spectra`; and
-            the fields of `Overrides`, how a checkpoint is read: branch, projector, resize, crop, mean, std, ...
+        options: of images: batch_size, workers, precision, strict, max_pixels, pixel_range, positions, as for
+            `layer_spectra`; and the fields of `Overrides`, how a checkpoint is read: branch, projector, resize, ...
 
     Raises:
         InputError: not two-dimensional, not numeric, fewer than two rows, NaN or infinity (the row is named), an
@@ -130,7 +130,8 @@ def layer_spectra(
             workers: processes that decode a path's images (0: this one); precision: "float32" or "bf16";
             positions: of inner layers, K positions of each feature map as rows, instead of its mean;
             strict: an image that cannot be read is an error, instead of being left out with a warning;
-            max_pixels: a larger image is not decoded; and the fields of `Overrides`.
+            max_pixels: a larger image is not decoded; pixel_range: black and white of images of floats or of more than
+            8 bits; and the fields of `Overrides`.
 
     Raises: InputError, TypeError as `spectrum` does.
 

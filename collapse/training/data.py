@@ -1,7 +1,6 @@
-"""Labelled images for training and probes: folders and zips of classes, tar shards, arrays, CIFAR-10, the digits.
+"""Images for training and probes: what `collapse.images.Images` reads, arrays, CIFAR-10, the digits; with labels.
 
-Every source is `len(images)` and `images.open(index)`, in a fixed order; files have `images.read(index)` too, their
-bytes.  Batches for training are in loader.py.
+Every source is `len(images)` and `images.open(index)`, in a fixed order.  Batches for training are in loader.py.
 """
 
 import hashlib
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.files import limits
+from collapse.files.imagesets import Picture, by_bytes, hidden, parts_of
 from collapse.files.pictures import UnreadableImage
-from collapse.images import Images, Preprocessing, by_bytes, decoded, pixel_batches
+from collapse.images import Images, Preprocessing, as_bytes, decoded, pixel_batches
 from collapse.training import readers
 
 IN_MEMORY = 2 << 30  # bytes of decoded pixels up to which a set is kept as one tensor
@@ -36,23 +36,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Picture:
         """Image `index`; raises UnreadableImage if it cannot be read."""
 
     def path(self, index: int) -> str:
         """Where image `index` is, for a reader."""
-
-
-class Files(Source, Protocol):
-    """Images that are files, with names."""
-
-    names: list[str]
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`; raises UnreadableImage if it cannot be read."""
-
-    def mark(self, index: int) -> tuple[int, bytes]:
-        """(bytes, checksum) of the file of image `index`; without the checksum where none is stored."""
 
 
 class Pixels:
@@ -81,24 +69,25 @@ class Pixels:
 
 
 class Subset:
-    """Some images of a source."""
+    """Some images of a source; with `tolerant`, one that cannot be read is the next of the source that can."""
 
-    def __init__(self, images: Source, indices: NDArray) -> None:
-        self.images, self.indices, self.max_pixels = images, indices, images.max_pixels
+    def __init__(self, images: Source, indices: NDArray, tolerant: bool = False) -> None:
+        self.images, self.indices, self.tolerant, self.max_pixels = images, indices, tolerant, images.max_pixels
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Picture:
         """Image `index` of the chosen ones."""
-        return self.images.open(int(self.indices[index]))
+        place = int(self.indices[index])
+        return open_next(self.images, place)[1] if self.tolerant else self.images.open(place)
 
     def path(self, index: int) -> str:
         """Where image `index` of the chosen ones is."""
         return self.images.path(int(self.indices[index]))
 
 
-def open_next(images: Source, index: int) -> tuple[int, Image.Image, list[str]]:
+def open_next(images: Source, index: int) -> tuple[int, Picture, list[str]]:
     """The first image from `index` on that can be read, of ten: its index, itself, what was wrong with the others.
 
     Raises InputError: none can be read.
@@ -110,24 +99,6 @@ def open_next(images: Source, index: int) -> tuple[int, Image.Image, list[str]]:
         except UnreadableImage as error:
             unreadable.append(str(error))
     raise InputError(f"ten images in a row cannot be read, the last: {unreadable[-1]}")
-
-
-class Tolerant:
-    """A source in which an image that cannot be read is the next that can."""
-
-    def __init__(self, images: Source) -> None:
-        self.images, self.max_pixels = images, images.max_pixels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def open(self, index: int) -> Image.Image:
-        """Image `index`, or the next that can be read."""
-        return open_next(self.images, index)[1]
-
-    def path(self, index: int) -> str:
-        """Where image `index` is."""
-        return self.images.path(index)
 
 
 class Identity:
@@ -156,11 +127,12 @@ class Identity:
         """Hex sha256."""
         return self.names_digest if isinstance(self.images, Pixels) else self._of_files(self.images)  # type: ignore[arg-type]
 
-    def _of_files(self, files: Files) -> str:
+    def _of_files(self, files: Images) -> str:
         marks = [files.mark(index) for index in range(len(files))]
         all_of_them = sum(size for size, _ in marks) <= limits.DIGESTED
         step = 1 if all_of_them else math.ceil(len(files) / limits.SAMPLED)
-        digest = hashlib.sha256(by_bytes(f"{self.names_digest} {files.max_pixels}"))
+        black_white = f" {files.pixel_range}" if files.pixel_range else ""
+        digest = hashlib.sha256(by_bytes(f"{self.names_digest} {files.max_pixels}{black_white}"))
         for index, (size, checksum) in enumerate(marks):
             digest.update(size.to_bytes(8, "little") + checksum)
             if not checksum and index % step == 0:
@@ -168,7 +140,7 @@ class Identity:
         return digest.hexdigest()
 
 
-def _contents(files: Files, index: int) -> bytes:
+def _contents(files: Images, index: int) -> bytes:
     """A digest of one file; nothing if it cannot be read."""
     try:
         return hashlib.sha256(files.read(index)).digest()
@@ -195,7 +167,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A set: images, labels (n,) int64, the classes' names, what identifies it, and what was left out, in words."""
+    """A set: images, labels (n,) int64, the classes' names, what identifies it, and what was left out, in words.
+
+    Without labels there are no classes, and the numbers are 0.
+    """
 
     images: Source
     labels: NDArray
@@ -222,9 +197,19 @@ class Labelled:
         if isinstance(images, Pixels):
             chosen = images.stands[indices]
             images = Pixels(images.pixels[chosen])
+        elif isinstance(images, Images):
+            images = images.some(indices)
         else:
             images = Subset(images, indices)
         return Labelled(images, self.labels[chosen], self.classes, Chosen(self.identity, indices), self.warnings)
+
+    def unlabelled(self) -> "Labelled":
+        """The same images without labels."""
+        if not self.classes:
+            return self
+        labels = np.zeros(len(self), np.int64)
+        identity = Identity(self.images, labels) if isinstance(self.identity, Identity) else self.identity
+        return replace(self, labels=labels, classes=(), identity=identity)
 
     def batches(self, preprocess: Preprocessing, batch_size: int, workers: int) -> Iterator[Tensor]:
         """All images in order as a network's evaluation sees them, (b, 3, h, w) uint8."""
@@ -233,28 +218,101 @@ class Labelled:
         return pixel_batches(self.images, preprocess, batch_size, workers)
 
 
-def open_data(source: str | os.PathLike, split: str, max_pixels: int = limits.PIXELS) -> Labelled:
-    """The "train" or "val" part of a data set.
+Depth = tuple[float, float] | None
+HELD = ("val", "valid", "validation", "test")  # what the held-out part may be called; the first that is there counts
+UNLABELLED = "the images have no labels: no online classifier is trained and no neighbours are counted"
+
+
+def open_data(
+    source: str | os.PathLike, split: str, max_pixels: int = limits.PIXELS, pixel_range: Depth = None
+) -> Labelled:
+    """The "train" or "val" part of a data set with labels.
 
     source: a folder with train/CLASS/* and val/CLASS/*, or a zip of one; a folder with train*.tar and val*.tar shards
-    of NAME.jpg and NAME.cls; a .npz of x_train, y_train, x_test, y_test, (n, h, w[, 3]) uint8 and (n,) integers;
-    cifar10:FOLDER as torchvision stores it; or sklearn:digits (1,197 and 600 of them, at random but fixed).
-    max_pixels: an image of more, height times width, is not decoded.
+    of NAME.jpg and NAME.cls, or train*.parquet and val*.parquet with a column label, or what `datasets` saves; a .npz
+    of x_train, y_train, x_test, y_test, or MedMNIST's names, (n, h, w[, 3]) uint8 and (n,) integers; cifar10:FOLDER as
+    torchvision stores it; or sklearn:digits (1,197 and 600 of them, at random but fixed).
+    "val" may be called as in `HELD`.
+    max_pixels, pixel_range: as of `Images`.
 
-    Raises InputError: no such thing, an empty class, labels that do not fit.
+    Raises InputError: no such thing, no labels, an empty class, labels that do not fit.
+    """
+    data = _part(os.fspath(source), split, max_pixels, pixel_range, True)
+    if not data.classes:
+        raise InputError(
+            f"{data.images.path(0)}: lies in no class; {split} wants one folder a class, or labels in shards or tables"
+        )
+    return data
+
+
+def open_parts(
+    source: str | os.PathLike, max_pixels: int = limits.PIXELS, pixel_range: Depth = None,
+    holdout: float | None = None, labels: bool = True,
+) -> tuple[Labelled, Labelled | None]:  # fmt: skip
+    """(training part, held-out part or None) of a data set, which needs neither parts nor labels.
+
+    holdout: of a set without a held-out part, this share of its images, at random but fixed, is held out for the
+    measurements; None is a tenth, 0 none.  labels: False takes folders for no classes.
+
+    Raises InputError: as `open_data` does; holdout of a set that has such a part.
     """
     text = os.fspath(source)
+    how = (max_pixels, pixel_range, labels)
+    if _has(text, ("train",)):
+        train = _part(text, "train", *how)
+        val = _part(text, "val", *how) if _has(text, HELD) else None
+    else:
+        train, val = _labelled(Images(text, max_pixels, pixel_range), 0, "the set", labels), None
+    if val is not None:
+        if holdout is not None:
+            raise InputError(f"{text}: has a held-out part already; leave out holdout=")
+    elif holdout != 0:
+        train, val = _held(train, 0.1 if holdout is None else holdout, text, holdout is None)
+    if not (labels and train.classes and (val is None or val.classes)):
+        notes = () if UNLABELLED in train.warnings else (UNLABELLED,)
+        train = replace(train.unlabelled(), warnings=(*train.warnings, *notes))
+        val = val and val.unlabelled()
+    elif val is not None:
+        same_classes(train, val, text)
+    return train, val
+
+
+def _held(data: Labelled, share: float, where: str, said: bool) -> tuple[Labelled, Labelled]:
+    """A set as what is trained on and a share of it that is not."""
+    count = max(1, round(share * len(data)))
+    if count >= len(data):
+        raise InputError(f"{where}: {len(data)} images, of which {count} are held out; give a smaller holdout=, or 0")
+    order = np.random.default_rng(0).permutation(len(data))
+    note = f"{where}: has no held-out part: {count} of {len(data)} images are held out; holdout= says otherwise"
+    data = replace(data, warnings=(*data.warnings, *([note] if said else [])))
+    return data.subset(np.sort(order[count:])), data.subset(np.sort(order[:count]))
+
+
+def _has(text: str, names: tuple[str, ...]) -> bool:
+    """Whether a set has a part of one of these names."""
+    path = Path(text)
+    if text == "sklearn:digits" or text.startswith("cifar10:"):
+        return True
+    if os.path.isdir(path):
+        return any(os.path.isdir(path / name) or parts_of(path, name) is not None for name in names)
+    if path.suffix == ".npz" and os.path.isfile(path):
+        return readers.keys_of(path, "train" if "train" in names else "val") is not None
+    return path.suffix.lower() == ".zip" and os.path.isfile(path) and _inside(Images(path), names) is not None
+
+
+def _part(text: str, split: str, max_pixels: int, pixel_range: Depth, labels: bool) -> Labelled:
     if text == "sklearn:digits":
         return _digits(split)
     if text.startswith("cifar10:"):
         return of_arrays(*readers.cifar10(Path(text.partition(":")[2]), split))
     path = Path(text)
     if path.suffix == ".npz" and os.path.isfile(path):
-        keys = ("x_train", "y_train") if split == "train" else ("x_test", "y_test")
-        pixels, labels = readers.npz(path, keys)
-        return of_arrays(pixels, labels, readers.numbered(labels, f"{path}: {keys[1]}"))
-    shards = sorted(path.glob(f"{split}*.tar")) if os.path.isdir(path) else []
-    return _shards(shards, max_pixels) if shards else _classes(path, split, max_pixels)
+        keys = readers.keys_of(path, split) or readers.KEYS[split][0]
+        pixels, numbers = readers.npz(path, keys)
+        return of_arrays(pixels, numbers, readers.numbered(numbers, f"{path}: {keys[1]}"))
+    names = ("train",) if split == "train" else HELD
+    images, inside = _images_of(path, names, max_pixels, pixel_range)
+    return _labelled(images, inside, split, labels)
 
 
 def of_arrays(pixels: Tensor, labels: NDArray, classes: Iterable[str] | None = None) -> Labelled:
@@ -264,39 +322,61 @@ def of_arrays(pixels: Tensor, labels: NDArray, classes: Iterable[str] | None = N
     return Labelled(Pixels(pixels), labels, names, Identity(Pixels(pixels), labels))
 
 
-def _classes(path: Path, split: str, max_pixels: int) -> Labelled:
-    """One folder a class, in a folder or a zip, whose own top folder may be left out."""
-    images, inside = _part(path, split, max_pixels)
+def _images_of(path: Path, names: tuple[str, ...], max_pixels: int, pixel_range: Depth) -> tuple[Images, int]:
+    """The images of the first part of these names, and in how many folders of their names the classes lie.
+
+    They are in shards or tables NAME*, below path/NAME, or below path/TOP/NAME in a zip of a folder TOP.
+    """
+    if path.suffix.lower() == ".zip" and os.path.isfile(path):
+        images = Images(path, max_pixels, pixel_range)
+        folders = _inside(images, names)
+        if folders is not None:
+            return images.below("/".join(folders)), len(folders)
+    for name in names:
+        found = parts_of(path, name)
+        if found is not None:
+            return Images(path, max_pixels, pixel_range, found), -1
+        if os.path.isdir(path / name):
+            return Images(path / name, max_pixels, pixel_range), 0
+    if os.path.exists(path):
+        raise InputError(f"{path}: has no folder {names[0]}; data= wants train/CLASS/* and val/CLASS/*")
+    return Images(path / names[0], max_pixels, pixel_range), 0
+
+
+def _inside(images: Images, names: tuple[str, ...]) -> list[str] | None:
+    """The folders in a zip down to the first part of these names; None if there is none."""
+    places = [name.split("/") for name in images.names]
+    for name in names:
+        found = next((place for place in places if name in place[:2][: len(place) - 1]), None)
+        if found is not None:
+            return found[: found.index(name) + 1]
+    return None
+
+
+def _labelled(images: Images, inside: int, split: str, labels: bool) -> Labelled:
+    """Images with the labels that they have: of their shard or table, or one folder a class."""
+    notes, none = tuple(images.warnings), np.zeros(len(images), np.int64)
+    found = images.labels if labels else None
+    if found is not None and (found >= 0).all():
+        classes = readers.numbered(found, f"{images.path(0)} and others")
+        return Labelled(images, found, classes, Identity(images, found), notes)
     places = [name.split("/")[inside:] for name in images.names]
-    names = sorted({place[0] for place in places if len(place) > 1}, key=by_bytes)
-    loose = next((place[0] for place in places if len(place) == 1), None)
-    if loose is not None:
-        raise InputError(f"{images.source / loose}: lies in no class; {split} wants one folder a class")
-    if images.archive is None:
+    loose = [place[-1] for place in places if len(place) == 1]
+    if inside < 0 or not labels or len(loose) == len(places):
+        return Labelled(images, none, (), Identity(images, none), notes)
+    if loose:
+        raise InputError(
+            f"{images.source / loose[0]}: lies in no class; {split} wants one folder a class, or labels=False"
+        )
+    names = sorted({place[0] for place in places}, key=by_bytes)
+    if os.path.isdir(images.source):
         empty = sorted(d.name for d in images.source.iterdir() if d.is_dir() and d.name not in names)
-        empty = [name for name in empty if not name.startswith((".", "__MACOSX"))]
+        empty = [name for name in empty if not hidden(name)]
         if empty:
             raise InputError(f"{images.source / empty[0]}: a class without images; fill the folder or remove it")
     number = {name: index for index, name in enumerate(names)}
-    labels = np.array([number[place[0]] for place in places], np.int64)
-    return Labelled(images, labels, tuple(names), Identity(images, labels), tuple(images.warnings))
-
-
-def _part(path: Path, split: str, max_pixels: int) -> tuple[Images, int]:
-    """The images of a split, and in how many folders of their names the classes lie.
-
-    They are below path/split, or below path/TOP/split in a zip that was made of a folder TOP.
-    """
-    if path.suffix.lower() != ".zip" or not os.path.isfile(path):
-        if os.path.isdir(path) and not os.path.isdir(path / split):
-            raise InputError(f"{path}: has no folder {split}; data= wants train/CLASS/* and val/CLASS/*")
-        return Images(path / split, max_pixels), 0
-    images = Images(path, max_pixels)
-    parts = next((parts for parts in (n.split("/") for n in images.names) if split in parts[:2]), None)
-    if parts is None:
-        raise InputError(f"{path}: has no folder {split}; data= wants train/CLASS/* and val/CLASS/*")
-    folders = parts[: parts.index(split) + 1]
-    return images.below("/".join(folders)), len(folders)
+    numbers = np.array([number[place[0]] for place in places], np.int64)
+    return Labelled(images, numbers, tuple(names), Identity(images, numbers), notes)
 
 
 def _digits(split: str) -> Labelled:
@@ -307,13 +387,6 @@ def _digits(split: str) -> Labelled:
     chosen = order[:1197] if split == "train" else order[1197:]
     pixels = torch.from_numpy(np.rint(data.images[chosen] * 255 / 16).astype(np.uint8))
     return of_arrays(pixels[:, None].expand(-1, 3, -1, -1).contiguous(), data.target[chosen])
-
-
-def _shards(paths: list[Path], max_pixels: int) -> Labelled:
-    images, labels, left = readers.shards(paths, max_pixels)
-    warnings = [f"{len(left)} members of the shards are no images, first {left[0]!r}; left out"] if left else []
-    classes = readers.numbered(labels, f"{paths[0]} and others")
-    return Labelled(images, labels, classes, Identity(images, labels), tuple(warnings))
 
 
 def same_classes(train: Labelled, val: Labelled, source: str) -> None:
@@ -345,7 +418,7 @@ def to_memory(data: Labelled, workers: int) -> Labelled:
             pixels = torch.empty(len(data), *batch.pixels.shape[1:], dtype=torch.uint8)
         if pixels.shape[1:] != batch.pixels.shape[1:]:
             return data
-        pixels[torch.tensor(batch.read) + 256 * start] = batch.pixels
+        pixels[torch.tensor(batch.read) + 256 * start] = as_bytes(batch.pixels)
     if pixels is None:
         return data
     stands = np.array([_stand(index, unreadable, len(data)) for index in range(len(data))])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
-from collapse.images import rgb
+from collapse.images import Preprocessing, as_bytes, rgb
 from collapse.training.data import Labelled, Pixels, open_next
 from collapse.training.views import Augmentation, uniforms
 
@@ -92,9 +92,10 @@ class _Views(Dataset):
         epoch, index = key
         try:
             index, image, unreadable = open_next(self.images, index)
+            pixels = _pixels(image)
         except InputError as error:
             return str(error)
-        return index, _crops(_pixels(image), self.augmentations, self.seed, epoch, index), unreadable
+        return index, _crops(pixels, self.augmentations, self.seed, epoch, index), unreadable
 
 
 def _crops(pixels: Tensor, augmentations: tuple[Augmentation, ...], seed: int, epoch: int, index: int) -> Tensor:
@@ -104,6 +105,11 @@ def _crops(pixels: Tensor, augmentations: tuple[Augmentation, ...], seed: int, e
 
 
 def _pixels(image: Any) -> Tensor:
+    """(3, h, w) uint8; raises InputError for other channels."""
+    if isinstance(image, np.ndarray):
+        if image.shape[2] not in (1, 3, 4):
+            raise InputError(f"images of {image.shape[2]} channels; training takes grey ones and those of three")
+        return as_bytes(Preprocessing(None, None).pixels(image))
     return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
 
 

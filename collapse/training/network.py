@@ -33,7 +33,7 @@ class Network(nn.Module):
 
     forward: two views (n, 3, h, w) -> z, z_prime, logits of the first view.  Each view is a pass of its own, so each
     has its own batch norm statistics, as in the paper's trainer.  Dropout and stochastic depth are off: their draws
-    would depend on where a run was interrupted.
+    would depend on where a run was interrupted.  Without classes there is no classifier, and no logits.
     Attribute config: with the head and the width of its embedding filled in.
     """
 
@@ -53,7 +53,8 @@ class Network(nn.Module):
             kind = "lowrank-diagonal" if direct else head
             dim = config.dim or default_dim(kind, self.width)
             self.projector = make_head(kind, self.width, dim, config.depth)
-            self.classifier = nn.Linear(self.width, classes)
+            self.classifier = nn.Linear(self.width, classes) if classes else nn.Identity()
+        self.classes = classes
         self.config = replace(config, head=head, dim=dim)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +111,7 @@ def backward(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], lab
     with half:
         z, z_prime, logits = net(*views)
     loss = infonce(z, z_prime, config.temperature, config.negatives)
-    (loss + F.cross_entropy(logits.float(), labels)).backward()
+    (loss + F.cross_entropy(logits.float(), labels) if network.classes else loss).backward()
     return loss.detach()
 
 
@@ -132,8 +133,8 @@ def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labe
         with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with half:
                 z, z_prime, logits = net(first, second)
-            online = F.cross_entropy(logits.float(), label) / config.chunks
-            torch.autograd.backward([z, z_prime, online], [grads[0][k], grads[1][k], None])
+            online = [F.cross_entropy(logits.float(), label) / config.chunks] if network.classes else []
+            torch.autograd.backward([z, z_prime, *online], [grads[0][k], grads[1][k], *[None for _ in online]])
     return loss.detach()
 
 

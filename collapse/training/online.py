@@ -12,7 +12,7 @@ from collapse.encoders.accuracy import Accuracy, knn
 from collapse.spectra import Spectrum
 from collapse.spectra.covariance import Covariance
 from collapse.training import parallel
-from collapse.training.data import Labelled, Tolerant
+from collapse.training.data import Labelled, Subset
 from collapse.training.network import Network
 
 CACHED = 256 << 20  # bytes of pixels up to which an evaluation set is decoded once
@@ -39,9 +39,8 @@ class _Share:
 
 def _some(data: Labelled, count: int, seed: list[int]) -> Labelled:
     """Up to `count` images at random, in order; one that cannot be read is replaced by the next."""
-    return replace(data, images=Tolerant(data.images)).subset(
-        np.sort(np.random.default_rng(seed).permutation(len(data))[:count])
-    )
+    whole = replace(data, images=Subset(data.images, np.arange(len(data)), tolerant=True))
+    return whole.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:count]))
 
 
 class Evaluation:
@@ -74,7 +73,7 @@ class Evaluation:
 
     @torch.no_grad()
     def spectra(self) -> tuple[dict[str, Spectrum], dict[str, float]]:
-        """Spectra of the representation and the embedding, exact over the held images; top-1 of the classifier."""
+        """Spectra of the representation and the embedding, exact over the held images; top-1 of a classifier."""
         sums: dict[str, Covariance] = {}
         found = Accuracy(0, 0, 0)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a spectrum sees TF32's rounding
@@ -84,16 +83,19 @@ class Evaluation:
                     if name not in sums:
                         sums[name] = Covariance(rows.shape[1], normalize=True, device=self._exact)
                     sums[name].update(rows)
-                found += Accuracy.of(self.network.classifier(r), labels)
+                if self.network.classes:
+                    found += Accuracy.of(self.network.classifier(r), labels)
         if parallel.world() > 1:
             for total in sums.values():
                 total.all_reduce()
         found = sum(parallel.collect(found), Accuracy(0, 0, 0))
         spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
-        return spectra, {"classifier_top1": found.top1}
+        return spectra, {"classifier_top1": found.top1} if self.network.classes else {}
 
     def neighbours(self) -> dict[str, float]:
-        """Top-1 of the held images' nearest training images, k = 20."""
+        """Top-1 of the held images' nearest training images, k = 20; nothing without labels."""
+        if not self.network.classes:
+            return {}
         (keys, key_labels), (queries, labels) = (self._all(share) for share in (self.bank, self.held))
         found = knn(keys, key_labels, queries, labels)
         return {"knn_top1": found.top1}

@@ -1,25 +1,27 @@
-"""What archives of labelled images hold: shards of tar, arrays of .npz, the pickles of CIFAR-10; nothing is run."""
+"""What archives of labelled images hold: arrays of .npz, the pickles of CIFAR-10; nothing is run."""
 
 import hashlib
 import io
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from collapse import InputError
-from collapse.files import limits, ndarrays, pictures, tars
-from collapse.files.descriptor import Descriptor, opened
+from collapse.files import limits, ndarrays
+from collapse.files.descriptor import opened
 from collapse.files.npy import array_of
 from collapse.files.pickles import unpickle
-from collapse.files.pictures import UnreadableImage
 from collapse.files.zips import Zip
+
+# What the arrays of a .npz are called: by Keras, by MedMNIST.
+KEYS = {
+    "train": (("x_train", "y_train"), ("train_images", "train_labels")),
+    "val": (("x_test", "y_test"), ("val_images", "val_labels"), ("test_images", "test_labels")),
+}
 
 
 def numbered(labels: NDArray, where: str) -> tuple[str, ...]:
@@ -32,6 +34,13 @@ def numbered(labels: NDArray, where: str) -> tuple[str, ...]:
     if len(odd):
         raise InputError(f"{where}: a class number {odd[0]}, expected 0 to {most - 1}")
     return tuple(map(str, range(int(labels.max()) + 1)))
+
+
+def keys_of(path: Path, split: str) -> tuple[str, str] | None:
+    """The names of images and labels of a part in a .npz; None if it has none. Raises InputError: damaged."""
+    with opened(path) as source:
+        records = Zip(source).records
+    return next((keys for keys in KEYS[split] if all(f"{key}.npy" in records for key in keys)), None)
 
 
 def npz(path: Path, keys: tuple[str, str]) -> tuple[Tensor, NDArray]:
@@ -88,86 +97,3 @@ def _cifar_file(path: Path, md5: str) -> dict[str, Any]:
     if hashlib.md5(contents, usedforsecurity=False).hexdigest() != md5:
         raise InputError(f"{path}: is not the file of CIFAR-10 that torchvision knows; fetch it again")
     return unpickle(io.BytesIO(contents), len(contents), ndarrays.names(), {}, set())
-
-
-class Shards:
-    """Images in tar files (WebDataset's layout), read where their headers say they lie: any order costs the same.
-
-    files: {shard: its state when it was opened}; entries: (shard, member) of each image.
-    """
-
-    def __init__(
-        self, files: dict[Path, tuple[int, ...]], entries: list[tuple[Path, tars.Member]], max_pixels: int
-    ) -> None:
-        self.files, self.entries, self.max_pixels = files, entries, max_pixels
-        self.names = [f"{path.name}/{member.name}" for path, member in entries]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def path(self, index: int) -> str:
-        """The shard of image `index`, and its name there."""
-        path, member = self.entries[index]
-        return f"{path}/{member.name}"
-
-    def mark(self, index: int) -> tuple[int, bytes]:
-        """Bytes of the file of image `index`; a tar has no checksums of contents."""
-        return self.entries[index][1].size, b""
-
-    def read(self, index: int) -> bytes:
-        """The file of image `index`; raises UnreadableImage if it cannot be read, or is far too large."""
-        path, member = self.entries[index]
-        try:
-            with opened(path) as source:
-                if source.state != self.files[path]:
-                    raise InputError("the shard is another file than at the start; begin again")
-                if member.size > limits.image_file(self.max_pixels):
-                    raise InputError(f"{member.size} bytes; give a larger max_pixels=")
-                return source.read(member.start, member.size)
-        except InputError as error:
-            raise UnreadableImage(self.path(index), str(error).removeprefix(f"{path}: ")) from error
-
-    def open(self, index: int) -> Image.Image:
-        """Image `index`, decoded; raises UnreadableImage if it cannot be."""
-        return pictures.decode(self.read(index), self.path(index), self.max_pixels)
-
-
-def shards(paths: list[Path], max_pixels: int) -> tuple[Shards, NDArray, list[str]]:
-    """The images of some shards in order, their labels (n,) int64, and the names of what is neither.
-
-    Raises InputError: a damaged or compressed tar, an image without a label, a label that is no class number.
-    """
-    files, entries, found, left = {}, [], dict[tuple[Path, str], int](), list[str]()
-    for path in paths:
-        with opened(path) as source:
-            files[path] = source.state
-            members, links = tars.members(source)
-            left += [f"{path.name}/{name}" for name in links]
-            for member in members:
-                key, ending = os.path.splitext(member.name)
-                if ending.lower() in pictures.ENDINGS:
-                    entries.append((path, key, member))
-                elif ending in (".cls", ".json"):
-                    found[path, key] = _label(source, member)
-                else:
-                    left.append(f"{path.name}/{member.name}")
-    missing = next((f"{path}/{member.name}" for path, key, member in entries if (path, key) not in found), None)
-    if missing or not entries:
-        raise InputError(f"{missing or paths[0]}: no image with a label; shards want NAME.jpg beside NAME.cls")
-    labels = np.array([found[path, key] for path, key, _ in entries], np.int64)
-    return Shards(files, [(path, member) for path, _, member in entries], max_pixels), labels, left
-
-
-def _label(source: Descriptor, member: tars.Member) -> int:
-    where = f"{source.path}/{member.name}"
-    if member.size > limits.LABEL:
-        raise InputError(f"{where}: a label of {member.size} bytes, at most {limits.LABEL} are read")
-    try:
-        value = json.loads(source.read(member.start, member.size))
-        value = value["label"] if isinstance(value, dict) else value
-        number = int(value)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{where}: expected a class number") from error
-    if isinstance(value, bool) or number != float(value) or not 0 <= number < 1 << 62:
-        raise InputError(f"{where}: expected a class number from 0, got {str(value)[:40]}")
-    return number

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from collapse import InputError
-from collapse.arguments import device_of, flag, given, known, whole, whole_or_none
+from collapse.arguments import device_of, flag, given, known, pair, share, whole, whole_or_none
 from collapse.errors import warn
 from collapse.files import limits
 from collapse.results import Result, command, list_of, require_schema, value_of, versions
 from collapse.training import parallel
 from collapse.training.config import Config, make_config
-from collapse.training.data import Labelled, open_data, same_classes
+from collapse.training.data import Labelled, open_parts
 from collapse.training.network import resolve
 from collapse.training.run import Signals, last_line, spectra_of
 from collapse.training.state import Options
@@ -99,7 +99,7 @@ class Job:
     run: Path
     config: Config
     data: Labelled
-    val: Labelled
+    val: Labelled | None
     options: Options
 
     @property
@@ -120,18 +120,25 @@ def train(
     preset: str | PathLike | None = None,
     device: str = "auto",
     max_pixels: int = limits.PIXELS,
+    pixel_range: tuple[float, float] | None = None,
+    holdout: float | None = None,
+    labels: bool = True,
     watch: Callable[[Job], Iterable[Any]] = iter,
     **options: Any,
 ) -> Trained:
     """Train contrastively in the folder `out`, or go on with what is unfinished there.
 
     Args:
-        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_data` takes.
+        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_parts` takes: images
+            need no labels, without which no classifier is trained beside, and no parts.
         out: the run's folder.
         method: "simclr" (the default) or "directclr".
         head: one of models.HEADS; default: mlp for simclr, none for directclr.
         preset: where all other values come from: a name, as "digits", or a JSON file; default: the paper's, "imagenet".
         device: "auto", "cpu" or "cuda[:i]"; under torchrun each process takes its own.
+        max_pixels, pixel_range: of images, as for `collapse.layer_spectra`.
+        holdout: of images without a held-out part, the share that is held out for the measurements; None is a tenth.
+        labels: False takes folders for no classes.
         watch: gets the `Job` and passes its lines on, as a progress bar does.
         options: fields of `training.config.Config`, which decide the result (epochs, batch_size, lr, temperature, ...),
             and of `training.state.Options`, which do not (workers, save_every, spectrum_every, compile, ...).
@@ -141,15 +148,18 @@ def train(
         TypeError: an unknown keyword.
         SystemExit, KeyboardInterrupt: a signal came; the state is saved, and the same call goes on.
     """
-    known("train", options, (*RECIPE, *WATCHING, "compile"), ("preset", "max_pixels"))
+    known("train", options, (*RECIPE, *WATCHING, "compile"), ("preset", "max_pixels", "pixel_range", "holdout"))
     whole("max_pixels", max_pixels, 1)
+    pair("pixel_range", pixel_range)
+    flag("labels", labels)
+    if holdout is not None:
+        share("holdout", holdout)
     how = _options({name: value for name, value in options.items() if name in (*WATCHING, "compile")})
     chosen = {"method": method, "head": head, **{name: options[name] for name in options if name in RECIPE}}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in given(chosen).items()}
     config = resolve(make_config(os.fspath(preset or "imagenet"), **chosen))
     text = os.fspath(data)
-    train, val = (open_data(text, split, max_pixels) for split in ("train", "val"))
-    same_classes(train, val, text)
+    train, val = open_parts(text, max_pixels, pixel_range, holdout, labels)
     here = parallel.start(device_of(device))
     compiled = here.startswith("cuda") if how.get("compile") is None else how["compile"]
     try:
@@ -164,7 +174,7 @@ def train(
         lead = parallel.rank() == 0
     finally:
         parallel.stop()
-    notes = [*dict.fromkeys([*train.warnings, *val.warnings])]
+    notes = [*dict.fromkeys([*train.warnings, *(val.warnings if val else ())])]
     result = trained(job.run, notes, last) if lead else Trained(job.run, {}, notes, lead)
     warn(result.warnings)
     return result

@@ -40,7 +40,8 @@ class Run:
 
     config: as Config.as_dict gives it; data: what identifies the images; behind: states are written by a thread;
     former: what version 1 kept of the images, by the names of `data`, where that was less.
-    Raises InputError: another process trains in it, it cannot be made, or it holds a run of another configuration.
+    Raises InputError: another process trains in it, it cannot be made, or it holds a run of another configuration;
+    more epochs than before are no other configuration.
     """
 
     def __init__(
@@ -92,11 +93,35 @@ class Run:
             )
         parts = [(stored[part], wanted[part]) for part in ("config", "data")]
         different = [(k, old.get(k), new[k]) for old, new in parts for k in new if old.get(k) != new[k]]
+        if [key for key, *_ in different] == ["epochs"] and different[0][1] < different[0][2]:
+            self._raise(path, stored, wanted)
+            return
         if different:
             texts = ", ".join(f"{key} = {old}, not {new}" for key, old, new in different)
             raise InputError(f"{self.folder}: holds a run with {texts}; choose another RUN, or give the same")
         if stored["schema"] != f"collapse.run/{SCHEMA}":
             save_text(path, to_json({**stored, "schema": f"collapse.run/{SCHEMA}", **wanted}))
+
+    def _raise(self, path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """Let a run go on to more epochs; the encoder of a finished one is kept under a name of its own."""
+        old, new = stored["config"]["epochs"], wanted["config"]["epochs"]
+        if self.encoder.exists():
+            if not (self.folder / "resume.pt").exists():
+                raise InputError(f"{self.folder}: is finished and has no resume.pt to go on from; choose another RUN")
+            os.replace(self.encoder, self._free(f"encoder-{old:04d}"))
+        before = [*stored.get("raised_from", []), old]
+        schema = {"schema": f"collapse.run/{SCHEMA}"}
+        save_text(path, to_json({**stored, **schema, **wanted, "raised_from": before}))
+        print(
+            f"warning: {self.folder}: {new} epochs instead of {old}: from here on the learning rate follows the "
+            f"schedule of {new}, which another run of {new} epochs has from the start",
+            file=sys.stderr,
+        )
+
+    def _free(self, stem: str) -> Path:
+        """A name of the folder that none has: STEM.safetensors, or numbered."""
+        names = (self.folder / f"{stem}{f'-{number}' if number else ''}.safetensors" for number in count())
+        return next(name for name in names if not name.exists())
 
     def keep_aside(self, path: Path, what: str) -> None:
         """Move a damaged file of the folder to a name that none has, and say so."""

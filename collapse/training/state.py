@@ -83,8 +83,9 @@ class Training:
         groups = parameter_groups(nn.ModuleList([network.backbone, network.projector]), config.weight_decay)
         for group in groups:
             group["peak"] = config.lr
-        online = {"weight_decay": 0.0, "adapt": False, "peak": config.classifier_lr}
-        groups.append({"params": list(network.classifier.parameters()), **online})
+        if network.classes:
+            online = {"weight_decay": 0.0, "adapt": False, "peak": config.classifier_lr}
+            groups.append({"params": list(network.classifier.parameters()), **online})
         return make_optimizer(config.optimizer, groups, config.momentum, config.eta)
 
     def state(self) -> dict[str, Any]:
