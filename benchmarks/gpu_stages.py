@@ -194,7 +194,7 @@ def kernels(bench: Bench) -> dict[str, Any]:
 
 def spectrum(options: argparse.Namespace, say: Say) -> None:
     """Products and eigenvalues, narrow to wide."""
-    for d, rows in ((32, 512),) if options.tiny else CASES:
+    for d, rows in ((32, 1024),) if options.tiny else CASES:
         say(f"d = {d}", measure(d, rows, 1 if options.tiny else 5, options.device))
 
 
