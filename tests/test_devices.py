@@ -182,19 +182,19 @@ def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(parallel, "world", lambda: 2)
     monkeypatch.setattr(parallel, "largest", lambda values: asked.append(now[0]) or [max(v, 0.0) for v in values])
-    ask = Ask(0, lambda: signals[0], lambda: now[0] > 99)
+    ask = Ask(0, lambda: signals[0], lambda: [now[0] > 99, False])
     for step in range(1, 2001):
         now[0] += 0.05
         if step == 1000:
             signals[0] = 15
-        stopped, late = ask(step, step == 1500)
+        stopped, (late, _) = ask(step, step == 1500)
         if stopped or late:
             assert step - 1000 < 25 or step > 1500 or stopped == 15
     assert len(asked) == pytest.approx(100, abs=4)  # 2000 steps in 100 s
     assert now[0] > 99
-    assert late or ask(2001, True)[1]
+    assert late or ask(2001, True)[1] == [True, False]
     monkeypatch.setattr(parallel, "world", lambda: 1)
-    alone = Ask(0, lambda: signals[0], lambda: False)
+    alone = Ask(0, lambda: signals[0], lambda: [])
     alone(1, False)
     assert alone(2, False)[0] == 15  # one process asks itself, every step
 
