@@ -1,5 +1,6 @@
 """What a GPU would be given, without one: graphs, messages, kernels and waits are counted, and order is recorded."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -197,6 +198,42 @@ def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
     alone = Ask(0, lambda: signals[0], lambda: [])
     alone(1, False)
     assert alone(2, False)[0] == 15  # one process asks itself, every step
+
+
+@pytest.mark.parametrize(("epoch", "measured", "written"), [(2.5, 1.0, 0.9), (150.0, 12.0, 4.0), (600.0, 20.0, 30.0)])
+def test_measurements_and_saves_take_a_twentieth_of_the_time_each(monkeypatch, epoch, measured, written):
+    """At the defaults on CUDA; a state is written by a thread, which the steps do not wait for."""
+    now, times = [0.0], {"measuring": 0, "saving": 0}
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    measuring, saving = loop.Due(None, None, "rare"), loop.Due(None, 600.0, "rare")
+    for index in range(1000):
+        now[0] += epoch
+        if measuring(index, True):
+            times["measuring"] += 1
+            with measuring.timed():
+                now[0] += measured
+        if saving(index, True, lambda: written):
+            times["saving"] += 1
+            with saving.timed():
+                now[0] += 0.01
+        assert not measuring(index, False)
+    assert times["measuring"] * measured <= 1.02 * loop.SHARE * now[0]
+    assert times["saving"] * written <= 1.02 * loop.SHARE * now[0]
+    assert times["measuring"] * (measured / loop.SHARE + measured + epoch) >= 0.98 * now[0]  # no rarer than it must be
+    assert not saving(0, True, lambda: math.inf)  # while the last state is being written
+
+
+def test_what_is_due_by_seconds_is_due_at_any_step_and_alone_at_no_epochs_end(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    due = loop.Due(None, 30.0, False)
+    now[0] = 29.0
+    assert not due.late()
+    now[0] = 31.0
+    assert due.late()
+    assert not due(7, True)
+    assert loop.Due(7, None, False)(14, False)
+    assert loop.Due(None, None, True)(7, True)
 
 
 @contextmanager
