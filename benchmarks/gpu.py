@@ -11,7 +11,8 @@ Stages, in this order (gpu_stages.py):
                 a resumed run to the bit; compiled against eager
     table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS: heads none, mlp, directclr, linear at temperature 0.1 and 0.5;
                 probe and nearest neighbours with intervals, spectra
-    trainer224  ResNet-50 at 224 px: 120 steps in a row, the same on tensors in memory, bare passes, kernels
+    trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
+                row, the same on tensors in memory, bare passes, kernels
     spectrum    products and eigenvalues at d = 512, 2048, 8192
     extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16
     figures     spectra of the heads, rates

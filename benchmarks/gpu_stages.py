@@ -28,7 +28,7 @@ from gpu_correct import TINY, correct
 from PIL import Image
 from spectrum_gpu import CASES, measure, seconds
 from torch import Tensor
-from train import Bench, rounds, write_jpegs
+from train import Bench, rounds, write_images
 
 import collapse
 from collapse import InputError
@@ -41,6 +41,7 @@ from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.state import Options
 from collapse.training.train import train
 
+SAMPLES = "imagenet-100-samples.zip"  # photographs, beside --data
 Say = Callable[[str, Any], None]
 
 
@@ -156,12 +157,19 @@ def _features(net: Any, data: Labelled, options: argparse.Namespace) -> np.ndarr
 
 
 def trainer224(options: argparse.Namespace, say: Say) -> None:
-    """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes."""
+    """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes.
+
+    The JPEGs are crops of the photographs in SAMPLES, if that lies beside --data, else of random images.
+    """
     small: dict[str, Any] = {**TINY, "image_size": 32, "arch": "resnet18"} if options.tiny else {}
     config = make_config("imagenet", batch_size=8 if options.tiny else 256, seed=options.seed, **small)
     with tempfile.TemporaryDirectory() as folder:
-        write_jpegs(Path(folder), 16 if options.tiny else 1024, options.seed)
+        samples = options.data and options.data.with_name(SAMPLES)
+        samples = samples if samples and samples.exists() else None
+        write_images(samples, Path(folder), 16 if options.tiny else 1024, options.seed)
         data = open_data(folder, "train")
+        sizes = [path.stat().st_size for path in Path(folder).rglob("*.jpg")]
+        say("images", {"of": SAMPLES if samples else "random", "count": len(sizes), "bytes": sum(sizes) / len(sizes)})
         workers = 0 if options.tiny else len(os.sched_getaffinity(0))
         bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 20)
         start = time.monotonic()

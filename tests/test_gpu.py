@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ def packed(tmp_path_factory):
     parts += [(np.arange(n) % 3).astype(np.uint8).tobytes(), (np.arange(n) >= 64).astype(np.uint8).tobytes(), *files]
     path = tmp_path_factory.mktemp("packed") / "images.xz"
     path.write_bytes(lzma.compress(b"".join(parts), preset=0))
+    with zipfile.ZipFile(path.with_name("imagenet-100-samples.zip"), "w") as archive:
+        for index, data in enumerate(files[:3]):
+            archive.writestr(f"val/{index}/{index}.JPEG", data)
     return path
 
 
@@ -55,6 +59,7 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
         run = figures[f"table1/{head}, temperature 0.5"]
         assert run["probe"]["top1_interval"][0] <= run["probe"]["top1"] <= run["probe"]["top1_interval"][1]
         assert len(run["representation"]["singular_values"]) == 16
+    assert figures["trainer224/images"]["of"] == "imagenet-100-samples.zip"
     assert figures["trainer224/images_per_second_in_a_row"] > 0
     assert figures["spectrum/d = 32"]["relative_errors"]["int8, 4 slices"] < 1e-7
     assert (tmp_path / "gpu-0.1.png").exists()
