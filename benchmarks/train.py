@@ -76,7 +76,7 @@ def recrop_jpegs(samples: Path, folder: Path, n: int, seed: int) -> None:
         names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg")))
         for index in range(n):
             data = io.BytesIO(archive.read(names[index % len(names)]))
-            photo = Image.open(data, formats=["JPEG"])
+            photo = JpegImagePlugin.JpegImageFile(data)
             size = np.array(photo.size)
             part = np.maximum(1, (size * rng.uniform(0.9, 1, 2)).astype(int))
             left, top = rng.integers(size - part + 1)
