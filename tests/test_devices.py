@@ -1,6 +1,7 @@
 """What a GPU would be given, without one: graphs, messages, kernels and waits are counted, and order is recorded."""
 
 import math
+from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from collapse import arguments, images
+from collapse.commands import shared
+from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
 from collapse.training import loop, parallel
 from collapse.training.config import make_config
@@ -234,6 +238,23 @@ def test_what_is_due_by_seconds_is_due_at_any_step_and_alone_at_no_epochs_end(mo
     assert not due(7, True)
     assert loop.Due(7, None, False)(14, False)
     assert loop.Due(None, None, True)(7, True)
+
+
+def test_a_gpu_gets_embeddings_from_all_its_cores_by_pinned_batches_of_256(monkeypatch):
+    for module in (shared, arguments):
+        monkeypatch.setattr(module, "device_of", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(shared, "cores", lambda: 48)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert shared.placed(Namespace(device="auto", workers=None)) == {"device": "cuda", "workers": 24}
+    assert shared.placed(Namespace(device="auto", workers=3))["workers"] == 3
+    assert shared.placed(Namespace(device="cpu", workers=None))["workers"] == 4
+    assert [How.of(None, {"device": device})[0].batch_size for device in ("auto", "cpu")] == [256, 64]
+    made = {}
+    monkeypatch.setattr(images, "DataLoader", lambda data, **options: made.update(options) or [])
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert list(images.decoded([None] * 40, images.Preprocessing(), 256, 24)) == []
+        assert made["pin_memory"] is there
 
 
 @contextmanager
