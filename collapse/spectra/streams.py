@@ -126,7 +126,8 @@ class Stream:
     def _reduce_facts(self) -> None:
         from torch import distributed
 
-        counts, most = self.facts[[0, 2]], torch.stack([-self.facts[1], self.facts[3]])
+        zero, first, count, entry = self.facts.unbind()
+        counts, most = torch.stack([zero, count]), torch.stack([-first, entry])
         distributed.all_reduce(counts)
         distributed.all_reduce(most, distributed.ReduceOp.MAX)
         self.facts = torch.stack([counts[0], -most[0], counts[1], most[1]])
