@@ -1,7 +1,4 @@
-"""The stages of gpu.py, each a process: python benchmarks/gpu_stages.py STAGE --figures FILE ...
-
-A figure is said as soon as it is known: one line of JSON in FILE.
-"""
+"""The stages of gpu.py.  A figure is said as soon as it is known: one line of JSON in a file."""
 
 import argparse
 import io
@@ -36,6 +33,7 @@ from collapse.encoders.accuracy import knn, probe
 from collapse.encoders.passes import embed, features
 from collapse.images import Preprocessing
 from collapse.models.backbones import make_backbone
+from collapse.results import strict
 from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.state import Options
@@ -242,7 +240,7 @@ def figures(options: argparse.Namespace, say: Say) -> None:
     """Spectra of the heads, beside the result."""
     from collapse import plots
 
-    known = json.loads(options.result.read_text())["figures"]
+    known = json.loads(options.out.read_text())["figures"]
     made = []
     for temperature in (0.1, 0.5):
         end = f", temperature {temperature}"
@@ -251,36 +249,27 @@ def figures(options: argparse.Namespace, say: Say) -> None:
             with plots.style():
                 fig, ax = plots.figure()
                 plots.plot_spectra(ax, {k: np.array(v["representation"]["singular_values"]) for k, v in runs.items()})
-                stem = options.result.with_name(f"{options.result.stem}-{temperature}")
+                stem = options.out.with_name(f"{options.out.stem}-{temperature}")
                 plots.save_figure(fig, stem, [".png"])
-            made.append(stem.with_suffix(".png").name)
+            made.append(f"{stem.name}.png")
     say("drawn", made)
 
 
 STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
-    for name in ("figures", "data", "result"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+def run(name: str, options: argparse.Namespace, limit: float, figures: Path, errors: Path) -> None:
+    """One stage, in a process of its own, which leads the processes that it starts; it has `limit` seconds."""
+    os.setsid()
+    log = os.open(errors, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    stage = next(stage for stage in STAGES if stage.__name__ == options.stage)
-    with open(options.figures, "a", buffering=1, encoding="utf-8") as file:
-        from collapse.results import strict
-
-        stage(options, lambda name, value: print(json.dumps(strict({f"{options.stage}/{name}": value})), file=file))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(f"gpu: {error}") from error
+    stage = next(stage for stage in STAGES if stage.__name__ == name)
+    with open(figures, "a", buffering=1, encoding="utf-8") as file:
+        say = lambda key, value: print(json.dumps(strict({f"{name}/{key}": value})), file=file)  # noqa: E731
+        try:
+            stage(argparse.Namespace(**{**vars(options), "seconds": limit}), say)
+        except InputError as error:
+            raise SystemExit(f"gpu: {error}") from error
