@@ -7,32 +7,36 @@
 
 Stages, in this order (gpu_stages.py):
     card        versions, memory, rates of copies and products
-    correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods;
-                a resumed run to the bit; compiled against eager
+    correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods,
+                the monitor, which must not wait; a resumed run to the bit; compiled against eager
     table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS: heads none, mlp, directclr, linear at temperature 0.1 and 0.5;
                 probe and nearest neighbours with intervals, spectra
-    trainer224  ResNet-50 at 224 px: 120 steps in a row, the same on tensors in memory, bare passes, kernels
+    trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
+                row, the same on tensors in memory, bare passes, kernels
     spectrum    products and eigenvalues at d = 512, 2048, 8192
     extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16
     figures     spectra of the heads, rates
-Each stage is a process with a limit of its own, so one that fails, hangs or breaks the device costs no other its time.
+Each stage is a forked process with a limit of its own, so one that fails, hangs or breaks the device costs no other its
+time.
 --out is written again after every figure.  --data: see `read_packed` in gpu_stages.py.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from collapse.results import provenance, save_text, to_json
 
+BEGAN = time.monotonic()
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
     "card": 20, "correct": 55, "table1": 245, "trainer224": 115, "spectrum": 35, "extract": 35, "figures": 15,
@@ -60,25 +64,30 @@ class Document:
 
 def run_stage(name: str, options: argparse.Namespace, limit: float, document: Document, folder: Path) -> None:
     """Run one stage in a process of its own and take its figures as they come; it ends at its limit."""
+    import gpu_stages  # once for all stages, and nothing of it wakes the device
+
     figures, errors, start = folder / f"{name}.figures", folder / f"{name}.errors", time.monotonic()
     figures.touch()
-    call = [sys.executable, str(Path(__file__).with_name("gpu_stages.py")), name, "--figures", str(figures)]
-    call += ["--device", options.device, "--seed", str(options.seed), "--seconds", f"{limit:.1f}"]
-    call += ["--result", str(options.out), *(["--data", str(options.data)] if options.data else [])]
-    call += ["--tiny"] if options.tiny else []
-    with open(errors, "wb") as log, open(figures, encoding="utf-8") as lines:
-        stage = subprocess.Popen(call, stdout=log, stderr=log, start_new_session=True)
+    errors.touch()
+    stage = multiprocessing.get_context("fork").Process(
+        target=gpu_stages.run, args=(name, options, limit, figures, errors)
+    )
+    with open(figures, encoding="utf-8") as lines:
+        stage.start()
         while True:
-            ended = stage.poll() is not None  # asked first: what it wrote before it ended is read below
+            ended = not stage.is_alive()  # asked first: what it wrote before it ended is read below
             document.add(whole_lines(lines))
             if ended or time.monotonic() - start > limit:
                 break
             time.sleep(0.1)
         if not ended:
-            os.killpg(stage.pid, signal.SIGKILL)
-            stage.wait()
+            stage.kill()
+            stage.join()
+        if stage.pid is not None:
+            with suppress(ProcessLookupError):  # what it has started
+                os.killpg(stage.pid, signal.SIGKILL)
     last = (errors.read_text(errors="replace").strip().splitlines() or [""])[-1][:300]
-    status = "done" if stage.returncode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
+    status = "done" if stage.exitcode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
     document.values["stages"][name] = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
     document.save()
     print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
@@ -113,12 +122,12 @@ def main() -> int:
     if options.data is None and "table1" in names:
         print("table1: left out, for there is no --data", flush=True)
         names.remove("table1")
-    document, start, spent = Document(options.out, options), time.monotonic(), 0
+    document, spent = Document(options.out, options), 0
     document.save()
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             spent += SHARES[name]
-            end = start + options.seconds * spent / sum(SHARES[other] for other in names)
+            end = BEGAN + options.seconds * spent / sum(SHARES[other] for other in names)
             run_stage(name, options, max(1.0, end - time.monotonic()), document, Path(folder))
     failed = [name for name in names if document.values["stages"][name]["status"] != "done"]
     print(f"{options.out}: {len(names) - len(failed)} of {len(names)} stages done")

@@ -2,7 +2,8 @@
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
+from collapse.monitor import Monitor
 from collapse.spectra.covariance import Covariance
 from collapse.training.config import Config, make_config
 from collapse.training.data import of_arrays
@@ -33,6 +35,7 @@ def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> Non
         **{f"head_{head}": (partial(gradient_error, head=head), 1e-4) for head in (*HEADS, "directclr")},
         **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
         **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
+        "monitor": (monitor_error, 1e-6),
         "resumed_bytes_that_differ": (resume_error, 0.0),
         "compiled": (compile_error, 1e-5),
     }
@@ -121,6 +124,37 @@ def spectrum_error(options: argparse.Namespace, method: str) -> float:
     there, here = (Covariance(d, method, False, where).update(z).spectrum() for where in (options.device, None))
     large = here.singular_values > (1e-12 if method == "qr" else 1e-7) * here.singular_values[0]
     return float(np.abs(there.singular_values[large] / here.singular_values[large] - 1).max())
+
+
+def monitor_error(options: argparse.Namespace) -> float:
+    """As `spectrum_error`, of a monitor's reports; what it adds to a step must not wait for the device."""
+    d = 32 if options.tiny else 256
+    generator = torch.Generator().manual_seed(options.seed)
+    batches = [torch.randn(128, d, generator=generator) * torch.logspace(0, -2, d) for _ in range(40)]
+    spectra = []
+    for device in (options.device, "cpu"):
+        layer, there = torch.nn.Identity(), [batch.to(device) for batch in batches]
+        monitor = Monitor(layer, every=20)
+        for batch in there:
+            with unwaited(device):
+                layer(batch)
+            monitor.step()
+        spectra.append(monitor.spectra)
+    large = spectra[1] > 1e-7 * spectra[1].max()
+    return float(np.abs(spectra[0][large] / spectra[1][large] - 1).max())
+
+
+@contextmanager
+def unwaited(device: str) -> Iterator[None]:
+    """Within it, whatever waits for a CUDA device is an error."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def resume_error(options: argparse.Namespace) -> float:

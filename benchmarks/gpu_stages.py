@@ -1,7 +1,4 @@
-"""The stages of gpu.py, each a process: python benchmarks/gpu_stages.py STAGE --figures FILE ...
-
-A figure is said as soon as it is known: one line of JSON in FILE.
-"""
+"""The stages of gpu.py.  A figure is said as soon as it is known: one line of JSON in a file."""
 
 import argparse
 import io
@@ -28,7 +25,7 @@ from gpu_correct import TINY, correct
 from PIL import Image
 from spectrum_gpu import CASES, measure, seconds
 from torch import Tensor
-from train import Bench, rounds, write_jpegs
+from train import Bench, rounds, write_images
 
 import collapse
 from collapse import InputError
@@ -36,11 +33,13 @@ from collapse.encoders.accuracy import knn, probe
 from collapse.encoders.passes import embed, features
 from collapse.images import Preprocessing
 from collapse.models.backbones import make_backbone
+from collapse.results import strict
 from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.state import Options
 from collapse.training.train import train
 
+SAMPLES = "imagenet-100-samples.zip"  # photographs, beside --data
 Say = Callable[[str, Any], None]
 
 
@@ -101,6 +100,8 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     """Table 1 in small: as many epochs as fit, the same for all heads; the largest contrast comes first."""
     began = time.monotonic()
     data, val = read_packed(options.data)
+    if options.tiny:
+        data, val = (part.subset(np.arange(0, len(part), -(-len(part) // 64))) for part in (data, val))
     size = TINY if options.tiny else {}
     batch = 32 if options.tiny else 512
     # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
@@ -156,12 +157,19 @@ def _features(net: Any, data: Labelled, options: argparse.Namespace) -> np.ndarr
 
 
 def trainer224(options: argparse.Namespace, say: Say) -> None:
-    """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes."""
+    """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes.
+
+    The JPEGs are crops of the photographs in SAMPLES, if that lies beside --data, else of random images.
+    """
     small: dict[str, Any] = {**TINY, "image_size": 32, "arch": "resnet18"} if options.tiny else {}
     config = make_config("imagenet", batch_size=8 if options.tiny else 256, seed=options.seed, **small)
     with tempfile.TemporaryDirectory() as folder:
-        write_jpegs(Path(folder), 16 if options.tiny else 1024, options.seed)
+        samples = options.data and options.data.with_name(SAMPLES)
+        samples = samples if samples and samples.exists() else None
+        write_images(samples, Path(folder), 16 if options.tiny else 1024, options.seed)
         data = open_data(folder, "train")
+        sizes = [path.stat().st_size for path in Path(folder).rglob("*.jpg")]
+        say("images", {"of": SAMPLES if samples else "random", "count": len(sizes), "bytes": sum(sizes) / len(sizes)})
         workers = 0 if options.tiny else len(os.sched_getaffinity(0))
         bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 20)
         start = time.monotonic()
@@ -194,7 +202,7 @@ def kernels(bench: Bench) -> dict[str, Any]:
 
 def spectrum(options: argparse.Namespace, say: Say) -> None:
     """Products and eigenvalues, narrow to wide."""
-    for d, rows in ((32, 512),) if options.tiny else CASES:
+    for d, rows in ((32, 1024),) if options.tiny else CASES:
         say(f"d = {d}", measure(d, rows, 1 if options.tiny else 5, options.device))
 
 
@@ -232,7 +240,7 @@ def figures(options: argparse.Namespace, say: Say) -> None:
     """Spectra of the heads, beside the result."""
     from collapse import plots
 
-    known = json.loads(options.result.read_text())["figures"]
+    known = json.loads(options.out.read_text())["figures"]
     made = []
     for temperature in (0.1, 0.5):
         end = f", temperature {temperature}"
@@ -241,36 +249,27 @@ def figures(options: argparse.Namespace, say: Say) -> None:
             with plots.style():
                 fig, ax = plots.figure()
                 plots.plot_spectra(ax, {k: np.array(v["representation"]["singular_values"]) for k, v in runs.items()})
-                stem = options.result.with_name(f"{options.result.stem}-{temperature}")
+                stem = options.out.with_name(f"{options.out.stem}-{temperature}")
                 plots.save_figure(fig, stem, [".png"])
-            made.append(stem.with_suffix(".png").name)
+            made.append(f"{stem.name}.png")
     say("drawn", made)
 
 
 STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=[stage.__name__ for stage in STAGES])
-    for name in ("figures", "data", "result"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+def run(name: str, options: argparse.Namespace, limit: float, figures: Path, errors: Path) -> None:
+    """One stage, in a process of its own, which leads the processes that it starts; it has `limit` seconds."""
+    os.setsid()
+    log = os.open(errors, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    stage = next(stage for stage in STAGES if stage.__name__ == options.stage)
-    with open(options.figures, "a", buffering=1, encoding="utf-8") as file:
-        from collapse.results import strict
-
-        stage(options, lambda name, value: print(json.dumps(strict({f"{options.stage}/{name}": value})), file=file))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        raise SystemExit(f"gpu: {error}") from error
+    stage = next(stage for stage in STAGES if stage.__name__ == name)
+    with open(figures, "a", buffering=1, encoding="utf-8") as file:
+        say = lambda key, value: print(json.dumps(strict({f"{name}/{key}": value})), file=file)  # noqa: E731
+        try:
+            stage(argparse.Namespace(**{**vars(options), "seconds": limit}), say)
+        except InputError as error:
+            raise SystemExit(f"gpu: {error}") from error

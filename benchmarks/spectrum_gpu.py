@@ -26,7 +26,7 @@ from collapse import InputError
 from collapse.results import provenance, save_text, to_json
 from collapse.spectra.covariance import Covariance
 
-CASES = ((512, 65_536), (2048, 16_384), (8192, 16_384))
+CASES = ((512, 65_536), (2048, 16_384), (8192, 32_768))  # d and rows: whole blocks of `Covariance`
 BITS = 7  # of a slice: entries within +-64, so that n < 2^19 products of two fit into int32
 
 

@@ -2,6 +2,7 @@
 
     python tests/lives.py FOLDER                                              # by test_train.py; 20 seconds
     python tests/lives.py FOLDER --every benchmarks/results/resume.json       # 15 minutes
+    python tests/lives.py FOLDER --behind --every FILE     # states are written by a thread, as they are on a GPU
 
 Prints one JSON object: how the lives of three chains ended, and what two runs in one folder did.  With --every, a run
 is killed once at each moment there is and then finished, and then 200 times at random; what differs from the unbroken
@@ -26,6 +27,7 @@ from collapse.training import online, train  # noqa: F401  (loaded once, for all
 from collapse.training.data import open_data
 from collapse.training.run import Run
 
+BEHIND = "--behind" in sys.argv
 CALL = (
     "train --preset digits --data sklearn:digits --workers 0 --device cpu --blocks 1 1 --planes 8 32 --batch-size 128 "
     "--epochs 2 --dim 8 --save-every 3 --log-every 4 --spectrum-every 7 --held 200"
@@ -51,6 +53,17 @@ def strike_at(place):
 
     os.replace, os.fsync = watched(os.replace), watched(os.fsync)
     train.Training.run_step, Run.log = watched(train.Training.run_step), watched(Run.log)
+
+
+def write_behind():
+    """Let every state be copied, and written by a thread."""
+    opened = Run.__init__
+
+    def init(self, *arguments, **options):
+        opened(self, *arguments, **options)
+        self.behind = True
+
+    Run.__init__ = init
 
 
 def begin(folder, place=0, more=(), errors=os.devnull):
@@ -106,7 +119,7 @@ def every(root, out, *more):
         runs += 1
         deaths += live_on(f"{root}/random{runs}", (rng.randrange(1, 12) for _ in range(60)), more)
         differing += [f"random {runs}"] * (result(f"{root}/random{runs}") != expected)
-    command = ["tests/lives.py", "FOLDER", *sys.argv[2:]]
+    command = ["tests/lives.py", "FOLDER", *["--behind"] * BEHIND, *sys.argv[2:]]
     counts = {"moments": place - 1, "random_deaths": deaths, "random_runs": runs}
     about = {"schema": 1, **provenance(), "command": command, **counts}
     save_text(Path(out), to_json({**about, "differing": differing}))
@@ -115,6 +128,9 @@ def every(root, out, *more):
 
 def main():
     torch.set_num_threads(1)
+    if BEHIND:
+        sys.argv.remove("--behind")
+        write_behind()
     if "--every" in sys.argv:
         open_data("sklearn:digits", "train")
         every(sys.argv[1], *sys.argv[3:])

@@ -1,5 +1,7 @@
 """What a GPU would be given, without one: graphs, messages, kernels and waits are counted, and order is recorded."""
 
+import math
+from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from collapse import arguments, images
+from collapse.commands import shared
+from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
 from collapse.training import loop, parallel
 from collapse.training.config import make_config
@@ -124,7 +129,7 @@ def test_a_compiled_colour_chain_is_one_graph_of_few_kernels_and_the_same_number
     compiled = torch.compile(augmentation.masked, dynamic=False)
     for epoch in range(2):
         u = uniforms(0, epoch, np.arange(8), 0, augmentation.DRAWS)
-        torch.testing.assert_close(compiled(images, u), augmentation.masked(images, u), rtol=0, atol=2e-6)
+        torch.testing.assert_close(compiled(images, u), augmentation.masked(images, u), rtol=0, atol=1e-6)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     with Count() as count:
@@ -182,21 +187,74 @@ def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(parallel, "world", lambda: 2)
     monkeypatch.setattr(parallel, "largest", lambda values: asked.append(now[0]) or [max(v, 0.0) for v in values])
-    ask = Ask(0, lambda: signals[0], lambda: now[0] > 99)
+    ask = Ask(0, lambda: signals[0], lambda: [now[0] > 99, False])
     for step in range(1, 2001):
         now[0] += 0.05
         if step == 1000:
             signals[0] = 15
-        stopped, late = ask(step, step == 1500)
+        stopped, (late, _) = ask(step, step == 1500)
         if stopped or late:
             assert step - 1000 < 25 or step > 1500 or stopped == 15
     assert len(asked) == pytest.approx(100, abs=4)  # 2000 steps in 100 s
     assert now[0] > 99
-    assert late or ask(2001, True)[1]
+    assert late or ask(2001, True)[1] == [True, False]
     monkeypatch.setattr(parallel, "world", lambda: 1)
-    alone = Ask(0, lambda: signals[0], lambda: False)
+    alone = Ask(0, lambda: signals[0], lambda: [])
     alone(1, False)
     assert alone(2, False)[0] == 15  # one process asks itself, every step
+
+
+@pytest.mark.parametrize(("epoch", "measured", "written"), [(2.5, 1.0, 0.9), (150.0, 12.0, 4.0), (600.0, 20.0, 30.0)])
+def test_measurements_and_saves_take_a_twentieth_of_the_time_each(monkeypatch, epoch, measured, written):
+    """At the defaults on CUDA; a state is written by a thread, which the steps do not wait for."""
+    now, times = [0.0], {"measuring": 0, "saving": 0}
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    measuring, saving = loop.Due(None, None, "rare"), loop.Due(None, 600.0, "rare")
+    for index in range(1000):
+        now[0] += epoch
+        if measuring(index, True):
+            times["measuring"] += 1
+            with measuring.timed():
+                now[0] += measured
+        if saving(index, True, lambda: written):
+            times["saving"] += 1
+            with saving.timed():
+                now[0] += 0.01
+        assert not measuring(index, False)
+    assert times["measuring"] * measured <= 1.02 * loop.SHARE * now[0]
+    assert times["saving"] * written <= 1.02 * loop.SHARE * now[0]
+    assert times["measuring"] * (measured / loop.SHARE + measured + epoch) >= 0.98 * now[0]  # no rarer than it must be
+    assert not saving(0, True, lambda: math.inf)  # while the last state is being written
+
+
+def test_what_is_due_by_seconds_is_due_at_any_step_and_alone_at_no_epochs_end(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    due = loop.Due(None, 30.0, False)
+    now[0] = 29.0
+    assert not due.late()
+    now[0] = 31.0
+    assert due.late()
+    assert not due(7, True)
+    assert loop.Due(7, None, False)(14, False)
+    assert loop.Due(None, None, True)(7, True)
+
+
+def test_a_gpu_gets_embeddings_from_all_its_cores_by_pinned_batches_of_256(monkeypatch):
+    for module in (shared, arguments):
+        monkeypatch.setattr(module, "device_of", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(shared, "cores", lambda: 48)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert shared.placed(Namespace(device="auto", workers=None)) == {"device": "cuda", "workers": 24}
+    assert shared.placed(Namespace(device="auto", workers=3))["workers"] == 3
+    assert shared.placed(Namespace(device="cpu", workers=None))["workers"] == 4
+    assert [How.of(None, {"device": device})[0].batch_size for device in ("auto", "cpu")] == [256, 64]
+    made = {}
+    monkeypatch.setattr(images, "DataLoader", lambda data, **options: made.update(options) or [])
+    for there in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert list(images.decoded([None] * 40, images.Preprocessing(), 256, 24)) == []
+        assert made["pin_memory"] is there
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ def packed(tmp_path_factory):
     parts += [(np.arange(n) % 3).astype(np.uint8).tobytes(), (np.arange(n) >= 64).astype(np.uint8).tobytes(), *files]
     path = tmp_path_factory.mktemp("packed") / "images.xz"
     path.write_bytes(lzma.compress(b"".join(parts), preset=0))
+    with zipfile.ZipFile(path.with_name("imagenet-100-samples.zip"), "w") as archive:
+        for index, data in enumerate(files[:3]):
+            archive.writestr(f"val/{index}/{index}.JPEG", data)
     return path
 
 
@@ -49,26 +53,28 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     figures = document["figures"]
     assert {name.partition("/")[0] for name in figures} == set(document["stages"])
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
-    assert len(checks) == 16
+    assert len(checks) == 17
     assert all(value["holds"] for value in checks.values()), checks
     for head in ("none", "mlp", "directclr", "linear"):
         run = figures[f"table1/{head}, temperature 0.5"]
         assert run["probe"]["top1_interval"][0] <= run["probe"]["top1"] <= run["probe"]["top1_interval"][1]
         assert len(run["representation"]["singular_values"]) == 16
+    assert figures["trainer224/images"]["of"] == "imagenet-100-samples.zip"
     assert figures["trainer224/images_per_second_in_a_row"] > 0
     assert figures["spectrum/d = 32"]["relative_errors"]["int8, 4 slices"] < 1e-7
-    assert (tmp_path / "gpu-0.1.png").exists()
+    assert figures["figures/drawn"] == ["gpu-0.1.png", "gpu-0.5.png"]
+    assert all((tmp_path / name).exists() for name in figures["figures/drawn"])
 
 
 def test_a_stage_that_fails_or_hangs_costs_only_its_own_time(tmp_path, packed):
-    """table1 finds no images; the stage before it is too slow for its limit and leaves what it had said."""
+    """table1 finds no images, or is too slow for its limit."""
     (tmp_path / "damaged.xz").write_bytes(packed.read_bytes()[:-100])
     flags = ("--data", str(tmp_path / "damaged.xz"), "--only", "table1,figures", "--seconds", "1500")
     code, document, printed = gpu(tmp_path, *flags)
     assert code == 1
     assert "table1: failed: gpu: " in printed
     assert document["stages"]["figures"]["status"] == "done"
-    code, document, printed = gpu(tmp_path, "--only", "card", "--seconds", "0.2")
+    code, document, printed = gpu(tmp_path, "--data", str(packed), "--only", "table1", "--seconds", "0.2")
     assert code == 1
-    assert document["stages"]["card"]["status"].startswith("ended at its limit")
-    assert document["stages"]["card"]["seconds"] < 30
+    assert document["stages"]["table1"]["status"].startswith("ended at its limit")
+    assert document["stages"]["table1"]["seconds"] < 30

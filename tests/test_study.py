@@ -15,7 +15,9 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from collapse.models.heads import make_head
 from collapse.results import load_result
 from collapse.training.config import make_config
 from collapse.training.data import of_arrays
@@ -34,6 +36,19 @@ SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "import summa
 @pytest.fixture(scope="module")
 def plan():
     return study.plan(study.PRESET)
+
+
+@pytest.mark.parametrize("head", ["linear", "orthogonal", "lowrank", "none"])
+def test_the_heads_of_a_run_on_cuda_are_read_from_the_device(monkeypatch, head):
+    def numpy(tensor):
+        assert tensor.device.type == "cpu"
+        return np.ones(tensor.shape)
+
+    monkeypatch.setattr(torch.Tensor, "numpy", numpy)  # a card that is not there has no numbers
+    with FakeTensorMode(), torch.device("cuda"):
+        net = make_head(head, 12, 12 if head in ("orthogonal", "none") else 6)
+        assert {p.device.type for p in [*net.parameters(), *net.buffers()]} <= {"cuda"}
+        assert study.product(net, 12)[-1].shape[1] == 12
 
 
 def difference(one, two):

@@ -357,6 +357,19 @@ def test_neighbours_are_counted_without_spectra(digits, tmp_path):
     assert not (tmp_path / "spectra.npz").exists()
 
 
+def test_spectra_and_saves_by_seconds_change_nothing_else(digits, tmp_path):
+    config, data = replace(TINY, epochs=2), data_of(digits, 300)
+    often = Options(spectrum_seconds=1e-9, save_seconds=1e-9, knn_every=0)
+    for name, how in (("plain", Options(knn_every=0)), ("often", often)):
+        list(train(tmp_path / name, config, data, data, how))
+    steps = np.load(tmp_path / "often/spectra.npz")["steps"].tolist()
+    assert steps == list(range(2, 9))  # the clock is asked after a step
+    assert np.load(tmp_path / "plain/spectra.npz")["steps"].tolist() == [4, 8]
+    assert (tmp_path / "often/encoder.safetensors").read_bytes() == (
+        tmp_path / "plain/encoder.safetensors"
+    ).read_bytes()
+
+
 def test_stochastic_depth_is_off():
     net = Network(replace(TINY, arch="torchvision:swin_t", blocks=(), planes=(), image_size=32), 10).backbone
     x = torch.randn(2, 3, 32, 32)

@@ -295,10 +295,14 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def placed(options: argparse.Namespace) -> dict[str, Any]:
-    """Device, and workers where none are given: more of them for a GPU."""
+    """Device, and workers where none are given: for a GPU all the cores that are its share."""
     device = device_of(options.device)
-    most = 16 if device.startswith("cuda") else 4
-    return {"device": device, "workers": min(most, cores()) if options.workers is None else options.workers}
+    workers = min(4, cores())
+    if device.startswith("cuda"):
+        import torch
+
+        workers = max(1, cores() // torch.cuda.device_count())
+    return {"device": device, "workers": workers if options.workers is None else options.workers}
 
 
 def with_flags(text: str) -> str:

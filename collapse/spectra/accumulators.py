@@ -4,39 +4,39 @@
 mean^T would cancel where the mean dominates, as it does after a ReLU.  Squaring halves the digits, so eigenvalues below
 some 2^-52 of the largest are rounding.  `Triangle` keeps the R of a QR decomposition of [1 Z] instead (TSQR): with the
 ones first, R[1:, 1:] is the triangle of the centred rows, and nothing is squared.
-Both take finite rows (b, d) of numpy or torch, and join: shards in one process, or processes of torch.distributed.
+Both take finite rows (b, d) of numpy, and join: shards in one process, or processes of torch.distributed.  On a device
+the same is done by streams.py.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collapse.files.rows import is_tensor
+from collapse import InputError
 from collapse.spectra.result import EPS
+
+LARGEST, SMALLEST = 1e150, 1e-140  # of entries whose squares, summed, stay in float64's range
+
+
+def refuse_range(name: str, largest: float) -> None:
+    """Raise InputError if squares of entries up to `largest` leave float64's range."""
+    if largest >= LARGEST:
+        raise InputError(f"{name}: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
+    if 0 < largest < SMALLEST:
+        raise InputError(f"{name}: squares of entries below {SMALLEST:.0e} vanish in float64; scale them up")
 
 
 class Gram:
-    """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen: numpy arrays, or tensors on a device."""
+    """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen."""
 
-    STATE = ("n", "mean", "scatter")
+    def __init__(self, dim: int) -> None:
+        self.n, self.mean, self.scatter = 0, np.zeros(dim), np.zeros((dim, dim), order="F")
+        self.centred = np.zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
 
-    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
-        self.n, self.mean, self.scatter = 0, zeros(dim), zeros((dim, dim))
-        self.centred: Any = zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
-        if isinstance(self.scatter, np.ndarray):
-            self.scatter = np.asfortranarray(self.scatter)
-
-    def add(self, z: Any) -> None:
+    def add(self, z: NDArray) -> None:
         """Add rows z (b, d), finite."""
-        if not isinstance(z, np.ndarray):
-            mean = z.mean(0)
-            z = z - mean
-            self.scatter.addmm_(z.T, z)
-            self._move(len(z), mean)
-            return
         from scipy.linalg.blas import dsyr, dsyrk
 
         if len(self.centred) < len(z):
@@ -57,16 +57,14 @@ class Gram:
             self.scatter = self.scatter + other.scatter
             self._move(other.n, other.mean)
 
-    def _move(self, n: int, mean: Any) -> None:
+    def _move(self, n: int, mean: NDArray) -> None:
         """Count n rows whose scatter about their own mean has been added (Chan, Golub and LeVeque 1983)."""
         total, delta = self.n + n, mean - self.mean
         between = self.n * n / total
-        if between and isinstance(self.scatter, np.ndarray):
+        if between:
             from scipy.linalg.blas import dsyr
 
             self.scatter = dsyr(between, delta, a=self.scatter, lower=1, overwrite_a=1)
-        elif between:
-            self.scatter += delta[:, None] * delta * between
         self.n, self.mean = total, self.mean + delta * (n / total)
 
     def all_reduce(self) -> None:
@@ -74,32 +72,34 @@ class Gram:
         import torch
         from torch import distributed
 
-        count = torch.cat([torch.tensor([float(self.n)]), torch.as_tensor(self.mean).cpu() * self.n]).to(self._tensor())
+        count = torch.cat([torch.tensor([self.n], dtype=torch.float64), torch.as_tensor(self.mean) * self.n])
         distributed.all_reduce(count)
         n, mean = int(count[0]), count[1:] / max(1.0, float(count[0]))
-        delta = torch.as_tensor(self.mean).to(mean) - mean
-        scatter = self._tensor() + torch.outer(delta, delta) * self.n
+        delta = torch.as_tensor(self.mean) - mean
+        scatter = torch.as_tensor(self.scatter) + torch.outer(delta, delta) * self.n
         distributed.all_reduce(scatter)
-        if isinstance(self.scatter, np.ndarray):
-            self.scatter, self.mean = np.asfortranarray(scatter.numpy()), mean.numpy()
-        else:
-            self.scatter, self.mean = scatter, mean
-        self.n = n
+        self.n, self.scatter, self.mean = n, np.asfortranarray(scatter.numpy()), mean.numpy()
 
-    def _tensor(self) -> Any:
+    def state(self) -> dict[str, Any]:
+        """Numbers and tensors, copies of all there is."""
         import torch
 
-        return torch.as_tensor(self.scatter)
+        return {"n": self.n, "mean": torch.tensor(self.mean), "scatter": torch.as_tensor(self.scatter).clone()}
 
-    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
-        """Unsorted eigenvalues of the scatter and of Z^T Z, and the largest mean square of a column.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+        self.n, self.mean = state["n"], state["mean"].cpu().numpy()
+        self.scatter = np.asfortranarray(state["scatter"].cpu().numpy())
+
+    def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
+        """Unsorted eigenvalues of the scatter and of Z^T Z, the largest mean square of a column, and what is rounding.
+
+        The last is the largest eigenvalue of the scatter that rounding alone makes.
 
         Z^T Z = scatter + n mean mean^T.  A reflection that takes the mean to the first axis leaves the scatter's
         eigenvalues alone, and reducing it to tridiagonal form T leaves the first axis alone: both spectra then are
         those of tridiagonal matrices, T and T + n |mean|^2 e1 e1^T, for the price of one reduction.
         """
-        if is_tensor(self.scatter):
-            return self._eigenvalues_there()
         from scipy.linalg import eigvalsh_tridiagonal
         from scipy.linalg.lapack import dsytrd, dsytrd_lwork
 
@@ -117,26 +117,16 @@ class Gram:
         _, diagonal, off, _, _ = dsytrd(np.asfortranarray(scatter), lower=1, lwork=work, overwrite_a=1)
         shifted = diagonal.copy()
         shifted[0] += self.n * length**2
-        both = (eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted))
-        return next(both), next(both), column
-
-    def _eigenvalues_there(self) -> tuple[NDArray, NDArray, float]:
-        """The same, two decompositions on the device: at d = 8192 the CPU takes minutes."""
-        import torch
-
-        scatter = self.scatter.tril() + self.scatter.tril(-1).T
-        moment = scatter + self.n * torch.outer(self.mean, self.mean)
-        found = [torch.linalg.eigvalsh(matrix).clamp(min=0).cpu().numpy() for matrix in (scatter, moment)]
-        return found[0], found[1], float(moment.diagonal().max() / self.n)
+        both = [eigvalsh_tridiagonal(d, off).clip(min=0) for d in (diagonal, shifted)]
+        return both[0], both[1], column, float(2 * math.sqrt(self.dim) * EPS * both[0].max())
 
     def centre(self) -> NDArray:
         """(d,): the mean."""
-        return np.asarray(self.mean.cpu() if is_tensor(self.mean) else self.mean)
+        return self.mean
 
     def scattered(self) -> NDArray:
         """(d, d): the scatter with both triangles."""
-        scatter = np.asarray(self.scatter.cpu() if is_tensor(self.scatter) else self.scatter)
-        return np.tril(scatter) + np.tril(scatter, -1).T
+        return np.tril(self.scatter) + np.tril(self.scatter, -1).T
 
     def vectors(self, last: int | None = None) -> NDArray:
         """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue; or the last so many of them."""
@@ -150,10 +140,6 @@ class Gram:
         """d."""
         return len(self.mean)
 
-    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
-        """Largest eigenvalue of the scatter that rounding alone makes."""
-        return float(2 * math.sqrt(scatter.size) * EPS * scatter.max())
-
 
 class Triangle:
     """R (d + 1, d + 1) of the QR decomposition of [1 Z - shift]; rows wait until a block is worth a decomposition.
@@ -161,18 +147,16 @@ class Triangle:
     The shift is the mean of the first rows: rounding is relative to the size of what is decomposed.
     """
 
-    STATE = ("n", "waiting", "shift")
-
-    def __init__(self, zeros: Callable[..., Any], dim: int) -> None:
-        self.n, self.waiting, self.dim, self.zeros = 0, [zeros((0, dim + 1))], dim, zeros
+    def __init__(self, dim: int) -> None:
+        self.n, self.waiting, self.dim = 0, [np.zeros((0, dim + 1))], dim
         self.shift: Any = None
 
-    def add(self, z: Any) -> None:
+    def add(self, z: NDArray) -> None:
         """Add rows z (b, d), finite."""
         if self.shift is None:
-            self.shift = z.mean(0)
-        rows = self.zeros((len(z), self.dim + 1))
-        rows[:, 0], rows[:, 1:] = 1, z - self.shift
+            self.shift = z.mean(0, dtype=np.float64)
+        rows = np.ones((len(z), self.dim + 1))
+        np.subtract(z, self.shift, out=rows[:, 1:])
         self.n += len(z)
         self.waiting.append(rows)
         if sum(map(len, self.waiting[1:])) >= max(2 * self.dim, 4096):  # fewer rows cost more calls and more rereading
@@ -199,19 +183,27 @@ class Triangle:
 
         everyone: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(everyone, (self.n, self.shift, self.waiting))
-        total = Triangle(self.zeros, self.dim)
+        total = Triangle(self.dim)
         for n, shift, waiting in everyone:
-            part = Triangle(self.zeros, self.dim)
+            part = Triangle(self.dim)
             part.n, part.shift, part.waiting = n, shift, waiting
             total.join(part)
         self.n, self.shift, self.waiting = total.n, total.shift, total.waiting
 
-    def _reduce(self) -> None:
-        if is_tensor(self.waiting[0]):
-            import torch
+    def state(self) -> dict[str, Any]:
+        """Numbers and tensors, copies of all there is."""
+        import torch
 
-            self.waiting = [torch.linalg.qr(torch.cat(self.waiting), mode="r").R]
-        elif len(self.waiting[0]) <= self.dim:
+        shift = self.shift if self.shift is None else torch.tensor(self.shift)
+        return {"n": self.n, "waiting": [torch.tensor(rows) for rows in self.waiting], "shift": shift}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+        self.n, self.shift = state["n"], state["shift"] if state["shift"] is None else state["shift"].cpu().numpy()
+        self.waiting = [np.asfortranarray(rows.cpu().numpy()) for rows in state["waiting"]]
+
+    def _reduce(self) -> None:
+        if len(self.waiting[0]) <= self.dim:
             from scipy.linalg.lapack import dgeqrf, dgeqrf_lwork
 
             rows = _by_columns(self.waiting)
@@ -225,29 +217,27 @@ class Triangle:
             rows, width = _by_columns(self.waiting[1:]), min(64, max(16, self.dim // 10), self.dim + 1)
             self.waiting = [dtpqrt(0, width, np.asfortranarray(self.waiting[0]), rows, overwrite_b=1)[0]]
 
-    def eigenvalues(self) -> tuple[NDArray, NDArray, float]:
+    def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
         """As `Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
         centred = self._centred()
-        rows = self._moved(self.waiting[0], self.shift)
-        triangle = np.asarray(rows.cpu() if is_tensor(rows) else rows)
+        triangle = self._moved(self.waiting[0], self.shift)
         values = (np.zeros(self.dim), np.zeros(self.dim))
         for out, part in zip(values, (centred, triangle[:, 1:]), strict=True):
             found = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
             out[: len(found)] = found[: self.dim] ** 2
-        return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n)
+        rounded = float((self.dim * EPS) ** 2 * values[1].sum())
+        return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n), rounded
 
     def _centred(self) -> NDArray:
         """The triangle of the centred rows."""
         self._reduce()
-        triangle = self.waiting[0]
-        return np.asarray(triangle.cpu() if is_tensor(triangle) else triangle)[1:, 1:]
+        return self.waiting[0][1:, 1:]
 
     def centre(self) -> NDArray:
         """As `Gram.centre`."""
         self._reduce()
         first = self._moved(self.waiting[0], self.shift)[0]  # its first entry is sqrt(n), up to the sign
-        row = np.asarray(first.cpu() if is_tensor(first) else first)
-        return row[1:] / row[0]
+        return first[1:] / first[0]
 
     def scattered(self) -> NDArray:
         """As `Gram.scattered`."""
@@ -257,10 +247,6 @@ class Triangle:
     def vectors(self, last: int | None = None) -> NDArray:
         """(d, d): right singular vectors of the centred rows as columns, by descending singular value; or the last."""
         return np.linalg.svd(self._centred())[2].T[:, -(last or self.dim) :]
-
-    def rounding(self, scatter: NDArray, moment: NDArray) -> float:
-        """As `Gram.rounding`."""
-        return float((self.dim * EPS) ** 2 * moment.sum())
 
 
 def _by_columns(parts: list[NDArray]) -> NDArray:

@@ -16,10 +16,9 @@ from collapse.arguments import choice, device_of, flag, share, whole
 from collapse.errors import warn
 from collapse.files.rows import blocks, check_memory, is_tensor
 from collapse.metrics import marchenko_pastur_edges
-from collapse.spectra.accumulators import Gram, Triangle
+from collapse.spectra.accumulators import LARGEST, SMALLEST, Gram, Triangle, refuse_range
 from collapse.spectra.result import EPS, Spectrum
 
-LARGEST, SMALLEST = 1e150, 1e-140  # of entries whose squares, summed, stay in float64's range
 METHODS = ("auto", "covariance", "qr")
 
 
@@ -34,7 +33,8 @@ class Covariance:
             "qr" (right down to about 1e-12 of it; about three times slower).
         normalize: divide each row by its Euclidean norm first, as the paper does (a zero row stays zero and is
             counted).
-        device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.
+        device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.  The host then waits for the
+            device only when a result is read, and a row that is not finite is an error there and not in `update`.
         name: what errors call the rows.
 
     Raises InputError: no column, an unknown method, or more memory needed than there is.
@@ -61,27 +61,39 @@ class Covariance:
             device_of(device)
         require_memory(name, dim, method, device)
         self.dim, self.method, self.normalize, self.device, self.name = dim, method, normalize, device, name
-        self.zero_rows = 0
         self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
-        self._sum = (Gram if method == "covariance" else Triangle)(self._zeros, dim)
+        self._zero_rows = 0
+        self._sum = self._make_sum()
+
+    def _make_sum(self) -> Any:
+        if self.device is None:
+            return (Gram if self.method == "covariance" else Triangle)(self.dim)
+        from collapse.spectra.streams import DeviceGram, DeviceTriangle
+
+        kind = DeviceGram if self.method == "covariance" else DeviceTriangle
+        return kind(self.dim, self.device, self.normalize, self.name)
 
     @property
     def n(self) -> int:
         """Rows seen."""
-        return self._sum.n
+        return int(self._sum.n)
 
-    def _zeros(self, shape: int | tuple[int, ...]) -> Any:
-        if self.device is None:
-            return np.zeros(shape)
-        import torch
+    @property
+    def zero_rows(self) -> int:
+        """Rows that are zero and were left so by the normalisation."""
+        return self._zero_rows if self.device is None else int(self._sum.zero_rows)
 
-        return torch.zeros(shape, dtype=torch.float64, device=self.device)
+    def number(self, numbers: range) -> "Covariance":
+        """Let errors call the rows by these numbers instead of 0, 1, ...; on a device. Returns self."""
+        if self.device is not None:
+            self._sum.numbers = numbers
+        return self
 
     def update(self, z: Any) -> "Covariance":
         """Add a batch z, (n, d), array or tensor of any real dtype and device; n = 0 is allowed. Returns self.
 
         Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN, infinity, or entries
-        whose squares float64 cannot hold.
+        whose squares float64 cannot hold.  On a device what z holds is looked at when a result is read.
         """
         self.add(*self.checked(z, self.n))
         return self
@@ -96,22 +108,22 @@ class Covariance:
             raise InputError(f"{self.name}: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
         if self.method == "qr":
             require_memory(self.name, self.dim, "qr", self.device, rows=self.n + len(rows))
-        for part in blocks(rows):
+        for part in blocks(rows) if self.device is None else ():
             self._check(part, first)
             first += len(part)
         return roundoff, rows
 
     def add(self, roundoff: float, rows: Any) -> None:
         """Add rows that `checked` has passed."""
-        for part in blocks(rows):
-            if self.normalize:
+        for part in blocks(rows) if self.device is None else [rows]:
+            if self.normalize and self.device is None:
                 part, zero_rows = _unit_rows(part)
-                self.zero_rows += zero_rows
+                self._zero_rows += zero_rows
             self._sum.add(part)
             self.roundoff = max(self.roundoff, roundoff)
 
     def _rows(self, z: Any) -> tuple[float, Any]:
-        """(unit roundoff of z's dtype, z as float32 or float64 of numpy, or as float64 on the device)."""
+        """(unit roundoff of z's dtype, z as float32 or float64 of numpy, or as floating on the device)."""
         if is_tensor(z):
             import torch
 
@@ -119,7 +131,7 @@ class Covariance:
                 raise InputError(f"{self.name}: a {z.dtype}, {z.layout} tensor is no dense array of real numbers")
             roundoff = torch.finfo(z.dtype).eps / 2 if z.is_floating_point() else 0.0
             if self.device is not None:
-                return roundoff, z.detach().to(self.device, torch.float64)
+                return roundoff, z.detach().to(self.device, z.dtype if z.is_floating_point() else torch.float64)
             kept = z.dtype in (torch.float32, torch.float64)
             return roundoff, z.detach().to("cpu", z.dtype if kept else torch.float64).numpy()
         z = np.asarray(z)
@@ -132,7 +144,7 @@ class Covariance:
             return roundoff, z
         import torch
 
-        return roundoff, torch.from_numpy(np.ascontiguousarray(z)).to(self.device, torch.float64)
+        return roundoff, torch.from_numpy(np.ascontiguousarray(z)).to(self.device)
 
     def _check(self, rows: Any, first: int) -> None:
         """Refuse NaN, infinity, and squares that overflow; `first` is the index of the first row."""
@@ -141,7 +153,7 @@ class Covariance:
             # One pass tells of all; only float32 overflows, or vanishes, without cause.
             if SMALLEST**2 <= float(flat @ flat) < LARGEST**2:
                 return
-        rows = np.asarray(rows.cpu() if is_tensor(rows) else rows)
+        rows = np.asarray(rows)
         bad = ~np.isfinite(rows)
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -149,11 +161,8 @@ class Covariance:
                 f"{self.name}: row {first + row}, column {column} is NaN or infinite ({bad.any(1).sum()} such rows "
                 "in this block); remove them, or look at the network that wrote them"
             )
-        largest = float(np.abs(rows).max(initial=0))
-        if not self.normalize and largest >= LARGEST:
-            raise InputError(f"{self.name}: squares of entries over {LARGEST:.0e} overflow float64; scale them down")
-        if not self.normalize and 0 < largest < SMALLEST:
-            raise InputError(f"{self.name}: squares of entries below {SMALLEST:.0e} vanish in float64; scale them up")
+        if not self.normalize:
+            refuse_range(self.name, float(np.abs(rows).max(initial=0)))
 
     def merge(self, other: "Covariance") -> "Covariance":
         """Join another shard's statistics, as if its rows had been seen here. Returns self.
@@ -164,8 +173,8 @@ class Covariance:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise InputError(f"merge: {name} is {mine} here and {theirs} there; they must be equal")
-        self._sum.join(other._sum)  # type: ignore[arg-type]
-        self.zero_rows += other.zero_rows
+        self._sum.join(other._sum)
+        self._zero_rows += other._zero_rows
         self.roundoff = max(self.roundoff, other.roundoff)
         return self
 
@@ -178,10 +187,10 @@ class Covariance:
         from torch import distributed
 
         self._sum.all_reduce()
-        about = torch.as_tensor(np.array([self.zero_rows, self.roundoff])).to(self.device or "cpu")
+        about = torch.as_tensor(np.array([self._zero_rows, self.roundoff])).to(self.device or "cpu")
         distributed.all_reduce(about[:1])
         distributed.all_reduce(about[1:], distributed.ReduceOp.MAX)
-        self.zero_rows, self.roundoff = int(about[0]), float(about[1])
+        self._zero_rows, self.roundoff = int(about[0]), float(about[1])
         return self
 
     def matrix(self) -> NDArray:
@@ -204,31 +213,19 @@ class Covariance:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything as numbers and tensors, for a checkpoint."""
-        import torch
-
-        def copy(value: Any) -> Any:
-            if isinstance(value, list):
-                return [copy(part) for part in value]
-            return torch.as_tensor(value).clone() if hasattr(value, "ndim") else value
-
-        kept = {name: copy(getattr(self._sum, name)) for name in self._sum.STATE}
         names = ("dim", "method", "normalize", "device", "zero_rows", "roundoff")
-        return {**{name: getattr(self, name) for name in names}, "sum": kept}
+        return {**{name: getattr(self, name) for name in names}, "sum": self._sum.state()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Covariance":
         """The accumulator that `state_dict` described."""
         total = cls(state["dim"], state["method"], state["normalize"], state["device"])
-        total.zero_rows, total.roundoff = state["zero_rows"], state["roundoff"]
-
-        def here(value: Any) -> Any:
-            if isinstance(value, list):
-                return [here(part) for part in value]
-            if not is_tensor(value):
-                return value
-            return value.to(total.device) if total.device else np.asfortranarray(value.cpu().numpy())
-
-        vars(total._sum).update({name: here(value) for name, value in state["sum"].items()})
+        total.roundoff = state["roundoff"]
+        total._sum.restore(state["sum"])
+        if total.device is None:
+            total._zero_rows = state["zero_rows"]
+        elif "facts" not in state["sum"]:  # as versions before streams saved it
+            total._sum.facts[0] = state["zero_rows"]
         return total
 
     def spectrum(
@@ -270,10 +267,10 @@ class Covariance:
         share("threshold", threshold)
         if self.n < 2:
             raise InputError(f"{self.name}: {self.n} rows; a covariance needs at least 2")
-        scatter, moment, column = self._sum.eigenvalues()
+        scatter, moment, column, rounded = self._sum.eigenvalues()
         notes = list(warnings)
-        if self.zero_rows:
-            notes.append(f"{self.zero_rows} of {self.n} rows are zero and were left zero by the normalisation")
+        if zero_rows := self.zero_rows:
+            notes.append(f"{zero_rows} of {self.n} rows are zero and were left zero by the normalisation")
         if self.n <= self.dim:
             notes.append(f"{self.n} rows in {self.dim} dimensions: at most {self.n - 1} singular values are not zero")
         elif self.n < 10 * self.dim:
@@ -286,7 +283,7 @@ class Covariance:
             eighth = max(1, self.dim // 8)
             tail = rounding @ (self._sum.vectors(eighth) if basis is None else basis[:, -eighth:])
             made = max(made, 2 * float(np.linalg.norm(tail, 2) ** 2 / len(tail)))
-        floor = max(made, self._sum.rounding(scatter, moment) / (self.n - 1))
+        floor = max(made, rounded / (self.n - 1))
         largest = float(scatter.max()) / (self.n - 1)
         if threshold * largest < floor < largest:
             notes.append(
@@ -337,14 +334,13 @@ def require_memory(
         check_memory(name, needed, what, hint)
 
 
-def _unit_rows(z: Any) -> tuple[Any, int]:
+def _unit_rows(z: NDArray) -> tuple[NDArray, int]:
     """Rows over their norms in float64, and how many are zero and stay so."""
-    z = z.clone() if is_tensor(z) else np.array(z, np.float64)
-    square = (z * z).sum(1) if is_tensor(z) else np.einsum("ij,ij->i", z, z)
+    z = np.array(z, np.float64)
+    square = np.einsum("ij,ij->i", z, z)
     odd = ~((square > 1e-250) & (square < 1e250))
     if odd.any():  # squares of 1e-200 or 1e200 leave float64's range: divide by the largest entry first
         largest = abs(z[odd]).max(1)
-        largest = getattr(largest, "values", largest)
         z[odd] = z[odd] / (largest + (largest == 0))[:, None]
         square[odd] = (z[odd] ** 2).sum(1)
     zero = square == 0

@@ -1,5 +1,6 @@
 """Rows, batch by batch, to a spectrum, with standard errors if asked for."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +77,8 @@ class Measurement:
             method, self.notes = choose_method(self.method, z)
             count = max(1, self.jackknife)
             require_memory(self.name, z.shape[1], method, self.device, count)
-            self.groups = [Covariance(z.shape[1], method, self.normalize, self.device, self.name) for _ in range(count)]
+            kind = (z.shape[1], method, self.normalize, self.device, self.name)
+            self.groups = [Covariance(*kind).number(range(group, sys.maxsize, count)) for group in range(count)]
         seen, count = sum(group.n for group in self.groups), len(self.groups)
         roundoff, rows = self.groups[0].checked(z, seen)
         for first in range(min(count, len(rows))):
@@ -106,7 +108,7 @@ def _merged(parts: Sequence[Covariance]) -> Covariance:
     first = parts[0]
     if len(parts) == 1:
         return first
-    total = Covariance(first.dim, first.method, first.normalize, first.device)
+    total = Covariance(first.dim, first.method, first.normalize, first.device, first.name)
     for part in parts:
         total.merge(part)
     return total

@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,29 +20,61 @@ from collapse.training.online import Evaluation, rank_metrics
 from collapse.training.run import Run
 from collapse.training.state import Training
 
-SAVE_SECONDS = 600  # a save is due after so long, whatever the steps
+SHARE = 0.05  # of the time of a run on a device, which measurements at ends of epochs may take, and saves
+
+
+class Due:
+    """When something is due: every so many steps, so many seconds after the last time, or at ends of epochs.
+
+    epochs: at all ends; "rare": at those where what the last time took is less than `SHARE` of the time since then.
+    """
+
+    def __init__(self, every: int | None, seconds: float | None, epochs: bool | Literal["rare"]) -> None:
+        self.every, self.seconds, self.epochs = every, seconds, epochs
+        self.since, self.took = time.monotonic(), 0.0
+
+    def late(self) -> bool:
+        """Whether it is due by seconds."""
+        return self.seconds is not None and time.monotonic() - self.since > self.seconds
+
+    def __call__(self, step: int, ends: bool, more: Callable[[], float] = lambda: 0.0) -> bool:
+        """Whether it is due by steps or epochs, the same in all processes; more: seconds that it took besides."""
+        if self.every and step % self.every == 0:
+            return True
+        if not ends or self.epochs != "rare":
+            return ends and bool(self.epochs)
+        return bool(parallel.lead(lambda: max(self.took, more()) < SHARE * (time.monotonic() - self.since)))
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What is done now."""
+        start = time.monotonic()
+        yield
+        self.since = time.monotonic()
+        self.took = self.since - start
 
 
 class Ask:
-    """Whether any process got a signal or finds a save overdue: one message about every second, not every step.
+    """Whether any process got a signal or finds something overdue: one message about every second, not every step.
 
     All processes ask at the same steps, since the steps between two questions follow from the slowest one's answer.
     """
 
     MOST = 50  # steps between two questions
 
-    def __init__(self, step: int, stop: Callable[[], int], late: Callable[[], bool]) -> None:
+    def __init__(self, step: int, stop: Callable[[], int], late: Callable[[], list[bool]]) -> None:
         self.stop, self.late, self.asked, self.next, self.since = stop, late, step, step + 1, time.monotonic()
 
-    def __call__(self, step: int, now: bool) -> tuple[int, bool]:
-        """(number of the signal or 0, whether a save is overdue) after a step; `now` asks in any case."""
+    def __call__(self, step: int, now: bool) -> tuple[int, list[bool]]:
+        """(number of the signal or 0, `late` of any process) after a step; `now` asks in any case."""
+        late = self.late()
         if step < self.next and not now:
-            return 0, False
+            return 0, [False] * len(late)
         pace = (time.monotonic() - self.since) / max(1, step - self.asked)
-        stopped, late, pace = parallel.largest([self.stop(), self.late(), pace])
+        stopped, pace, *overdue = parallel.largest([self.stop(), pace, *late])
         apart = 1 if parallel.world() == 1 else min(self.MOST, max(1, int(1 / max(pace, 1e-9))))
         self.asked, self.next, self.since = step, step + apart, time.monotonic()
-        return int(stopped), bool(late)
+        return int(stopped), [bool(value) for value in overdue]
 
 
 class Loop:
@@ -52,8 +85,13 @@ class Loop:
         if monitor is not None:
             monitor.beat = self._beat
         self.unreadable = Unreadable(training.plan.n)
-        self.saved = self.marked = time.monotonic()
-        self.ask = Ask(training.step, lambda: self.options.stop(), lambda: time.monotonic() - self.saved > SAVE_SECONDS)
+        self.marked, options = time.monotonic(), self.options
+        epochs: bool | Literal["rare"] = "rare" if training.device.startswith("cuda") else True
+        given = options.spectrum_every is not None or options.spectrum_seconds is not None
+        self.measuring = Due(options.spectrum_every, options.spectrum_seconds, False if given else epochs)
+        self.saving = Due(options.save_every, options.save_seconds, False if options.save_every else epochs)
+        self.ask = Ask(training.step, lambda: options.stop(), lambda: [self.saving.late(), self.measuring.late()])
+        self.overdue = False  # a measurement
         self.waited, self.marked_step = 0.0, training.step
         self.board = self._board() if run is not None and self.options.tensorboard else None
 
@@ -77,13 +115,14 @@ class Loop:
             self._beat()
             step = training.step
             ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch
-            measures = self.options.spectrum_every != 0 and (self._due(self.options.spectrum_every, ends) or last)
-            if step % self.options.log_every == 0 or ends or (measures and self.monitor is not None):
+            measures = self._measures(ends, last)
+            if step % self.options.log_every == 0 or ends or measures:
                 yield self._line(ends, measures)
-            due = self._due(self.options.save_every, ends) or last
-            stopped, overdue = self.ask(step, due)
-            if due or stopped or overdue:
-                self._save()
+            due = self.saving(step, ends, self._wrote) or last
+            stopped, (late, self.overdue) = self.ask(step, due)
+            if due or stopped or late:
+                with self.saving.timed():
+                    self._write("save", training.state())
             if last or stopped:
                 self._write("settle")
             if ends:
@@ -108,8 +147,13 @@ class Loop:
         if self.run_folder is not None and every and within == 0 and epoch % every == 0:
             save_encoder(self.run_folder.folder / f"encoder-{epoch:04d}.safetensors", self.training.network)
 
-    def _due(self, every: int | None, ends: bool) -> bool:
-        return ends if every is None else every > 0 and self.training.step % every == 0
+    def _measures(self, ends: bool, last: bool) -> bool:
+        if self.monitor is None or self.options.spectrum_every == 0:
+            return False
+        return self.measuring(self.training.step, ends) or self.overdue or last
+
+    def _wrote(self) -> float:
+        return self.run_folder.wrote() if self.run_folder is not None else 0.0
 
     def _timed(self, items: Iterator[Any]) -> Iterator[Any]:
         """The same items; counts the time spent waiting for them."""
@@ -135,8 +179,11 @@ class Loop:
             line["epoch_loss"] = math.fsum(training.epoch_losses) / len(training.epoch_losses)
             training.epoch_losses = []
         training.window = []
-        if self.monitor is not None:
-            line |= self._measure(self.monitor, ends, measures)
+        every = self.options.knn_every if ends and self.monitor is not None else 0
+        neighbours = every > 0 and (line["epoch"] % every == 0 or line["epoch"] == training.config.epochs)
+        if self.monitor is not None and (measures or neighbours):
+            with self.measuring.timed():
+                line |= self._measure(self.monitor, measures, neighbours)
         seconds = max(now - self.marked, 1e-9)
         steps = training.step - self.marked_step
         line["images_per_second"] = steps * training.plan.batch_size / seconds
@@ -149,9 +196,8 @@ class Loop:
             self.board.flush()
         return line
 
-    def _measure(self, monitor: Evaluation, ends: bool, measures: bool) -> dict[str, Any]:
+    def _measure(self, monitor: Evaluation, measures: bool, neighbours: bool) -> dict[str, Any]:
         line: dict[str, Any] = {}
-        epoch, every = self.training.step // self.training.plan.per_epoch, self.options.knn_every
         self._write("settle")  # before workers are forked
         if measures:
             spectra, line = monitor.spectra()
@@ -159,13 +205,9 @@ class Loop:
             values = {name: s.singular_values for name, s in spectra.items()}
             self._write("add_spectra", self.training.step, values)
             self.training.measured += 1
-        if ends and every and (epoch % every == 0 or epoch == self.training.config.epochs):
+        if neighbours:
             line |= monitor.neighbours()
         return line
-
-    def _save(self) -> None:
-        self._write("save", self.training.state())
-        self.saved = time.monotonic()
 
     def _write(self, what: str, *values: Any) -> Any:
         """Call a method of the first process's run; its result, or its error, reaches all."""

@@ -75,7 +75,7 @@ class Evaluation:
     def spectra(self) -> tuple[dict[str, Spectrum], dict[str, float]]:
         """Spectra of the representation and the embedding, exact over the held images; top-1 of a classifier."""
         sums: dict[str, Covariance] = {}
-        found = Accuracy(0, 0, 0)
+        scores, truth = list[Tensor](), list[Tensor]()
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a spectrum sees TF32's rounding
             for r, labels in self._pass(self.held):
                 z = self.network.projector(r).flatten(1)
@@ -84,11 +84,13 @@ class Evaluation:
                         sums[name] = Covariance(rows.shape[1], normalize=True, device=self._exact)
                     sums[name].update(rows)
                 if self.network.classes:
-                    found += Accuracy.of(self.network.classifier(r), labels)
+                    scores.append(self.network.classifier(r))
+                    truth.append(labels)
         if parallel.world() > 1:
             for total in sums.values():
                 total.all_reduce()
-        found = sum(parallel.collect(found), Accuracy(0, 0, 0))
+        mine = Accuracy.of(torch.cat(scores), torch.cat(truth)) if scores else Accuracy(0, 0, 0)
+        found = sum(parallel.collect(mine), Accuracy(0, 0, 0))
         spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
         return spectra, {"classifier_top1": found.top1} if self.network.classes else {}
 
@@ -103,10 +105,7 @@ class Evaluation:
     def _all(self, share: _Share) -> list[Tensor]:
         """Representations and labels of all processes' images, on the device."""
         mine = [torch.cat(columns) for columns in zip(*self._pass(share), strict=True)]
-        if parallel.world() == 1:
-            return mine
-        parts = parallel.collect([column.cpu().numpy() for column in mine])
-        return [torch.from_numpy(np.concatenate(columns)).to(self.device) for columns in zip(*parts, strict=True)]
+        return [parallel.all_rows(column) for column in mine]
 
 
 def rank_metrics(spectra: dict[str, Spectrum]) -> dict[str, Any]:

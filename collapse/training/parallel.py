@@ -161,6 +161,13 @@ def gather(rows: Tensor) -> Tensor:
     return rows if world() == 1 else _Gather.apply(rows)
 
 
+def all_rows(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of every rank, in the order of ranks, on their device; n may differ from rank to rank, from 1."""
+    counts = [int(n) for n in collect(len(rows))]
+    padded = torch.cat([rows, rows[:1].expand(max(counts) - len(rows), *rows.shape[1:])])
+    return torch.cat([part[:n] for part, n in zip(gather(padded).split(max(counts)), counts, strict=True)])
+
+
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the rows of all ranks in plain tensor operations: on any device, and one graph when compiled.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from collapse import InputError
-from collapse.arguments import device_of, flag, given, known, pair, share, whole, whole_or_none
+from collapse.arguments import device_of, flag, given, known, pair, positive, share, whole, whole_or_none
 from collapse.errors import warn
 from collapse.files import limits
 from collapse.results import Result, command, list_of, require_schema, value_of, versions
@@ -187,6 +187,9 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
         whole(name, values[name], least[name])
     whole_or_none(1, save_every=values.get("save_every"))
     whole_or_none(0, spectrum_every=values.get("spectrum_every"))
+    for name in ("save_seconds", "spectrum_seconds"):
+        if values.get(name) is not None:
+            positive(name, values[name])
     for name in ("checkpoint", "tensorboard", "compile"):
         if values.get(name) is not None:
             flag(name, values[name])

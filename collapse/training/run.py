@@ -8,6 +8,7 @@ file is written whole or not at all.  A damaged one is kept under a name of its 
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -54,6 +55,7 @@ class Run:
     ) -> None:
         self.folder, self.encoder, self.behind = folder, folder / "encoder.safetensors", behind
         self._writing: Future[None] | None = None
+        self._wrote = 0.0  # seconds that the last state took
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(folder)
@@ -162,8 +164,13 @@ class Run:
         if writing is not None:
             writing.result()
 
+    def wrote(self) -> float:
+        """Seconds that the last state took to be written; infinity while it is."""
+        return math.inf if self._writing is not None and not self._writing.done() else self._wrote
+
     def _save(self, state: Mapping[str, Any], ready: Any = None) -> None:
         """The state's last 32 bytes are the sha256 of the rest. The one before becomes resume.prev.pt."""
+        start = time.monotonic()
         if ready is not None:
             ready.synchronize()
         buffer, path = io.BytesIO(), self.folder / "resume.pt"
@@ -183,6 +190,7 @@ class Run:
             if path.exists():
                 os.replace(path, self.folder / "resume.prev.pt")
         _sync(self.folder)
+        self._wrote = time.monotonic() - start
 
     def load(self) -> dict[str, Any] | None:
         """The last whole state, or None at the start and where the encoder of a finished run is all there is.

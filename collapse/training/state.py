@@ -25,7 +25,10 @@ BUDGET = 0.5  # share of the activations that a compiled network keeps with `che
 class Options:
     """What may differ between two parts of one run: where and how it is computed and watched, not what.
 
-    save_every, spectrum_every: steps (None: at the end of every epoch; 0: no spectra).  knn_every: epochs (0: never).
+    save_every, spectrum_every: steps (None: at the end of every epoch; 0: no spectra).  On CUDA None leaves out those
+        ends of epochs where what the last one took is more than a twentieth of the time since then.
+    save_seconds, spectrum_seconds: also so long after the last one; these spectra stand for those of every epoch.
+    knn_every: epochs (0: never).
     keep_every: epochs between encoder-0000.safetensors, the start's, and its like, which are kept (0: none).
     held: images of each evaluation.  checkpoint: recompute activations instead of keeping all.
     stop: asked at each step, returns the number of a signal that came, or 0.
@@ -34,7 +37,9 @@ class Options:
     device: str = "cpu"
     workers: int = 0
     save_every: int | None = None
+    save_seconds: float = 600.0
     spectrum_every: int | None = None
+    spectrum_seconds: float | None = None
     knn_every: int = 10
     keep_every: int = 0
     log_every: int = 50

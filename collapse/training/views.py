@@ -215,11 +215,15 @@ def _hue(x: Tensor, turns: Tensor) -> Tensor:
     value, least = x.amax(1), x.amin(1)
     chroma = value - least
     safe = torch.where(chroma > 0, chroma, 1.0)
-    sextant = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
-    sextant = torch.where(value == red, (green - blue) / safe, sextant) + 6 * turns[:, 0]
-    # Channel c of the pure hue is clamp(2 - |k - 3|...) of k = (n_c + sextant) mod 6, n = 5, 3, 1 (HSV to RGB).
-    k = torch.stack([(sextant + n) % 6 for n in (5.0, 3.0, 1.0)], 1)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    red_most, green_most = value == red, value == green
+    sextant = torch.where(red_most, 0.0, torch.where(green_most, 2.0, 4.0))
+    within = torch.where(red_most, green - blue, torch.where(green_most, blue - red, red - green)) / safe
+    # What a channel of the pure hue lacks is clamp(2 - |k|, 0, 1) of its distance k from where it lacks all, in
+    # sextants.  Whole ones are added first, exactly: k is rounded as a number below 2, not as one up to 12.
+    whole = torch.stack([(sextant + n) % 6 - 3 for n in (0.0, 4.0, 2.0)], 1)
+    k = whole + (within + 6 * turns[:, 0])[:, None]
+    k = (k - 6 * (k / 6).round()).abs()
+    return value[:, None] - chroma[:, None] * (2 - k).clamp(0, 1)
 
 
 CHANGES = (_brightness, _contrast, _saturation, _hue)
