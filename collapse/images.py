@@ -283,7 +283,7 @@ def _range_of(where: str, kind: np.dtype, least: float, most: float) -> Depth:
 
 
 def as_bytes(pixels: Tensor) -> Tensor:
-    """Pixels as uint8; floats in 0..1 are rounded."""
+    """Pixels of any shape as uint8; floats in 0..1 are rounded."""
     return (pixels * 255).round_().to(torch.uint8) if pixels.is_floating_point() else pixels
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow  # noqa: F401
 import torch
 from PIL import Image
 
 import collapse
-import collapse.checkpoints.library  # timm asks for packages that it can do without
+import collapse.checkpoints.library  # timm asks for packages that it can do without, pyarrow for cloudpickle
 from collapse.images import Images, Preprocessing, pixel_batches
 from collapse.spectra import load_results
 from collapse.spectra.comparison import comparison

@@ -45,7 +45,10 @@ def opened_table(pyarrow: Any, parquet: Any, source: Descriptor) -> Any:
 
 
 def footer(source: Descriptor) -> dict[int, Any]:
-    """The description at the end, a struct of thrift. pyarrow's own view of it ends the process on some damage."""
+    """The description at the end, a struct of thrift. pyarrow's own view of it ends the process on some damage.
+
+    Raises InputError: truncated, damaged or encrypted.
+    """
     tail = source.read(max(0, source.size - 8), min(8, source.size))
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or not 0 < length <= source.size - 12:
@@ -66,7 +69,7 @@ def _is_vector(types: Any, kind: Any) -> bool:
 
 
 def columns_of_schema(types: Any, path: Path, schema: Any, key: str | None, notes: list[str]) -> list[str]:
-    """The names of the columns that are the embedding."""
+    """The names of the columns that are the embedding. Raises InputError: nothing says which, or two of one name."""
     kinds = {field.name: field.type for field in schema}
     vectors = [name for name, kind in kinds.items() if _is_vector(types, kind)]
     numbers = [name for name, kind in kinds.items() if _is_number(types, kind)]

@@ -52,6 +52,7 @@ def pick(path: Path, tree: Any, key: str | None, single: bool = False) -> Any:
     """The tensor (n, d) of a tree; a file of many is likely a checkpoint, which wants images.
 
     key: a name, or names with dots between.  single: one vector is one row.
+    Raises InputError: there is none, or nothing says which.
     """
     import torch
 

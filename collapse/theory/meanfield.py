@@ -140,6 +140,8 @@ class MeanField:
             then not even in x, and the pool holds each point's opposite too.
         points: of the pool.  Its error moves what the exact gradient leaves alone; where some directions never feel
         the loss for long, as behind DirectCLR's subvector, 2,048 points are too few (R^2 0.75, 0.996 with 32,768).
+
+        Raises InputError: C0 and Ce are not both (d, d).
         """
         C0, Ce = float64(C0), float64(Ce)
         if C0.ndim != 2 or not C0.shape[0] == C0.shape[1] == len(Ce) or C0.shape != Ce.shape:

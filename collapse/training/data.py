@@ -69,7 +69,7 @@ class Pixels:
 
 
 class Subset:
-    """Some images of a source; with `tolerant`, one that cannot be read is the next of the source that can."""
+    """Some images of a source, indices (n,); with `tolerant`, one that cannot be read is the next that can."""
 
     def __init__(self, images: Source, indices: NDArray, tolerant: bool = False) -> None:
         self.images, self.indices, self.tolerant, self.max_pixels = images, indices, tolerant, images.max_pixels

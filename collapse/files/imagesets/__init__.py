@@ -104,7 +104,10 @@ def is_part(name: str, split: str) -> bool:
 
 
 def parts_of(folder: Path, split: str) -> ImageSet | None:
-    """The shards or tables of a split in a folder, or in its folder data, as on a hub; None if there are none."""
+    """The shards or tables of a split in a folder, or in its folder data, as on a hub; None if there are none.
+
+    Raises InputError: the split is there in several kinds.
+    """
     for place in (folder, folder / "data"):
         names = sorted(name for name in os.listdir(place) if is_part(name, split)) if os.path.isdir(place) else []
         kinds = {ending_of(name) for name in names}

@@ -103,7 +103,7 @@ class Folder(_Files):
             return file.read(0, min(HEAD, file.size))
 
     def read(self, index: int, most: int) -> bytes:
-        """As of any set."""
+        """As of any set. Raises InputError: it cannot be read, or is larger than `most`."""
         place = self.folder / self.names[index]
         try:
             with opened(place) as file:
@@ -126,6 +126,7 @@ class Listed(Folder):
     """
 
     def __init__(self, file: Path) -> None:
+        """Raises InputError: a list that cannot be read, or is larger than any."""
         ImageSet.__init__(self)
         self.folder, self.where = file.parent, str(file)
         with opened(file) as source:

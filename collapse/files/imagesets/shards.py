@@ -68,7 +68,7 @@ class Shards(ImageSet):
         return self.members[index][1].size, b""
 
     def read(self, index: int, most: int) -> bytes:
-        """As of any set."""
+        """As of any set. Raises InputError: it cannot be read, or the shard has changed."""
         path, member = self.members[index]
         try:
             with opened(path) as source:

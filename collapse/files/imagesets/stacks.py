@@ -136,6 +136,7 @@ class Pages(ImageSet):
     """The pages of one TIFF that have the size of its first; a reduced copy or a mask is left out."""
 
     def __init__(self, path: Path) -> None:
+        """Raises InputError: a damaged TIFF."""
         super().__init__()
         self.where, self.source = str(path), Descriptor.kept(path)
         try:
