@@ -354,7 +354,7 @@ def test_labels_of_tables_shards_and_medmnist_are_theirs(tmp_path):
     parquet.write_table(table(), tmp_path / "p/data/validation-00000-of-00001.parquet")
     assert open_data(tmp_path / "p", "val").labels.tolist() == LABELS
     arrays = {f"{part}_{kind}": x for part in ("train", "val", "test")
-              for kind, x in (("images", PIXELS), ("labels", np.array(LABELS)[:, None]))}  # fmt: skip
+              for kind, x in (("images", PIXELS), ("labels", np.array(LABELS, np.uint8)[:, None]))}  # fmt: skip
     med = npz(tmp_path / "med.npz", **arrays)
     assert [len(part) for part in open_parts(med)] == [6, 6]
     assert open_data(med, "val").labels.tolist() == LABELS

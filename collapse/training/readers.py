@@ -56,7 +56,14 @@ def npz(path: Path, keys: tuple[str, str]) -> tuple[Tensor, NDArray]:
     if y.dtype.kind not in "iu" or y.size != len(x) or len(y) != len(x) or y.min() < 0:
         raise InputError(f"{path}: {keys[1]} is {y.dtype} {y.shape}, expected {len(x)} class numbers from 0")
     pixels = torch.from_numpy(x)[..., None].expand(*x.shape[:3], 3) if x.ndim == 3 else torch.from_numpy(x)
-    return pixels.permute(0, 3, 1, 2).contiguous(), np.minimum(y.reshape(-1), np.iinfo(np.int64).max).astype(np.int64)
+    return pixels.permute(0, 3, 1, 2).contiguous(), _signed(y.reshape(-1))
+
+
+def _signed(labels: NDArray) -> NDArray:
+    """Whole numbers as int64; what that does not hold is its largest."""
+    if labels.dtype == np.uint64:
+        labels = np.minimum(labels, np.uint64(np.iinfo(np.int64).max))
+    return labels.astype(np.int64)
 
 
 def _array(archive: Zip, key: str, problem: str) -> NDArray:
