@@ -102,7 +102,7 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     data, val = read_packed(options.data)
     if options.tiny:
         data, val = (part.subset(np.arange(0, len(part), -(-len(part) // 64))) for part in (data, val))
-    size = TINY if options.tiny else {}
+    size = {**TINY, "precision": "float32"} if options.tiny else {}
     batch = 32 if options.tiny else 512
     # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
     recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **size}
