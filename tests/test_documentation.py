@@ -146,7 +146,7 @@ def test_every_name_of_the_package_that_a_page_uses_exists(path):
         compile(fence, str(path), "exec")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/spectra.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/spectra.md"])
 def test_the_examples_in_python_run(name, tmp_path, monkeypatch):
     import torch
     from torch import nn
@@ -179,6 +179,21 @@ def test_the_site_builds_without_a_warning_and_lists_every_public_name(tmp_path)
 def test_one_version_everywhere():
     assert f"version: {collapse.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {collapse.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_outputs_that_are_shown_are_those_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/quickstart.md").read_text()
+    for fence in fences(page)[:2]:
+        exec(fence, {})
+    printed = ""
+    for call in (["spectrum", "digits.npy"], ["compare", "digits.npy", "ten.npy"]):
+        assert cli.main(call) == 0
+        printed += capsys.readouterr().out
+    for text in (page, (ROOT / "README.md").read_text()):
+        shown = [line for block in re.findall("```text\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        assert len(shown) > 5
+        assert [line for line in shown if line.strip() != "..." and line not in printed.splitlines()] == []
 
 
 ARRAYS = re.compile(r"\b(NDArray|ArrayLike|Tensor)\b")
