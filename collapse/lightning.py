@@ -1,11 +1,14 @@
 """`Monitor` as a callback of Lightning (the extra `lightning`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from collapse import InputError
+from collapse.errors import warn
 from collapse.monitor import Monitor
 
 
@@ -23,8 +26,11 @@ class MonitorCallback(pl.Callback):
         rows: int | None = None,
         normalize: bool = True,
         transform: Callable[[Any], Tensor] | None = None,
+        alarm: Mapping[str, float] | None = None,
+        stop: bool = False,
     ) -> None:
         self.layer, self.options = layer, {"every": every, "rows": rows, "normalize": normalize}
+        self.alarm, self.stop = alarm, stop
         self.transform = transform
         self.monitor: Monitor | None = None
         self._saved: dict[str, Any] = {}
@@ -36,10 +42,19 @@ class MonitorCallback(pl.Callback):
         return self._generate_state_key(layer=self.layer, **self.options)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the layer and watch it."""
+        """Find the layer and watch it. Raises InputError: no such module."""
         if self.monitor is None:
-            layer = pl_module.get_submodule(self.layer)
-            self.monitor = Monitor(layer, transform=self.transform, **self.options)  # type: ignore[arg-type]
+            modules = dict(pl_module.named_modules())
+            if self.layer not in modules:
+                close = get_close_matches(self.layer, modules, 3, 0.5) or [name for name in modules if name][:8]
+                raise InputError(f"layer: no module {self.layer!r}; there are {', '.join(close)}")
+            self.monitor = Monitor(
+                modules[self.layer],
+                transform=self.transform,
+                alarm=self.alarm,
+                stop=self.stop,
+                **self.options,  # type: ignore[arg-type]
+            )
             if self._saved:
                 self.monitor.load_state_dict(self._saved)
         others = [c for c in trainer.callbacks if isinstance(c, MonitorCallback) and c is not self]  # type: ignore[attr-defined]
@@ -53,6 +68,11 @@ class MonitorCallback(pl.Callback):
         if report := self.monitor.step():
             numbers = {f"{self._prefix}/{name}": float(value) for name, value in report.items() if name != "step"}
             pl_module.log_dict(numbers)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if the training was too short for a report."""
+        if self.monitor is not None and not self.monitor.history:
+            warn([f"monitor: {self.monitor.count} steps, and a report comes every {self.monitor.every}; lower every="])
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning saves."""

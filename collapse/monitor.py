@@ -22,9 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collapse import InputError
+from collapse import GateError, InputError
 from collapse.errors import warn
 from collapse.spectra.covariance import Covariance
+
+RANKS = (
+    "effective_rank", "rankme", "rankme_centered", "stable_rank", "participation_ratio", "numerical_rank", "vendi"
+)  # fmt: skip
 
 
 class Monitor:
@@ -41,13 +45,15 @@ class Monitor:
         normalize: divide each row by its norm, as the paper does.
         log: a file that gets one JSON line a report (of process 0); None for none.
         transform: from the module's output to what is watched, as `lambda out: out.last_hidden_state[:, 0]`.
+        alarm: {rank measure: share of its best so far}; a report below it is a CollapseWarning.
+        stop: raise GateError at such a report instead, which ends the training.
 
     Attributes:
         history: the reports: {"step", "n", metric: number or NaN, ...}.
         steps: (T,) when.
         spectra: (T, d) singular values at each report, descending.
 
-    Raises InputError: fewer than 1 step between reports, or fewer than 2 rows.
+    Raises InputError: fewer than 1 step between reports, fewer than 2 rows, or an alarm that is no share of a rank.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -67,11 +73,17 @@ class Monitor:
         normalize: bool = True,
         log: str | Path | None = None,
         transform: Callable[[Any], Tensor] | None = None,
+        alarm: Mapping[str, float] | None = None,
+        stop: bool = False,
     ) -> None:
+        for name, share in (alarm or {}).items():
+            if name not in RANKS or not 0 < share < 1:
+                raise InputError(f"monitor: alarm {name}: {share}; expected a share in 0..1 of {', '.join(RANKS)}")
         if every < 1 or (rows is not None and rows < 2):
             raise InputError(f"monitor: every = {every}, rows = {rows}; expected at least 1 step and 2 rows")
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
         self.transform, self.count, self.window = transform, 0, every
+        self.alarm, self.stop = dict(alarm or {}), stop
         self._said: set[str] = set()
         self._ran = "the layer did not run"
         self.history: list[dict[str, Any]] = []
@@ -152,11 +164,29 @@ class Monitor:
             line = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in report.items()}
             with open(self.log, "a") as file:
                 file.write(json.dumps(line) + "\n")
+        for note in result.warnings if len(self.history) == 1 else ():
+            self._say(f"monitor: {note}")
+        self._alarm(report)
         return report
 
+    def _alarm(self, report: Mapping[str, Any]) -> None:
+        for name, share in self.alarm.items():
+            best = max(self.history, key=lambda past: past[name])
+            if report[name] < share * best[name]:
+                note = (
+                    f"monitor: step {report['step']}: {name} is {report[name]:.4g}, below {share:g} of its best, "
+                    f"{best[name]:.4g} at step {best['step']}"
+                )
+                if self.stop:
+                    raise GateError(note)
+                warn([note])
+
     def plot(self, ax: Any = None) -> Any:
-        """Heat map of the singular values over the steps; returns the axes."""
+        """Heat map of the singular values over the steps; returns the axes. Raises InputError: no report was made."""
         from collapse import plots
+
+        if not self.history:
+            raise InputError(f"monitor: no report yet after {self.count} steps, one comes every {self.every}")
 
         with plots.style():
             if ax is None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from collapse import CollapseWarning, InputError, Monitor, spectrum
+from collapse import CollapseWarning, GateError, InputError, Monitor, spectrum
 
 
 def network(seed=0):
@@ -139,7 +139,7 @@ def test_other_outputs_are_watched_and_what_is_taken_is_said_once(kind):
             net(output)
             monitor.step()
     np.testing.assert_allclose(monitor.spectra[2], spectrum(rows).singular_values, rtol=1e-9)
-    found = [str(warning.message) for warning in caught]
+    found = [text for text in (str(warning.message) for warning in caught) if " rows for " not in text]
     assert len(found) == bool(said)
     assert not said or re.search(said, found[0]), found
 
@@ -188,8 +188,8 @@ def test_lightning_saves_it_with_the_run(tmp_path):
 
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(batches(1, 60)[0]), batch_size=10)
 
-    def fit(epochs, checkpoint=None):
-        callback, module = MonitorCallback("net.0", every=4), Module()
+    def fit(epochs, checkpoint=None, layer="net.0", every=4):
+        callback, module = MonitorCallback(layer, every=every), Module()
         others = [MonitorCallback("net.0", every=3), MonitorCallback("net.2", every=4, transform=lambda out: 2 * out)]
         trainer = pl.Trainer(
             max_epochs=epochs, callbacks=[callback, *others], accelerator="cpu", logger=False,
@@ -208,5 +208,45 @@ def test_lightning_saves_it_with_the_run(tmp_path):
     assert [one.monitor.steps.tolist() for one in more] == [[3, 6, 9, 12], [4, 8, 12]]
     assert resumed.monitor.steps.tolist() == whole.monitor.steps.tolist() == [4, 8, 12]
     np.testing.assert_array_equal(resumed.monitor.spectra, whole.monitor.spectra)
+    with pytest.warns(CollapseWarning, match="monitor: 12 steps, and a report comes every 1000; lower every="):
+        fit(2, every=1000)
+    with pytest.raises(InputError, match=r"layer: no module 'nett\.0'; there are net\.0"):
+        fit(1, layer="nett.0")
     logged = {name for name in trainer.callback_metrics if name.endswith("/effective_rank")}
     assert logged == {f"rank/{layer}/effective_rank" for layer in ("net.0/4", "net.0/3", "net.2")}
+
+
+def test_an_alarm_is_a_share_of_the_best_rank():
+    net = nn.Linear(8, 8, bias=False)
+    monitor = Monitor(net, every=1, alarm={"effective_rank": 0.5})
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    nn.init.eye_(net.weight)
+    net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = monitor.step()["effective_rank"]
+    net.weight.data[2:] = 0
+    net(x)
+    said = rf"step 2: effective_rank is .*, below 0\.5 of its best, {first:.4g} at step 1"
+    with pytest.warns(CollapseWarning, match=said):
+        assert monitor.step()["effective_rank"] < first / 2
+    monitor.stop = True
+    net(x)
+    with pytest.raises(GateError, match="step 3: effective_rank"):
+        monitor.step()
+    assert len(monitor.history) == 3
+    for wrong in ({"effective_rank": 2}, {"alpha": 0.5}):
+        with pytest.raises(InputError, match=r"expected a share in 0..1 of effective_rank, rankme"):
+            Monitor(net, alarm=wrong)
+
+
+def test_few_rows_are_told_of_once_and_no_report_is_no_plot():
+    monitor = Monitor(net := nn.Identity(), every=1)
+    with pytest.raises(InputError, match="no report yet after 0 steps, one comes every 1"):
+        monitor.plot()
+    for told in (1, 0):
+        net(batches(1, 30)[0])
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            monitor.step()
+        assert [str(w.message)[:36] for w in seen] == ["monitor: 30 rows for 9 dimensions: s"] * told
