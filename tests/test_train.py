@@ -294,8 +294,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_s
     assert len(list(train(tmp_path, config, data_of(digits, 200), options=options))) > 0
 
 
-def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path, monkeypatch):
-    config, seen = replace(TINY, epochs=1), []
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("float32", "lower lr"), ("bf16", 'give precision="float32", which')]
+)
+def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path, monkeypatch, precision, advice):
+    config, seen = replace(TINY, epochs=1, precision=precision), []
 
     def poisoned(self, *arguments):
         step(self, *arguments)
@@ -305,7 +308,7 @@ def test_weights_that_are_not_finite_are_not_saved(digits, tmp_path, monkeypatch
 
     step = Training.run_step
     monkeypatch.setattr(Training, "run_step", poisoned)
-    with pytest.raises(InputError, match="step 3: a weight is not finite"):
+    with pytest.raises(InputError, match=f"step 3: a weight is not finite; {advice}"):
         list(train(tmp_path, config, data_of(digits, 200), options=Options(save_every=2)))
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "encoder.safetensors").exists()

@@ -97,11 +97,17 @@ class Training:
         """All that a save holds; raises InputError if a loss since the last line, or a weight, is not finite."""
         self.read()
         if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
-            raise InputError(f"step {self.step}: a weight is not finite; lower lr; the last save is kept")
+            raise InputError(f"step {self.step}: a weight is not finite; {self._advice()}; the last save is kept")
         parts = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         losses = {"window": self.window, "epoch_losses": self.epoch_losses}
         counts = {"step": self.step, "log_bytes": self.log_bytes, "measured": self.measured}
         return {**parts, **losses, **counts, "environment": self.environment()}
+
+    def _advice(self, now: str = "") -> str:
+        """What to do about a run that is not finite; bf16 on a CPU is said to give NaN gradients now and then."""
+        if self.config.precision == "bf16" and self.device == "cpu":
+            return f'give precision="float32", which tells whether bf16 on this CPU did it, or lower lr{now}'
+        return f"lower lr{now}"
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to `state`; a warning where the environment now differs in what changes last digits.
@@ -172,7 +178,7 @@ class Training:
             step, rate = self.step - len(losses) + bad, self.optimizer.param_groups[0]["lr"]
             raise InputError(
                 f"epoch {step // self.plan.per_epoch}, step {step}: the loss is {losses[bad]}; "
-                f"lower lr (now {rate:.3g}); the last save is kept"
+                f"{self._advice(f' (now {rate:.3g})')}; the last save is kept"
             )
         self.window += losses
         self.epoch_losses += losses
