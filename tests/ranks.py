@@ -1,4 +1,7 @@
-"""Run by test_parallel.py in a process of its own: one step on the whole batch by 1, 2 and 4 forked processes."""
+"""Run by test_parallel.py in a process of its own: one step on the whole batch by 1, 2 and 4 forked processes.
+
+Then gradients and statistics of two processes, compiled and not.  What is imported before the forks is imported once.
+"""
 
 import json
 import os
@@ -8,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
 import torch.multiprocessing as mp
 from torch import nn
 
+from collapse.models.backbones import make_backbone
 from collapse.training import parallel
 from collapse.training.config import make_config
 from collapse.training.data import open_data
@@ -29,8 +34,11 @@ CASES = {
 SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), epochs=2, batch_size=64, lr=1e-3)
 
 
-def digits():
-    return (open_data("sklearn:digits", split).subset(np.arange(200)) for split in ("train", "val"))
+def meet(rank, world, port):
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        parallel.start("cpu")
 
 
 def without_norms(net):
@@ -40,11 +48,8 @@ def without_norms(net):
                 setattr(module, name, nn.Identity())
 
 
-def step(rank, world, folder, port):
-    torch.set_num_threads(1)
-    if world > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        parallel.start("cpu")
+def step(rank, world, folder, port, digits):
+    meet(rank, world, port)
     results = {}
     for name, options in CASES.items():
         net = Network(make_config("digits", **options), 10)
@@ -57,20 +62,46 @@ def step(rank, world, folder, port):
         loss = backward(wrapped, net, (views[0, part], views[1, part]), torch.arange(16)[part] % 10, "cpu")
         grads = {key: p.grad for key, p in net.named_parameters() if p.grad is not None}
         results[name] = {"loss": parallel.mean(loss), "grads": grads, "buffers": dict(net.named_buffers())}
-    log = list(train(Path(folder) / f"run{world}", SMALL, *digits(), Options(log_every=1, knn_every=1)))
+    log = list(train(Path(folder) / f"run{world}", SMALL, *digits, Options(log_every=1, knn_every=1)))
     if rank == 0:
         results["log"] = log
         torch.save(results, f"{folder}/{world}.pt")
     parallel.stop()
 
 
+def made(rank, compiled):
+    """Gradients and buffers of a small network over both processes' rows, in float64."""
+    torch.manual_seed(0)
+    net = parallel.synchronise(make_backbone("resnet18", 16, (1,), (8,), 3).double(), "cpu", True).train()
+    if compiled:
+        net.compile(backend="aot_eager", fullgraph=True)
+    wrapped = parallel.distributed(net)
+    x = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    (wrapped(x[0]) * wrapped(x[1])).sum().backward()
+    return [p.grad.clone() for p in net.parameters()] + [buffer.double().clone() for buffer in net.buffers()]
+
+
+def compare(rank, world, folder, port):
+    meet(rank, world, port)
+    eager, compiled = made(rank, False), made(rank, True)
+    largest = max(float((a - b).abs().max()) for a, b in zip(eager, compiled, strict=True))
+    (found,) = parallel.largest([largest])
+    Path(folder, "compiled").write_text(str(found))
+    parallel.stop()
+
+
 def main():
+    port = int(sys.argv[1])
+    torch.compile(lambda x: x, backend="aot_eager")(torch.ones(1))  # for its imports
+    digits = [open_data("sklearn:digits", split).subset(np.arange(200)) for split in ("train", "val")]
     with tempfile.TemporaryDirectory() as folder:
         for world in (1, 2, 4):
-            mp.start_processes(step, (world, folder, int(sys.argv[1]) + world), world, start_method="fork")
+            mp.start_processes(step, (world, folder, port + world, digits), world, start_method="fork")
+        mp.start_processes(compare, (2, folder, port + 5), 2, start_method="fork")
+        compiled = float(Path(folder, "compiled").read_text())
         one, *others = (torch.load(f"{folder}/{world}.pt") for world in (1, 2, 4))
     log = one.pop("log")
-    report = {"logs": []}
+    report = {"compiled": compiled, "logs": []}
     for world, other in zip((2, 4), others, strict=True):
         for mine, whole in zip(other.pop("log"), log, strict=True):
             report["logs"].append(
