@@ -155,7 +155,7 @@ def hub(folder, model_args, **build):
 
 
 FOLDERS = {
-    "texts": ({"model_type": "bert"}, r"model_type 'bert' is none of the image encoders"),
+    "texts": ({"model_type": "bart"}, r"model_type 'bart' is none of the image encoders"),
     "sounds": ({"model_type": "wav2vec2"}, r"model_type 'wav2vec2' is none of the image encoders"),
     "clips": ({"model_type": "videomae"}, "takes clips of several frames"),
     "quantised": ({"model_type": "dinov3_vit", "quantization_config": {"bits": 4}}, "weights are quantised"),
