@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import layouts_convnets
+import layouts_sounds
 import layouts_texts
 import layouts_transformers
 import pytest
@@ -61,5 +62,5 @@ def table():
 
 
 def test_the_document_lists_what_is_tested_and_nothing_else():
-    rows = [*LAYOUTS, *layouts_texts.ROWS]
+    rows = [*LAYOUTS, *layouts_sounds.ROWS, *layouts_texts.ROWS]
     assert sorted(table()) == sorted((row.project, row.taken, row.branch, row.flags) for row in rows)

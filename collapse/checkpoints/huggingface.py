@@ -248,7 +248,7 @@ def _filled(model: Any, config: Any, more: Mapping[str, Any], tensors: Mapping[s
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
+    missing = sorted(key for key in info["missing_keys"] if not re.search("mask_token|masked_spec_embed", key))
     if missing or info["mismatched_keys"]:
         first = (missing or [str(next(iter(info["mismatched_keys"])))])[0]
         raise InputError(

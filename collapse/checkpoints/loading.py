@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import forms, huggingface, own, sentences
+from collapse.checkpoints import forms, huggingface, own, sentences, sounds
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
@@ -165,6 +165,8 @@ def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The encoder that the caller wants, or the file's authors evaluate."""
     if kind := sentences.kind(clues):
         return _from_transformers(kind, tensors, clues, sentences.plan)
+    if kind := sounds.kind(clues):
+        return _from_transformers(kind, tensors, clues, sounds.plan)
     if clues.given.pool in ("max", "last"):
         raise InputError(f"pool= is {clues.given.pool!r}, expected cls or mean: the others are for encoders of texts")
     if kind := huggingface.kind(clues):
@@ -192,7 +194,7 @@ def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
 
 def _from_transformers(kind: str, tensors: Mapping[str, Tensor], clues: Clues, make: Any) -> Found:
     """The encoder that transformers builds of a folder's config.json."""
-    forms.refuse("", tensors)
+    forms.refuse("", [key for key in tensors if "pos_conv_embed" not in key])  # whose weight norm transformers knows
     refuse_flags(kind, clues)
     root, plan = make(kind, tensors, clues)
     if clues.given.branch is not None:

@@ -79,12 +79,13 @@ def _beside(place: Path) -> list[Path]:
 
 
 def images_of(text: str | None) -> Iterator[Input]:
-    """A folder of images, a zip, a list and the images that it names, or a file of texts."""
+    """A folder of images or sounds, a zip, a list and the images that it names, or a file of texts."""
     for place in given(text or ""):
         from collapse.files.imagesets import open_set, wanted
+        from collapse.files.sounds import may_be_sound
 
         if place.is_dir():
-            yield _folder(place, wanted)
+            yield _folder(place, lambda name: wanted(name) or may_be_sound(name))
             continue
         yield _file(place)
         if place.suffix == ".txt":

@@ -85,8 +85,8 @@ def diagnose(
         augmentations: view v of an image is the v-th of these, and again from the first; or a trainer's preset, by name
             or as a JSON file; default: `paper_augmentations` at the network's image size, before its mean and std.
             Of texts or sounds: a function of one and a numpy.random.Generator that gives a view of it, or several.
-        views_file: of texts, in the place of images: a file of JSON lines, a list of the views of one text each; or
-            such lists themselves.
+        views_file: of texts or sounds, in the place of images: a file of JSON lines, a list of the views of one text
+            each, or of the paths of the views of one sound; or such lists themselves.
         watch: gets the batches of images and passes them on, as a progress bar does.
         options: limit, sample, seed (of the views too; a view depends on it, the number of the image and that of the
             view alone), device, batch_size (rows a forward pass, at least one image's views), workers, precision,

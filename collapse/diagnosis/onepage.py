@@ -130,7 +130,7 @@ def report(
 
 def takes_images(source: Mapping[str, Any]) -> bool:
     """Whether the network of a result takes images, which can be augmented without the caller."""
-    return "max_length" not in (source.get("preprocessing") or {})
+    return not {"max_length", "sampling_rate"} & (source.get("preprocessing") or {}).keys()
 
 
 def _paths(against: Iterable[Any]) -> list[Any]:

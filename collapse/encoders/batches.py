@@ -1,7 +1,8 @@
-"""What an encoder takes, batch by batch: images, or texts."""
+"""What an encoder takes, batch by batch: images, texts, or sounds."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from torch import Tensor
 from collapse import InputError
 from collapse.checkpoints import Encoder
 from collapse.encoders.networks import How, ImageBatches
+from collapse.encoders.sounds import SoundBatches
 from collapse.files import texts as files
 
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:
     """Batches of what `given` holds, as an encoder takes it."""
+    if net.takes == "sounds":
+        return SoundBatches(given, how)
     if net.takes == "texts":
         return TextBatches(given, how)
     if isinstance(given, str) and not os.path.exists(given) and files.place_of(given)[1] is not None:
@@ -24,11 +28,12 @@ def batches_of(net: Encoder, given: Any, how: How) -> Any:
 
 def views_of(
     net: Encoder, given: Any, file: Any, augmentations: Any, views: int, how: How
-) -> tuple["TextBatches", dict[str, Any]]:
-    """(batches of the views of each text, those of one after another; their description), as the caller gives them.
+) -> tuple[Any, dict[str, Any]]:
+    """(batches of the views of each text or sound, those of one after another; their description), as given.
 
-    file: a file of JSON lines, a list of the views of one text each, or such lists.  augmentations: a function of a
-    text and a numpy.random.Generator, or several, of which view v is the v-th.
+    file: a file of JSON lines, a list of the views of one text each, or such lists; of sounds the paths of their files,
+    from the folder of the list.  augmentations: a function of a text, or of samples (t,), and a numpy.random.Generator,
+    or several, of which view v is the v-th.
 
     Raises InputError: neither or both, lists of different lengths, no text.
     """
@@ -40,7 +45,11 @@ def views_of(
         if given is not None:
             raise InputError("views_file= has the views, and what they are of as well; leave one out")
         groups, path = _groups(file), os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
-        return TextBatches(groups, how, len(groups[0]), path), {"recipe": "given, in a file" if path else "given"}
+        recipe = {"recipe": "given, in a file" if path else "given"}
+        if net.takes == "texts":
+            return TextBatches(groups, how, len(groups[0]), path), recipe
+        start = Path(path).parent if path else Path()
+        return SoundBatches([[start / view for view in group] for group in groups], how, len(groups[0]), path), recipe
     chosen = [augmentations] if callable(augmentations) else augmentations
     if not isinstance(chosen, Sequence) or isinstance(chosen, str) or not chosen or not all(map(callable, chosen)):
         raise InputError(f"augmentations= is no function of one of the {net.takes} and a random generator, nor a list")
@@ -50,7 +59,7 @@ def views_of(
 
 
 def _groups(source: Any) -> list[list[str]]:
-    """The views of each text."""
+    """The views of each text, or the paths of the views of each sound."""
     path = source if isinstance(source, (str, os.PathLike)) else None
     found = files.read_lists(path) if path is not None else [list(group) for group in source]
     if not found or any(not isinstance(view, str) for group in found for view in group):

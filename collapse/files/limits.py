@@ -26,6 +26,7 @@ NPY_HEADER = 10_000  # bytes of the header of a .npy, as numpy has it
 COLUMNS = 1 << 24  # of an array
 LINE = 16 << 20  # bytes of a line of a table of text
 TEXTS = 2 << 30  # bytes of a file of texts, which are kept in memory
+SOUND_FILE, SAMPLES = 1 << 30, 1 << 27  # bytes of a sound; its samples, 46 minutes at 48 kHz
 PATTERN = 4_000  # characters of a pattern in a tokenizer.json; published ones have below 300
 NODES = 100_000  # groups and arrays in an HDF5 file or a zarr folder
 BLOCK = 16 << 20  # bytes of rows that are read at a time
