@@ -22,8 +22,8 @@ class Encoder(nn.Module):
     Attributes:
         backbone: the network.
         projector: its projector, (n, d) -> (n, m), or None.
-        preprocess: PIL image -> (3, h, w) float32, as the network wants it; of texts and sounds, `Words`, `Sounds`.
-        takes: "images", "texts" or "sounds".
+        preprocess: PIL image -> (3, h, w) float32, as the network wants it; or `Words`, `Waves`, `Frames`.
+        takes: "images", "texts", "sounds" or "clips".
         blocks: names for `layer` of the main blocks in forward order, the stem of a residual network first.
         report: what was loaded and what was not: path, sha256, container, architecture, feature_dim, branch,
             branches_left, projector, preprocessing, keys, foreign, warnings (schema collapse.checkpoint/1).

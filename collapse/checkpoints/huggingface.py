@@ -27,7 +27,7 @@ POOLED = {
     "regnet": "pooler", "sam": "mean", "sam_vision_model": "mean", "swinv2": "pooler",
 }  # fmt: skip
 CHOICE = ("beit", "data2vec-vision", "hiera", "deit")  # whose pooling layer may be left out
-CLIPS = ("vjepa2", "videomae", "timesformer", "vivit")
+CLIPS = ("timesformer", "vivit")
 ELSEWHERE = ("clip", "clip_vision_model", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "ijepa",
              "resnet", "siglip", "siglip_vision_model", "swin", "vit", "vit_mae", "vit_msn")  # fmt: skip
 LIST_LIMIT, NUMBER_LIMIT, LARGE_LIMIT = 128, 1 << 16, 1 << 24
@@ -48,7 +48,7 @@ def kind(clues: Clues) -> str | None:
     if "quantization_config" in config:
         raise InputError("config.json: its weights are quantised; dequantise them and save float32")
     if name in CLIPS:
-        raise InputError(f"config.json: a {name}, which takes clips of several frames; encoders of images are read")
+        raise InputError(f"config.json: a {name}, which takes clips; of such vjepa2 and videomae are read")
     if name not in POOLED:
         raise InputError(
             f"config.json: model_type {shown(name)} is none of the image encoders that are read, of transformers "
@@ -227,7 +227,8 @@ def state_of(net: Any, used: Sequence[str]) -> tuple[str, Weights]:
     """(root, weights) of a filled model that is to be the part `net` of another; used: a file's keys in it."""
     state = {f"net.{own}": tensor for own, tensor in net.state_dict().items()}
     weights = Weights(state, dict.fromkeys(list(state)[:1], tuple(used)))  # transformers says which, not what became
-    root = f"{net.base_model_prefix}." if net.base_model_prefix else ""
+    prefix = getattr(net, "base_model_prefix", "")
+    root = f"{prefix}." if prefix else ""
     return root if root and all(key.startswith(root) for key in used) else "", weights
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import forms, huggingface, own, sentences, sounds
+from collapse.checkpoints import clips, forms, huggingface, own, sentences, sounds
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
@@ -29,6 +29,7 @@ from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
+from collapse.inputs.clips import Frames
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import Subvector
 from collapse.models.resnet import RESNETS
@@ -165,6 +166,8 @@ def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The encoder that the caller wants, or the file's authors evaluate."""
     if kind := sentences.kind(clues):
         return _from_transformers(kind, tensors, clues, sentences.plan)
+    if kind := clips.kind(clues):
+        return _from_transformers(kind, tensors, clues, clips.plan)
     if kind := sounds.kind(clues):
         return _from_transformers(kind, tensors, clues, sounds.plan)
     if clues.given.pool in ("max", "last"):
@@ -312,6 +315,9 @@ def _assemble(
     if isinstance(pixels, Preprocessing):
         projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
         pixels, guesses = preprocessing(pixels, facts, clues)
+    elif isinstance(pixels, Frames):
+        images, guesses = preprocessing(pixels.images, facts, clues)
+        pixels = replace(pixels, images=images)
     used = {key for key in tensors if key in taken}
     gone = _account(tensors, used, projector, found, overrides)
     projected = projector.keys if projector and not projector.problem else set()

@@ -130,7 +130,7 @@ def report(
 
 def takes_images(source: Mapping[str, Any]) -> bool:
     """Whether the network of a result takes images, which can be augmented without the caller."""
-    return not {"max_length", "sampling_rate"} & (source.get("preprocessing") or {}).keys()
+    return not {"frames", "max_length", "sampling_rate"} & (source.get("preprocessing") or {}).keys()
 
 
 def _paths(against: Iterable[Any]) -> list[Any]:

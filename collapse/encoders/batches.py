@@ -1,4 +1,4 @@
-"""What an encoder takes, batch by batch: images, texts, or sounds."""
+"""What an encoder takes, batch by batch: images, texts, sounds, or clips."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.checkpoints import Encoder
+from collapse.encoders.clips import ClipBatches
 from collapse.encoders.networks import How, ImageBatches
 from collapse.encoders.sounds import SoundBatches
 from collapse.files import texts as files
@@ -17,6 +18,8 @@ from collapse.files import texts as files
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:
     """Batches of what `given` holds, as an encoder takes it."""
+    if net.takes == "clips":
+        return ClipBatches(given, how, max(1, (how.batch_size or 64) // 16))
     if net.takes == "sounds":
         return SoundBatches(given, how)
     if net.takes == "texts":
@@ -37,6 +40,8 @@ def views_of(
 
     Raises InputError: neither or both, lists of different lengths, no text.
     """
+    if net.takes == "clips":
+        raise InputError("an encoder of clips has no views yet; give embeddings of views to collapse.spectrum instead")
     if (file is None) == (augmentations is None):
         raise InputError(
             f"an encoder of {net.takes} has no views of its own: give views_file=, or augmentations= of your own"

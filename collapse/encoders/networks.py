@@ -225,7 +225,7 @@ class ImageBatches:
 
     def _drawn(self, n: int) -> None:
         if self.how.sample is not None and self.how.sample < n:
-            self.warnings.append(f"{self.how.sample} of {n} images, drawn at random with seed {self.how.seed}")
+            self.warnings.append(f"{self.how.sample} of {n} {self.unit}, drawn at random with seed {self.how.seed}")
 
     def _look(self, batch: Tensor) -> None:
         """Refuse what is no batch, and say what seems normalised already."""

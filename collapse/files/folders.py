@@ -32,6 +32,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
+OF_CLIPS = "video_preprocessor_config.json"  # of transformers, in the place of preprocessor_config.json
 
 
 def read(path: Path) -> Contents:
@@ -74,7 +75,14 @@ def _only_checkpoint(path: Path) -> bool:
 
 
 def _configs(folder: Path, names: Sequence[str] = CONFIGS) -> dict[str, Any]:
-    return {name: json_of(folder / name, dict) for name in names if (folder / name).is_file()}
+    found = {name: json_of(folder / name, dict) for name in names if (folder / name).is_file()}
+    if (
+        "preprocessor_config.json" in names
+        and "preprocessor_config.json" not in found
+        and (folder / OF_CLIPS).is_file()
+    ):
+        found["preprocessor_config.json"] = json_of(folder / OF_CLIPS, dict)
+    return found
 
 
 def json_of(path: Path, kind: type) -> Any:
