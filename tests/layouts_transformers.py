@@ -696,3 +696,34 @@ def huggingface_sam(tmp_path):
 def huggingface_regnet(tmp_path):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "groups_width": 8}
     return by_transformers(tmp_path, "regnet", size=64, **sizes)
+
+
+@layout("transformers, RADIO", "its summary: the class tokens that it names")
+def huggingface_radio(tmp_path):
+    sizes = {**SMALL, "mlp_ratio": 2.0, "patch_size": 8, "max_img_size": 64, "num_cls_tokens": 2, "num_registers": 2}
+    case = by_transformers(tmp_path, "radio", lambda out: out.summary, **sizes, patch_dim=192)
+    (tmp_path / "hf/preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": 32}))
+    case.pixels = {"mean": None, "crop": 32}  # the network takes the mean off itself
+    return case
+
+
+@layout("transformers, SigLIP 2 with NaFlex", "the vision encoder, pooled by its attention, of square images")
+def huggingface_naflex(tmp_path):
+    from transformers import Siglip2Config
+    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+    from transformers.models.siglip2.modeling_siglip2 import Siglip2Model
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    vision = {**sizes, "num_patches": 16, "patch_size": 8}
+    texts = {**sizes, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 32}
+    net = trained(Siglip2Model(Siglip2Config(vision_config=vision, text_config=texts)))
+    case = huggingface(tmp_path, net, branch="vision_model", size=32)
+
+    def reference(images):
+        cut = torch.stack([convert_image_to_patches(image, 8) for image in images])
+        grid = torch.tensor([[4, 4]] * len(images))
+        ones = torch.ones(cut.shape[:2], dtype=torch.int32)
+        return net.vision_model(cut, pixel_attention_mask=ones, spatial_shapes=grid).pooler_output
+
+    case.reference = reference
+    return case

@@ -6,7 +6,9 @@ names no code); what it misses is an error.  The kinds that other rules read (fa
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import torch
@@ -15,21 +17,25 @@ from torch import Tensor, nn
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan, frame, unusable
-from collapse.checkpoints.preprocessing import BICUBIC, at_size
+from collapse.checkpoints.preprocessing import BICUBIC, HALVES, at_size
 from collapse.checkpoints.settings import shown, side
 from collapse.files.containers import first_line
 
-# Kind -> the vector of an image: the model's own pooled output, its class token, or the mean over positions.
+# Kind -> the vector of an image: the model's own pooled output, its class token, the mean over positions, or summary.
 POOLED = {
     "aimv2_vision_model": "pooler", "beit": "pooler", "bit": "pooler", "data2vec-vision": "pooler", "deit": "class",
     "dinov3_convnext": "pooler", "dinov3_vit": "pooler", "efficientnet": "pooler", "focalnet": "pooler",
     "hiera": "pooler", "levit": "pooler", "mobilenet_v1": "pooler", "mobilenet_v2": "pooler", "pvt_v2": "mean",
-    "regnet": "pooler", "sam": "mean", "sam_vision_model": "mean", "swinv2": "pooler",
+    "radio": "summary", "regnet": "pooler", "sam": "mean", "sam_vision_model": "mean", "siglip2": "pooler",
+    "siglip2_vision_model": "pooler", "swinv2": "pooler",
 }  # fmt: skip
+FLAT = ("aimv2_vision_model", "swinv2", "hiera", "siglip2", "siglip2_vision_model")  # tokens, and no class token
 CHOICE = ("beit", "data2vec-vision", "hiera", "deit")  # whose pooling layer may be left out
 CLIPS = ("timesformer", "vivit")
 ELSEWHERE = ("clip", "clip_vision_model", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "ijepa",
              "resnet", "siglip", "siglip_vision_model", "swin", "vit", "vit_mae", "vit_msn")  # fmt: skip
+# RADIO takes the mean off itself; NaFlex is SigLIP's.
+HABITS = {"radio": replace(BICUBIC, mean=None, std=None), "siglip2": HALVES, "siglip2_vision_model": HALVES}
 LIST_LIMIT, NUMBER_LIMIT, LARGE_LIMIT = 128, 1 << 16, 1 << 24
 LARGE = re.compile(r"vocab_size|_token_id|position|rope|rotary|window")
 ROTARY = re.compile(r"^(rope|rotary|partial_rotary|global_rope|local_rope|global_attn)_\w+$")  # renamed by version
@@ -60,16 +66,16 @@ def kind(clues: Clues) -> str | None:
 class Model(nn.Module):
     """A model of transformers with the vector that it gives of an image: (n, 3, h, w) -> (n, d)."""
 
-    def __init__(self, net: nn.Module, pooling: str, prefix: int) -> None:
+    def __init__(self, net: nn.Module, pooling: str, prefix: int, patch: int = 0) -> None:
         super().__init__()
-        self.net, self.pooling, self.num_prefix_tokens = net, pooling, prefix
+        self.net, self.pooling, self.num_prefix_tokens, self.patch = net, pooling, prefix, patch
         self.global_pool = "token" if prefix and pooling != "mean" else "avg"
         self.main_blocks = innermost(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, d). Raises InputError for images of a size that it does not take."""
         try:
-            given = self.net(pixel_values=x)
+            given = self.net(**(patches(x, self.patch) if self.patch else {"pixel_values": x}))
         except InputError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -77,10 +83,27 @@ class Model(nn.Module):
             raise InputError(f"the network takes no images of {size} pixels ({first_line(error)})") from error
         if self.pooling == "pooler":
             return given.pooler_output.flatten(1)
+        if self.pooling == "summary":
+            return given.summary
         hidden = given.last_hidden_state
         if self.pooling == "class":
             return hidden[:, 0]
         return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, self.num_prefix_tokens :].mean(1)
+
+
+def patches(x: Tensor, side: int) -> dict[str, Tensor]:
+    """Images (n, 3, h, w) as SigLIP 2 with NaFlex takes them: patches in rows, each its pixels by row, and their grid.
+
+    Raises InputError: sides that are no multiples of the patch's.
+    """
+    n, _, height, width = x.shape
+    if height % side or width % side:
+        raise InputError(f"images of {height} x {width} pixels for patches of {side}: expected multiples")
+    grid = torch.tensor([[height // side, width // side]] * n, device=x.device)
+    cut = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 3, 5, 1)
+    rows = cut.flatten(3).flatten(1, 2)
+    ones = torch.ones(rows.shape[:2], dtype=torch.int32, device=x.device)
+    return {"pixel_values": rows, "pixel_attention_mask": ones, "spatial_shapes": grid}
 
 
 def innermost(net: nn.Module) -> list[str]:
@@ -109,11 +132,11 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
         raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
     net, used = filled(create.args[0], create.args[1], create.args[2], tensors, clues.notes)
     root, weights = state_of(net, used)
-    pixels = at_size(BICUBIC, size)
-    model = Model(net.eval(), pooling, light.num_prefix_tokens)
+    pixels = at_size(HABITS.get(name, BICUBIC), size)
+    model = Model(net.eval(), pooling, light.num_prefix_tokens, light.patch)
     with torch.inference_mode():
         width = model(torch.zeros(1, 3, size, size)).shape[1]
-    axes = "tokens" if light.num_prefix_tokens or name in ("aimv2_vision_model", "swinv2", "hiera") else "nchw"
+    axes = "tokens" if light.num_prefix_tokens or name in FLAT else "nchw"
     return root, Plan(f"transformers {name}", create, weights, width, pixels, axes)
 
 
@@ -143,29 +166,40 @@ def config_of(name: str, tensors: int, values: Mapping[str, Any], model: Any = N
 def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[partial[Model], int, str]:
     """(what builds it, pixels a side, how it pools), of a checked config."""
     values: Any = clues.configs["config.json"]
-    whole = values.get("vision_config") if name == "sam" else values
-    kind = "sam_vision_model" if name == "sam" else name
+    inner = {"sam": "sam_vision_model", "siglip2": "siglip2_vision_model"}
+    whole, kind = values.get("vision_config") if name in inner else values, inner.get(name, name)
     config, model = config_of(kind, len(tensors), whole if isinstance(whole, Mapping) else {}, _class(name))
     pooling, more = _pooling(name, tensors, clues)
     size = side("config.json: image_size", getattr(config, "image_size", 224)) or 224
     registers = getattr(config, "num_register_tokens", 0)
     prefix = {"deit": 2, "beit": 1, "data2vec-vision": 1, "dinov3_vit": 1 + registers}.get(name, 0)
-    return partial(_made, model, config, more, pooling, prefix), size, pooling
+    if name == "radio":
+        prefix = config.num_cls_tokens + config.num_registers
+    patch = config.patch_size if name.startswith("siglip2") else 0
+    if patch:
+        size = isqrt(config.num_patches) * patch
+        clues.notes.append(f"NaFlex takes images in their own shape; here they are squares of {size} pixels, see crop=")
+    return partial(_made, model, config, more, pooling, prefix, patch), size, pooling
 
 
 def _class(name: str) -> Any:
     """The class of transformers where it is not the kind's usual one."""
-    if not name.startswith("sam"):
-        return None
     try:
-        from transformers.models.sam.modeling_sam import SamVisionModel
+        if name.startswith("sam"):
+            from transformers.models.sam.modeling_sam import SamVisionModel
+
+            return SamVisionModel
+        if name.startswith("siglip2"):
+            from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionModel
+
+            return Siglip2VisionModel
     except ImportError:
         return None  # config_of says so
-    return SamVisionModel
+    return None
 
 
-def _made(model: type[nn.Module], config: Any, more: Mapping[str, Any], pooling: str, prefix: int) -> Model:
-    return Model(model(config, **more), pooling, prefix)
+def _made(model: type[nn.Module], config: Any, more: Mapping[str, Any], pooling: str, prefix: int, patch: int) -> Model:
+    return Model(model(config, **more), pooling, prefix, patch)
 
 
 def _pooling(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, dict[str, Any]]:
