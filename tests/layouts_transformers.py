@@ -696,3 +696,83 @@ def huggingface_sam(tmp_path):
 def huggingface_regnet(tmp_path):
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "groups_width": 8}
     return by_transformers(tmp_path, "regnet", size=64, **sizes)
+
+
+@layout("transformers, RADIO", "its summary: the class tokens that it names")
+def huggingface_radio(tmp_path):
+    sizes = {**SMALL, "mlp_ratio": 2.0, "patch_size": 8, "max_img_size": 64, "num_cls_tokens": 2, "num_registers": 2}
+    case = by_transformers(tmp_path, "radio", lambda out: out.summary, **sizes, patch_dim=192)
+    (tmp_path / "hf/preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "size": 32}))
+    case.pixels = {"mean": None, "crop": 32}  # the network takes the mean off itself
+    return case
+
+
+@layout("transformers, SigLIP 2 with NaFlex", "the vision encoder, pooled by its attention, of square images")
+def huggingface_naflex(tmp_path):
+    from transformers import Siglip2Config
+    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+    from transformers.models.siglip2.modeling_siglip2 import Siglip2Model
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    vision = {**sizes, "num_patches": 16, "patch_size": 8}
+    texts = {**sizes, "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 32}
+    net = trained(Siglip2Model(Siglip2Config(vision_config=vision, text_config=texts)))
+    case = huggingface(tmp_path, net, branch="vision_model", size=32)
+
+    def reference(images):
+        cut = torch.stack([convert_image_to_patches(image, 8) for image in images])
+        grid = torch.tensor([[4, 4]] * len(images))
+        ones = torch.ones(cut.shape[:2], dtype=torch.int32)
+        return net.vision_model(cut, pixel_attention_mask=ones, spatial_shapes=grid).pooler_output
+
+    case.reference = reference
+    return case
+
+
+@layout("mlfoundations/open_clip, CoCa", "`visual`, its attention's first query and projection; not `text_decoder`",
+        flags="`--activation` for a bare state dict")  # fmt: skip
+def open_clip_coca(tmp_path):
+    from open_clip.coca_model import CoCa
+
+    vision = {"image_size": 64, "layers": 2, "width": 64, "head_width": 16, "patch_size": 16, "attentional_pool": True,
+              "attn_pooler_heads": 4, "output_tokens": True}  # fmt: skip
+    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 2, "layers": 1}
+    config = {
+        "embed_dim": 32, "vision_cfg": vision, "text_cfg": {**text, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {**text, "attn_pooler_heads": 2},
+    }  # fmt: skip
+    net = trained(CoCa(**config))
+    (tmp_path / "hub").mkdir()
+    torch.save(net.state_dict(), tmp_path / "hub/open_clip_pytorch_model.bin")
+    (tmp_path / "hub/open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return Case(tmp_path / "hub", lambda x: net.encode_image(x, normalize=False), "visual", known={"heads": 4}, size=64)
+
+
+class Conch(nn.Module):
+    """CONCH's image tower, as conch/open_clip_custom/vision_tower.py declares it."""
+
+    def __init__(self):
+        super().__init__()
+        from open_clip.transformer import AttentionalPooler
+
+        self.trunk = VisionTransformer(
+            img_size=64, patch_size=16, embed_dim=192, depth=2, num_heads=3, num_classes=0, global_pool="",
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )  # fmt: skip
+        self.attn_pool_contrast = AttentionalPooler(64, 192, 8, 1, nn.LayerNorm)
+        self.ln_contrast, self.proj_contrast = nn.LayerNorm(64), nn.Parameter(torch.randn(64, 64))
+        self.attn_pool_caption = AttentionalPooler(48, 192, 8, 7, nn.LayerNorm)
+        self.ln_caption = nn.LayerNorm(48)
+
+    def forward(self, x):
+        return self.ln_contrast(self.attn_pool_contrast(self.trunk(x))[:, 0])
+
+
+@layout(
+    "mahmoodlab/CONCH", "`visual.trunk`, `attn_pool_contrast`, `ln_contrast`; not `proj_contrast`, as evaluated there"
+)
+def conch(tmp_path):
+    net = trained(Conch())
+    state = put("visual.", net.state_dict())
+    state |= {"text.ln_final.weight": torch.ones(8), "text_decoder.resblocks.0.ln_1.weight": torch.ones(8)}
+    return Case({**state, "logit_scale": torch.tensor(1.0)}, net, "visual.trunk", size=64, pixels={"crop": 64})

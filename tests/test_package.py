@@ -28,7 +28,7 @@ LAYERS = (
     {"collapse"},
     {"collapse.arguments", "collapse.files", "collapse.metrics"},
     {"collapse.results"},
-    {"collapse.images", "collapse.models", "collapse.plots", "collapse.theory"},
+    {"collapse.images", "collapse.inputs", "collapse.models", "collapse.plots", "collapse.theory"},
     {"collapse.checkpoints", "collapse.experiment"},
     {"collapse.encoders"},
     {"collapse.spectra"},

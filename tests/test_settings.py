@@ -155,9 +155,9 @@ def hub(folder, model_args, **build):
 
 
 FOLDERS = {
-    "texts": ({"model_type": "bert"}, r"model_type 'bert' is none of the image encoders"),
-    "sounds": ({"model_type": "wav2vec2"}, r"model_type 'wav2vec2' is none of the image encoders"),
-    "clips": ({"model_type": "videomae"}, "takes clips of several frames"),
+    "texts": ({"model_type": "bart"}, r"model_type 'bart' is none of the image encoders"),
+    "sounds": ({"model_type": "encodec"}, r"model_type 'encodec' is none of the image encoders"),
+    "clips": ({"model_type": "vivit"}, "takes clips; of such vjepa2 and videomae are read"),
     "quantised": ({"model_type": "dinov3_vit", "quantization_config": {"bits": 4}}, "weights are quantised"),
     "layers without end": ({"model_type": "dinov3_vit", "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
     "too wide": ({"model_type": "dinov3_vit", "hidden_size": 1 << 15, "intermediate_size": 1 << 15}, "far larger than"),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.images import Preprocessing
 
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.
 BLOCK = re.compile(r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+)")
@@ -23,7 +22,8 @@ class Encoder(nn.Module):
     Attributes:
         backbone: the network.
         projector: its projector, (n, d) -> (n, m), or None.
-        preprocess: PIL image -> (3, h, w) float32, as the network wants it.
+        preprocess: PIL image -> (3, h, w) float32, as the network wants it; or `Words`, `Waves`, `Frames`.
+        takes: "images", "texts", "sounds" or "clips".
         blocks: names for `layer` of the main blocks in forward order, the stem of a residual network first.
         report: what was loaded and what was not: path, sha256, container, architecture, feature_dim, branch,
             branches_left, projector, preprocessing, keys, foreign, warnings (schema collapse.checkpoint/1).
@@ -33,14 +33,14 @@ class Encoder(nn.Module):
         self,
         backbone: nn.Module,
         projector: nn.Module | None,
-        preprocess: Preprocessing,
+        preprocess: Any,
         report: dict[str, Any],
         axes: str = "nchw",
         stem: str = "",
     ) -> None:
         super().__init__()
         self.backbone, self.projector, self.preprocess, self.report = backbone, projector, preprocess, report
-        self.axes = axes
+        self.axes, self.takes = axes, getattr(preprocess, "takes", "images")
         self.blocks = block_names(backbone, stem)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,6 +80,13 @@ def block_names(backbone: nn.Module, stem: str = "") -> list[str]:
     return names or [name for name, part in backbone.named_children() if next(part.parameters(), None) is not None]
 
 
+def given_by(net: Encoder, output: Any) -> Any:
+    """What a block gives, of a network of transformers without its attention."""
+    if isinstance(output, tuple) and output and hasattr(net.backbone, "main_blocks"):
+        return output[0]
+    return output
+
+
 class Taps:
     """Hooks on inner layers of an encoder that keep the rows (n, d) of its last forward pass, until `remove`.
 
@@ -116,8 +123,7 @@ class Taps:
         self._keep(name, inputs[0] if name.startswith(INPUT) else output)
 
     def _keep(self, name: str, output: Any) -> None:
-        if isinstance(output, tuple) and output and hasattr(self.net.backbone, "main_blocks"):
-            output = output[0]  # a block of transformers gives its attention too
+        output = given_by(self.net, output)
         # Pooled at once, since what follows may change a feature map in place.
         wrong = f"layer {name}: gives no one vector an image"
         if not isinstance(output, Tensor):
@@ -139,13 +145,20 @@ class Taps:
         if self.net.axes != "tokens" or name.startswith("patch_embed"):
             return output, output.mean(1)
         backbone = self.net.backbone
+        summary: Any = getattr(backbone, "summary", None)
+        if summary is not None:
+            return output, summary(output)
         patches = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
         by_class = getattr(backbone, "global_pool", "token") == "token"
         return patches, output[:, 0].clone() if by_class else patches.mean(1)
 
     def _sampled(self, places: Tensor) -> Tensor:
-        drawn = torch.rand(places.shape[:2], generator=self.generator).argsort(1)[:, : self.positions]
-        return torch.take_along_dim(places, drawn.to(places.device)[..., None], 1).flatten(0, 1)
+        mask = getattr(self.net.backbone, "mask", None)  # 1 where a text has a piece
+        real = torch.ones(places.shape[:2]) if mask is None else mask.cpu()
+        order = torch.rand(places.shape[:2], generator=self.generator) + 2 * (real == 0)
+        drawn = order.argsort(1)[:, : self.positions]
+        rows = torch.take_along_dim(places, drawn.to(places.device)[..., None], 1)
+        return rows[(torch.take_along_dim(real, drawn, 1) > 0).to(places.device)]
 
 
 class Layer(nn.Module):

@@ -34,7 +34,15 @@ NOT_VIT = ("blocks.0.attn.q_bias", "blocks.0.attn.relative_position", "rel_pos_b
 PATCH, CONV_PATCH = "patch_embed.proj.weight", "patch_embed.proj.0.weight"
 HF = "embeddings.patch_embeddings.projection.weight"
 QKV, Q_SAVED, Q_MEMORY = "blocks.0.attn.qkv.weight", "attention.attention.query.weight", "attention.q_proj.weight"
-TIMM_HEAD = (("head.proj.weight", "head.weight"),)
+POOLER = ("query", "attn.in_proj_weight", "attn.q_proj_weight", "attn.k_proj_weight", "attn.v_proj_weight",
+          "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias", "ln_q.weight", "ln_q.bias", "ln_k.weight",
+          "ln_k.bias")  # fmt: skip
+TIMM_HEAD = (
+    ("head.proj.weight", "head.weight"),
+    *((f"attn_pool_contrast.{leaf}", f"attn_pool.{leaf}") for leaf in POOLER),  # CONCH's
+    ("ln_contrast.weight", "ln_contrast.weight"),
+    ("ln_contrast.bias", "ln_contrast.bias"),
+)
 
 # In this order: CLIP's residual network also has torchvision's keys, and a sequence without max-pool has both indices.
 FAMILIES = (

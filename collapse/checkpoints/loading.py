@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import forms, huggingface, own
+from collapse.checkpoints import clips, forms, huggingface, own, sentences, sounds
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.encoder import Encoder
@@ -29,6 +29,7 @@ from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
+from collapse.inputs.clips import Frames
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import Subvector
 from collapse.models.resnet import RESNETS
@@ -73,7 +74,7 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         found = hints(contents.tree, contents.configs)
         if "architecture" in facts:
             found["architecture"] = ("the header", True)
-        clues = Clues(overrides, tensors, "", contents.container, contents.configs, found)
+        clues = Clues(overrides, tensors, "", contents.container, contents.configs, found, folder=_folder(path))
         header = facts.get("architecture", {})
         encoder = _own(header, tensors) if "arch" in header else find(tensors, clues)
         net = _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
@@ -136,6 +137,14 @@ def _read(path: str) -> Contents:
     return folders.read(Path(path))
 
 
+def _folder(path: str | PathLike | Mapping[str, Any]) -> Path | None:
+    """Where the file or folder of a checkpoint lies."""
+    if isinstance(path, Mapping):
+        return None
+    place = Path(path)
+    return place if place.is_dir() else place.parent
+
+
 def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
     """The network that the header of this package's trainer names; its residual networks are found as all others."""
     from collapse.checkpoints import library
@@ -155,8 +164,16 @@ def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
 
 def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     """The encoder that the caller wants, or the file's authors evaluate."""
+    if kind := sentences.kind(clues):
+        return _from_transformers(kind, tensors, clues, sentences.plan)
+    if kind := clips.kind(clues):
+        return _from_transformers(kind, tensors, clues, clips.plan)
+    if kind := sounds.kind(clues):
+        return _from_transformers(kind, tensors, clues, sounds.plan)
+    if clues.given.pool in ("max", "last"):
+        raise InputError(f"pool= is {clues.given.pool!r}, expected cls or mean: the others are for encoders of texts")
     if kind := huggingface.kind(clues):
-        return _from_transformers(kind, tensors, clues)
+        return _from_transformers(kind, tensors, clues, huggingface.plan)
     families = find_roots(tensors)
     if not families:
         forms.refuse("", tensors)
@@ -178,11 +195,11 @@ def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
     return Found(root, roots, [alias for alias in all_roots if alias not in roots], plan)
 
 
-def _from_transformers(kind: str, tensors: Mapping[str, Tensor], clues: Clues) -> Found:
+def _from_transformers(kind: str, tensors: Mapping[str, Tensor], clues: Clues, make: Any) -> Found:
     """The encoder that transformers builds of a folder's config.json."""
-    forms.refuse("", tensors)
+    forms.refuse("", [key for key in tensors if "pos_conv_embed" not in key])  # whose weight norm transformers knows
     refuse_flags(kind, clues)
-    root, plan = huggingface.plan(kind, tensors, clues)
+    root, plan = make(kind, tensors, clues)
     if clues.given.branch is not None:
         branch_named(clues.given.branch, [root])
     clues.root = root
@@ -294,8 +311,13 @@ def _assemble(
 ) -> Encoder:
     root, plan, overrides = found.root, found.plan, clues.given
     backbone, taken, notes = built
-    projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
-    pixels, guesses = preprocessing(plan.pixels, facts, clues)
+    pixels, guesses, projector = plan.pixels, list[str](), None
+    if isinstance(pixels, Preprocessing):
+        projector = projectors.find(tensors, taken, root, plan.width, overrides.projector, overrides.projector_layers)
+        pixels, guesses = preprocessing(pixels, facts, clues)
+    elif isinstance(pixels, Frames):
+        images, guesses = preprocessing(pixels.images, facts, clues)
+        pixels = replace(pixels, images=images)
     used = {key for key in tensors if key in taken}
     gone = _account(tensors, used, projector, found, overrides)
     projected = projector.keys if projector and not projector.problem else set()
@@ -356,6 +378,10 @@ def _account(
         else:
             gone.dropped["projector that cannot be read"] = sorted(projector.keys)
             gone.notes.insert(0, f"the projector {listed([named(projector.prefix)])} is not read: {projector.problem}")
+    heads = [key for key in gone.unknown if re.match(rf"({found.plan.heads})(\.|$)", key.removeprefix(root))]
+    if heads:
+        gone.dropped["head"] = heads
+        gone.unknown = [key for key in gone.unknown if key not in heads]
     if gone.unknown:
         _unknown(gone, root, tensors, given.allow_unknown)
     return gone

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from collapse.checkpoints import settings
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.settings import shown
 from collapse.files.containers import first_line
-from collapse.images import Preprocessing
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+POOLS = ("cls", "mean", "max", "last")
 MOST = {"heads": 4096, "stem_padding": 64, "resize": settings.SIDE_LIMIT, "crop": settings.SIDE_LIMIT}
 
 
@@ -27,7 +28,8 @@ class Overrides:
 
     arch: the architecture it must be, or timm's or torchvision's name of it where its tensors do not tell.
     branch: the root of the encoder; projector: the key prefix of its projector, or "none".
-    heads: attention heads; activation: "gelu" or "quick_gelu"; pool: "cls" or "mean", of a transformer's tokens.
+    heads: attention heads; activation: "gelu" or "quick_gelu"; pool: "cls" or "mean", of a transformer's tokens; of
+        texts also "max" and "last".
     stem_padding, maxpool: of a residual network's 3 x 3 stem.  dim: DirectCLR's sub-vector becomes the projector.
     projector_layers: 2 leaves out the second of three layers (PatrickHua/SimSiam on CIFAR).
     resize, crop, interpolation, mean, std, no_normalize: preprocessing.
@@ -55,7 +57,7 @@ class Overrides:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {"pool": ("cls", "mean"), "activation": ("gelu", "quick_gelu"), "interpolation": INTERPOLATIONS}
+        choices = {"pool": POOLS, "activation": ("gelu", "quick_gelu"), "interpolation": INTERPOLATIONS}
         lowest = {"heads": 1, "dim": 1, "projector_layers": 1, "stem_padding": 0, "resize": 1, "crop": 1}
         for name, allowed in choices.items():
             settings.choice(f"{name}=", getattr(self, name), allowed)
@@ -76,6 +78,7 @@ class Clues:
     """Everything but the tensors of the encoder: the caller's word, the configs, the other keys; and what was assumed.
 
     keys: all keys of the file.  hints: (place, value) of names in its config, arguments or hyper-parameters.
+    folder: where it lies, None of what is no file.
     """
 
     given: Overrides
@@ -86,6 +89,7 @@ class Clues:
     hints: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     head_is_embedding: bool = False
     notes: list[str] = field(default_factory=list)
+    folder: Path | None = None
 
     def has(self, pattern: str) -> bool:
         """Whether some key of the file matches."""
@@ -117,19 +121,20 @@ class Plan:
     """An architecture and the tensors that go into it.
 
     make: builds it, on whatever device is current.  weights: under the names of its state dict, and left-overs.
-    width: d of its output (n, d).  pixels: the layout's preprocessing.
+    width: d of its output (n, d).  pixels: the layout's `Preprocessing`, or that of texts.
     axes: how its feature maps lie: "nchw", "nhwc" or "tokens".  stem: the name of what comes before its blocks.
-    constants: tensors of the state dict that no file has.
+    constants: tensors of the state dict that no file has.  heads: a pattern of what may lie beside the encoder.
     """
 
     architecture: str
     make: Callable[[], nn.Module]
     weights: Weights
     width: int
-    pixels: Preprocessing
+    pixels: Any
     axes: str = "nchw"
     stem: str = ""
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: str = r"(?!)"
 
 
 def build(plan: Plan) -> tuple[nn.Module, set[str], list[str]]:

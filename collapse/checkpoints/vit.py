@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.checkpoints import coca
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import MOST, Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, HALVES, at_size
@@ -117,6 +118,9 @@ def plan_timm(weights: Weights, clues: Clues) -> Plan:
         raise InputError("has rotary positions (DINOv3, EVA), which plain ViTs lack; give its name in timm as arch=")
     if any(name.endswith(".rel_pos_h") for name in weights.tensors):
         raise InputError("SAM's image encoder, under its own names; save it with transformers (SamVisionModel)")
+    if coca.QUERY in weights.tensors:
+        tower, pooler = coca.split(weights, "ln_contrast", "")
+        return coca.plan(plan(tower.renamed(TIMM), clues), pooler, clues, final_norm=True)
     swiglu = weights.renamed(TIMM)
     first_party = "mask_token" in weights.tensors or clues.has(r"(^|\.)teacher\.backbone\.")
     resampling = "offset" if first_party and "reg_token" not in swiglu.tensors else "antialias"
@@ -147,6 +151,11 @@ def plan_openmmlab(weights: Weights, clues: Clues) -> Plan:
 
 def plan_clip(weights: Weights, clues: Clues) -> Plan:
     """The image tower of CLIP and open_clip (arXiv 2103.00020), with its projection: what encode_image gives."""
+    if coca.QUERY in weights.tensors:
+        tower, pooler = coca.split(weights, "ln_post", "proj")
+        act = clip_activation(clues)
+        base = plan(tower.renamed(CLIP), clues, eps=1e-5, act=act, pre_norm=True, resampling="fixed")
+        return coca.plan(base, pooler, clues, final_norm=False)
     renamed = weights.renamed(CLIP)
     if "proj" in renamed.tensors:
         renamed.tensors["head.weight"] = renamed.tensors.pop("proj").T

@@ -96,15 +96,18 @@ def _embed(options: argparse.Namespace) -> None:
     about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
     inputs = [*sources(options.source, options.weights or ""), *images_of(options.images)]
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
-    document = _write_embeddings(options, about, listed)
+    document, unit = _write_embeddings(options, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
-    note = f"; {skipped} images were skipped" if skipped else ""
+    note = f"; {skipped} {unit} were skipped" if skipped else ""
     show(to_json(document) if options.json else f"{options.out}: {n} x {d}{note}\n")
     warn_of([*document["source"]["warnings"], *document["warnings"]])
 
 
-def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> dict[str, Any]:
-    """Write the rows, the list of their images and, last, the document that names both by digest; returns it."""
+def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> tuple[dict[str, Any], str]:
+    """Write the rows, the list of their images and, last, the document that names both by digest.
+
+    Returns it, and the word for what is embedded, as images.
+    """
     from collapse.encoders.embedding import rows_of
     from collapse.files.imagesets import line_of
     from collapse.results import command, to_json, versions
@@ -131,4 +134,4 @@ def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) ->
         text.write_text(to_json(document), encoding="utf-8")
         for path in (options.out, listed, about):
             still_free(options, path)
-    return document
+    return document, pixels.unit

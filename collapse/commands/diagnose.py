@@ -35,7 +35,9 @@ def add_diagnose(commands: Any) -> None:
     )
     command.set_defaults(run=_diagnose)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
+    command.add_argument(
+        "images", metavar="IMAGES", nargs="?", help="a folder of images, a zip, list, shards, table, array"
+    )
     _add_views(command)
     add_result(command).add_argument("--report", type=Path, metavar="FILE.html", help="write a page that prints")
     add_model(command)
@@ -44,6 +46,9 @@ def add_diagnose(commands: Any) -> None:
 def _add_views(command: argparse.ArgumentParser) -> None:
     """Which views of which images."""
     command.add_argument("--views", type=groups, default=4, metavar="V", help="augmented views of each image (4)")
+    command.add_argument(
+        "--views-file", metavar="FILE.jsonl", help="of texts: a line of JSON with the list of the views of each"
+    )
     command.add_argument(
         "--augmentation", metavar="PRESET", help="the views of a trainer's preset (digits, cifar10, ...) or JSON file"
     )
@@ -82,8 +87,11 @@ def _report_page(options: argparse.Namespace) -> None:
     from collapse.diagnosis.onepage import report
 
     inputs = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
-    protect([*inputs, *recipe(options.augmentation)], {"--out": options.out}, options.force)
+    protect(
+        [*inputs, *recipe(options.augmentation), *recipe(options.views_file)], {"--out": options.out}, options.force
+    )
     how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
+    how["views_file"] = options.views_file
     how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
     show(f"wrote {report(options.source, options.images, options.out, **how)}\n")
 
@@ -96,11 +104,14 @@ def _diagnose(options: argparse.Namespace) -> None:
         *sources(options.source, options.weights or ""),
         *images_of(options.images),
         *recipe(options.augmentation),
+        *recipe(options.views_file),
     ]
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")
-    names = ("views", "threshold", "temperature", "limit", "sample", "seed")
+    if options.images is None and options.views_file is None:
+        raise InputError("IMAGES: none are given; a network of texts may take --views-file instead")
+    names = ("views", "threshold", "temperature", "limit", "sample", "seed", "views_file")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))
     report = [lambda: _report(options, result)] if options.report else []

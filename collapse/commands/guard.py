@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from collapse import InputError
@@ -78,16 +79,18 @@ def _beside(place: Path) -> list[Path]:
 
 
 def images_of(text: str | None) -> Iterator[Input]:
-    """A folder of images, a zip, or a list and the images that it names."""
+    """A folder of images or sounds, a zip, a list and the images that it names, or a file of texts."""
     for place in given(text or ""):
         from collapse.files.imagesets import open_set, wanted
+        from collapse.files.sounds import may_be_sound
 
         if place.is_dir():
-            yield _folder(place, wanted)
+            yield _folder(place, lambda name: wanted(name) or may_be_sound(name))
             continue
         yield _file(place)
         if place.suffix == ".txt":
-            yield _listed(place, open_set(place).names)
+            with suppress(InputError):  # texts, or no list at all, which its reader says
+                yield _listed(place, open_set(place).names)
 
 
 def data_of(text: str) -> Iterator[Input]:

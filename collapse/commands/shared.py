@@ -54,7 +54,10 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--projector-layers", type=positive, metavar="N", help="how many of the stored layers are used")
     model.add_argument("--heads", type=positive, metavar="N", help="attention heads")
     model.add_argument("--activation", choices=("gelu", "quick_gelu"))
-    model.add_argument("--pool", choices=("cls", "mean"), help="which tokens of a transformer are the representation")
+    model.add_argument(
+        "--pool", "--pooling", choices=("cls", "mean", "max", "last"),
+        help="which tokens of a transformer are the representation; max and last of texts alone",
+    )  # fmt: skip
     model.add_argument("--dim", type=positive, metavar="D0", help="DirectCLR: the first D0 entries are the projector")
     model.add_argument("--stem-padding", type=count, metavar="PX", help="of a 3 x 3 first convolution")
     model.add_argument(
@@ -278,7 +281,7 @@ def reading_of(options: argparse.Namespace) -> dict[str, Any]:
     given = overrides_of(options)
     given |= {name: getattr(options, name) for name in ("precision", "strict", "max_pixels", "batch_size")}
     given |= {"pixel_range": range_of(options)}
-    return {**given, **placed(options), "watch": lambda batches: progress(batches, "images", batches.total)}
+    return {**given, **placed(options), "watch": lambda batches: progress(batches, batches.unit, batches.total)}
 
 
 def range_of(options: argparse.Namespace) -> tuple[float, float] | None:

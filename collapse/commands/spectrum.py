@@ -38,7 +38,7 @@ def add_spectrum(commands: Any) -> None:
     )
     command.set_defaults(run=_spectrum)
     command.add_argument("source", metavar="SOURCE", help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]")
-    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: a folder of images, a zip, ...")
+    command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: images, texts or sounds")
     command.add_argument(
         "--layer", default="representation", help="representation (default), projector, a module's name, or all"
     )

@@ -23,6 +23,7 @@ from collapse.checkpoints import Encoder, Overrides
 from collapse.checkpoints.encoder import INPUT
 from collapse.diagnosis.result import Block, Diagnosis
 from collapse.diagnosis.wording import verdict
+from collapse.encoders.batches import views_of
 from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
 from collapse.encoders.passes import embed_layers, readable
 from collapse.errors import warn
@@ -59,12 +60,13 @@ KEYWORDS = (*How.__dataclass_fields__, *Overrides.__dataclass_fields__)
 
 def diagnose(
     source: Any,
-    images: Any,
+    images: Any = None,
     *,
     views: int = 4,
     threshold: float = 1e-6,
     temperature: float | None = None,
-    augmentations: str | Sequence[Augment] | None = None,
+    augmentations: Any = None,
+    views_file: Any = None,
     watch: Watch = iter,
     **options: Any,
 ) -> Diagnosis:
@@ -82,6 +84,9 @@ def diagnose(
             lies below that loss's own line instead of a signal fraction of 1/2.
         augmentations: view v of an image is the v-th of these, and again from the first; or a trainer's preset, by name
             or as a JSON file; default: `paper_augmentations` at the network's image size, before its mean and std.
+            Of texts or sounds: a function of one and a numpy.random.Generator that gives a view of it, or several.
+        views_file: of texts or sounds, in the place of images: a file of JSON lines, a list of the views of one text
+            each, or of the paths of the views of one sound; or such lists themselves.
         watch: gets the batches of images and passes them on, as a progress bar does.
         options: limit, sample, seed (of the views too; a view depends on it, the number of the image and that of the
             view alone), device, batch_size (rows a forward pass, at least one image's views), workers, precision,
@@ -98,28 +103,34 @@ def diagnose(
         >>> [(block.layer, sum(block.found.counts().values())) for block in found.blocks]
         [('1', 4), ('representation', 4)]
     """
-    known("diagnose", options, KEYWORDS, ("views", "threshold", "temperature", "augmentations"))
+    known("diagnose", options, KEYWORDS, ("views", "threshold", "temperature", "augmentations", "views_file"))
     whole("views", views, 2)
     share("threshold", threshold)
     if temperature is not None:
         positive("temperature", temperature)
     how, overrides = How.of(source, options)
-    pixels = ImageBatches(images, how, max(1, (how.batch_size or views) // views))
     net = encoder_of(source, overrides)
+    if net.takes == "images":
+        pixels = _images(images, how, views, views_file)
+        prepare = before_crop(net.preprocess)
+    else:
+        pixels, recipe = views_of(net, images, views_file, augmentations, views, how)
+        prepare, views = net.preprocess, pixels.views
     with borrowed(net, how.device):
-        batches = iter(watch(pixels.of(before_crop(net.preprocess))))
+        batches = iter(watch(pixels.of(prepare)))
         first = next(batches, None)
         if first is None:
             raise InputError(f"{pixels.name}: {pixels.unread() or 'no images; a diagnosis needs at least 2'}")
-        chosen, recipe = _augmentations(net, first, pixels.path, augmentations)
-        seen = _views(chain([first], batches), views, chosen, how.seed, how.device)
+        seen: Iterator[Tensor] = chain([first], batches)
+        if net.takes == "images":
+            chosen, recipe = _augmentations(net, first, pixels.path, augmentations)
+            seen = _views(seen, views, chosen, how.seed, how.device)
         measured = _Measured(net, next(seen), views, {"device": how.device, "precision": how.precision})
         measured.add(seen)
     if measured.images < 2:
         unread = f"; {pixels.unread()}" if pixels.skipped else ""
-        raise InputError(
-            f"{pixels.name}: 1 image; a diagnosis needs at least 2, to tell images from their views{unread}"
-        )
+        needed = f"a diagnosis needs at least 2, to tell {pixels.unit} from their views"
+        raise InputError(f"{pixels.name}: 1 {pixels.unit[:-1]}; {needed}{unread}")
     about = {
         "views": views,
         "seed": how.seed,
@@ -130,6 +141,12 @@ def diagnose(
     result = _diagnosis(measured, pixels, about)
     warn(result.about["warnings"])
     return result
+
+
+def _images(images: Any, how: How, views: int, views_file: Any) -> Any:
+    if views_file is not None:
+        raise InputError("views_file= is for encoders of texts; of images leave it out, or give augmentations=")
+    return ImageBatches(images, how, max(1, (how.batch_size or views) // views))
 
 
 def _augmentations(
@@ -292,7 +309,7 @@ def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tup
     return name, weight.cpu().numpy()
 
 
-def _diagnosis(measured: _Measured, pixels: ImageBatches, how: dict[str, Any]) -> Diagnosis:
+def _diagnosis(measured: _Measured, pixels: Any, how: dict[str, Any]) -> Diagnosis:
     images, threshold, line = pixels.about(), how["threshold"], LINE
     if how["temperature"] is not None:  # the loss sees the last layer; linear maps carry its line to the others
         seen = measured.block(measured.names[-1], threshold, images).signal_fraction
@@ -302,7 +319,9 @@ def _diagnosis(measured: _Measured, pixels: ImageBatches, how: dict[str, Any]) -
     widest = max(block.spectrum.dim for block in blocks)
     notes = [*measured.net.report["warnings"], *measured.notes, *pixels.notes()]
     if measured.images < 10 * widest:
-        notes.append(f"{measured.images} images for up to {widest} dimensions: attributions are rough, 10 d advised")
+        notes.append(
+            f"{measured.images} {pixels.unit} for up to {widest} dimensions: attributions are rough, 10 d advised"
+        )
     source = {name: value for name, value in measured.net.source("all").items() if name != "layer"}
     about = {"source": source, "images": images, **how, "line": line, "warnings": notes}
     return Diagnosis(blocks, about, verdict(blocks, about))

@@ -73,6 +73,7 @@ ADVICE = {
     "there is lost for good. Then weaken the views, or put the loss behind a projector.",
     "dead": "They are constant units, as a ReLU that never fires. Lower the learning rate or the weight decay, or "
     "start again from another seed; they can be taken out without loss.",
+    "undiagnosed": "Nothing says why: give views of each (views_file= or augmentations=), and causes are told apart.",
     "none": "Nothing has to be done for rank. Rank is necessary, not sufficient: put a probe beside it.",
 }
 
@@ -87,6 +88,7 @@ def report(
     temperature: float | None = None,
     threshold: float = 1e-6,
     augmentations: Any = None,
+    views_file: Any = None,
     **options: Any,
 ) -> Path:
     """Write one HTML page about a network, which needs nothing else; returns its path.
@@ -99,7 +101,8 @@ def report(
         images: as for `collapse.spectrum`; an iterator, which can be read once only, is refused.
         out: the page, .html or .htm.
         against: results of `collapse spectrum`, as paths or `Spectrum`, that are drawn beside it.
-        views, temperature, augmentations: as for `collapse.diagnose`.
+        views, temperature, augmentations, views_file: as for `collapse.diagnose`; of texts and sounds without
+            augmentations or views_file there is no diagnosis.
         threshold: collapsed is below it times the largest singular value, or variance.
         options: as for `collapse.layer_spectra`.
 
@@ -116,17 +119,18 @@ def report(
         spare(str(text), path)
     others = beside(against)
     layers = layer_spectra(source, images, threshold=threshold, **options)
-    found = diagnose(
-        source,
-        images,
-        views=views,
-        temperature=temperature,
-        threshold=threshold,
-        augmentations=augmentations,
-        **options,
-    )
+    given = {"augmentations": augmentations, "views_file": views_file}
+    told = {"views": views, "temperature": temperature, "threshold": threshold, **given}
+    found = None
+    if augmentations is not None or views_file is not None or takes_images(layers["representation"].source):
+        found = diagnose(source, None if views_file is not None else images, **told, **options)
     save_text(path, page(layers, found, others))
     return path
+
+
+def takes_images(source: Mapping[str, Any]) -> bool:
+    """Whether the network of a result takes images, which can be augmented without the caller."""
+    return not {"frames", "max_length", "sampling_rate"} & (source.get("preprocessing") or {}).keys()
 
 
 def _paths(against: Iterable[Any]) -> list[Any]:
@@ -145,14 +149,14 @@ def beside(against: Iterable[Any]) -> dict[str, Spectrum]:
     return named
 
 
-def headline(s: Spectrum, found: Diagnosis) -> Headline:
+def headline(s: Spectrum, found: Diagnosis | None) -> Headline:
     """What it comes to.
 
     Cannot tell: no more rows than dimensions.  Red: complete collapse, or more than half of the dimensions collapsed.
     Amber: some are, or the effective rank is below a tenth of the width.  Green: neither.
     """
     rank, gone, d = s.effective_rank, s.collapsed_dimensions, s.dim
-    advice = "\n".join(text for _, text in advised(found)[:1])
+    advice = "\n".join(text for _, text in advised(found)[:1]) if found else ADVICE["undiagnosed"]
     if s.n - 1 < d:
         text = f"Cannot tell: {s.n} images can show at most {s.n - 1} of {d} directions."
         return Headline("unknown", text, ADVICE["images"].format(advised=10 * d))
@@ -168,7 +172,7 @@ def headline(s: Spectrum, found: Diagnosis) -> Headline:
     return Headline("green", f"No dimensional collapse: {told}.", ADVICE["none"])
 
 
-def page(layers: Mapping[str, Spectrum], found: Diagnosis, others: Mapping[str, Spectrum]) -> str:
+def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mapping[str, Spectrum]) -> str:
     """The page as text."""
     s = layers["representation"]
     name = str(s.source.get("path") or s.source.get("architecture") or "a network")
@@ -182,7 +186,10 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis, others: Mapping[str, 
             f"<h1>{title}</h1>",
             f'<p class="headline {head.colour}"><strong>{html.escape(head.text)}</strong><br>',
             f"{html.escape(head.act)}</p>",
-            *(f"<p>Warning: {html.escape(note)}</p>" for note in dict.fromkeys([*s.notes(), *found.notes()])),
+            *(
+                f"<p>Warning: {html.escape(note)}</p>"
+                for note in dict.fromkeys([*s.notes(), *(found.notes() if found else [])])
+            ),
             "<h2>Spectrum of the representation</h2>",
             drawn({"this network": s, **others}),
             '<p id="value" aria-live="polite"></p>',
@@ -191,11 +198,7 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis, others: Mapping[str, 
             _metrics({"this network": s, **others}),
             "<h2>Rank by layer</h2>",
             _layers(layers),
-            "<h2>Diagnosis</h2>",
-            f'<p class="verdict">{html.escape(found.verdict)}</p>',
-            *sections(found),
-            "<h2>What to do</h2>",
-            _advice(found),
+            *_diagnosed(found),
             "<h2>Where each number comes from</h2>",
             _provenance(s, found),
             f"<script>{SCRIPT}</script></body></html>\n",
@@ -322,6 +325,13 @@ def advised(found: Diagnosis) -> list[tuple[str, str]]:
     return told or [("all alive", ADVICE["none"])]
 
 
+def _diagnosed(found: Diagnosis | None) -> list[str]:
+    if found is None:
+        return ["<h2>What to do</h2>", f"<p>{html.escape(ADVICE['undiagnosed'])}</p>"]
+    verdict = f'<p class="verdict">{html.escape(found.verdict)}</p>'
+    return ["<h2>Diagnosis</h2>", verdict, *sections(found), "<h2>What to do</h2>", _advice(found)]
+
+
 def _advice(found: Diagnosis) -> str:
     items = [f"<li><strong>{what}</strong>: {html.escape(text)}</li>" for what, text in advised(found)]
     lines = (
@@ -331,21 +341,22 @@ def _advice(found: Diagnosis) -> str:
     return f"<ul>{''.join(items)}</ul>{lines}"
 
 
-def _provenance(s: Spectrum, found: Diagnosis) -> str:
+def _provenance(s: Spectrum, found: Diagnosis | None) -> str:
     source, images = s.source, s.images or {}
     network, pictures = str(source.get("path") or "NETWORK"), str(images.get("path") or "IMAGES")
+    about = found.about if found else None
     facts = {
         "network": f"{source.get('architecture')}, {network}",
         "sha256": source.get("sha256") or "-",
         "branch": source.get("branch") or "-",
-        "images": f"{images.get('count')} of {pictures}, {found.about['views']} views each for the diagnosis",
-        "augmentation": found.about["augmentation"]["recipe"],
-        "seed": found.about["seed"],
+        "images": f"{images.get('count')} of {pictures}"
+        + (f", {about['views']} views each for the diagnosis" if about else ""),
+        **({"augmentation": about["augmentation"]["recipe"], "seed": about["seed"]} if about else {}),
         "versions": ", ".join(f"{package} {number}" for package, number in s.versions.items()),
         "command": shlex.join(s.command),
     }
     what = f"{shlex.quote(network)} {shlex.quote(pictures)}"
     commands = [f"collapse spectrum {what}", f"collapse spectrum {what} --layer all",
-                f"collapse diagnose {what} --views {found.about['views']}"]  # fmt: skip
+                *([f"collapse diagnose {what} --views {about['views']}"] if about else [])]  # fmt: skip
     shown = html.escape("\n".join(commands))
     return f"{rows(facts.items())}<p>Each part again, with the flags of the command above:</p><pre>{shown}</pre>"

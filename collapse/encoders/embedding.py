@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from collapse import InputError
 from collapse.arguments import known
 from collapse.checkpoints import Encoder, Overrides
-from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of
+from collapse.encoders.batches import batches_of
+from collapse.encoders.networks import How, Watch, borrowed, encoder_of, require_batches
 from collapse.encoders.passes import embed as passes
 from collapse.errors import warn
 
@@ -43,11 +44,12 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
 @contextmanager
 def rows_of(
     source: Any, images: Any, layer: str = "representation", watch: Watch = iter, **options: Any
-) -> Iterator[tuple[Encoder, ImageBatches, Iterator[NDArray]]]:
+) -> Iterator[tuple[Encoder, Any, Iterator[NDArray]]]:
     """(network, images, batches of rows) as `embed` reads them, one batch after another; arguments as for `embed`."""
     how, overrides = How.of(source, options)
-    pixels = ImageBatches(images, how)
+    require_batches(images)
     net = encoder_of(source, overrides)
+    pixels = batches_of(net, images, how)
     part = net.layer(layer)
     try:
         with borrowed(net, how.device):

@@ -57,6 +57,8 @@ def _adapted(net: Encoder, reading: Mapping[str, Any]) -> Encoder:
     Overrides(**chosen)
     if not chosen:
         return net
+    if net.takes != "images":
+        raise InputError(f"{next(iter(chosen))}= is for images, and the network takes {net.takes}; leave it out")
     pixels = {name: chosen[name] for name in PIXELS[:-1] if name in chosen}
     if "no_normalize" in chosen:
         pixels |= {"mean": None, "std": None}
@@ -118,6 +120,8 @@ class ImageBatches:
     warnings: what a reader should know.
     """
 
+    unit = "images"
+
     def __init__(self, images: Any, how: How, step: int | None = None) -> None:
         self.preprocess, self.how, self.step = Preprocessing(None, None), how, step or how.batch_size or 64
         self.count, self.plain, self.skipped = 0, 0, list[dict[str, str]]()
@@ -144,11 +148,7 @@ class ImageBatches:
             if images.ndim < 2:
                 raise InputError(f"images: got shape {tuple(images.shape)}, expected (n, c, h, w)")
             return images
-        if isinstance(images, (nn.Module, Mapping)) or not hasattr(images, "__iter__"):
-            wanted = "a path, (n, c, h, w) tensor or array, or an iterable of batches"
-            raise InputError(
-                f"images: got {f'a {type(images).__name__}' if images is not None else None}, give {wanted}"
-            )
+        require_batches(images)
         return images
 
     def _chosen(self, n: int) -> Any:
@@ -225,7 +225,7 @@ class ImageBatches:
 
     def _drawn(self, n: int) -> None:
         if self.how.sample is not None and self.how.sample < n:
-            self.warnings.append(f"{self.how.sample} of {n} images, drawn at random with seed {self.how.seed}")
+            self.warnings.append(f"{self.how.sample} of {n} {self.unit}, drawn at random with seed {self.how.seed}")
 
     def _look(self, batch: Tensor) -> None:
         """Refuse what is no batch, and say what seems normalised already."""
@@ -248,6 +248,15 @@ def plain(batch: Tensor) -> int:
     alike = (few == few[..., :1]).all(2).all(1).nonzero().flatten()
     whole = batch[alike].flatten(2)
     return int((whole == whole[..., :1]).all(2).all(1).sum()) if len(alike) else 0
+
+
+def require_batches(images: Any) -> None:
+    """Raise InputError unless something is a path, or has batches."""
+    if isinstance(images, (str, PathLike)) or hasattr(images, "__array__"):
+        return
+    if isinstance(images, (nn.Module, Mapping)) or not hasattr(images, "__iter__"):
+        wanted = "a path, (n, c, h, w) tensor or array, or an iterable of batches"
+        raise InputError(f"images: got {f'a {type(images).__name__}' if images is not None else None}, give {wanted}")
 
 
 def _tensor(batch: Any) -> Tensor:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse.checkpoints import Encoder, Taps
+from collapse.checkpoints.encoder import given_by
 from collapse.images import Preprocessing
 
 PRECISIONS = ("float32", "bf16")
@@ -19,7 +20,7 @@ PRECISIONS = ("float32", "bf16")
 def embed(
     net: nn.Module,
     batches: Iterable[Tensor],
-    preprocess: Preprocessing,
+    preprocess: Any,
     device: str = "cpu",
     precision: str = "float32",
 ) -> Iterator[Tensor]:
@@ -30,10 +31,16 @@ def embed(
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
     for pixels in batches:
-        x = preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
+        x = entered(preprocess, pixels, device, dtype)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             rows = net(x)
         yield rows.float()
+
+
+def entered(preprocess: Any, batch: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    """A batch as a network takes it, on its device; numbers of pieces of words stay whole."""
+    x = preprocess.normalize(batch.to(device, non_blocking=True))
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _ready(net: Any, device: str, precision: str) -> Any:
@@ -60,7 +67,7 @@ def embed_layers(
     taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
     try:
         for pixels in batches:
-            x = net.preprocess.normalize(pixels.to(device, non_blocking=True)).to(dtype)
+            x = entered(net.preprocess, pixels, device, dtype)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                 rows = {"representation": net(x)}
                 if "projector" in names and net.projector is not None:
@@ -103,6 +110,7 @@ def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
     fit: dict[str, bool] = {}
 
     def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:
+        output = given_by(net, output)
         good = isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == len(rows)
         fit[name] = good and fit.get(name, True)
 

@@ -32,6 +32,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json", "args.json")
+OF_CLIPS = "video_preprocessor_config.json"  # of transformers, in the place of preprocessor_config.json
 
 
 def read(path: Path) -> Contents:
@@ -45,6 +46,7 @@ def read(path: Path) -> Contents:
         alone = path.name in WEIGHTS or _only_checkpoint(path)
         contents.configs = _configs(path.parent, CONFIGS if alone else ("args.json",))
         return contents
+    path = rooted(path)
     if (path / ".metadata").is_file():
         return _read_dcp(path)
     if (path / "latest").is_file() or any(path.glob("*mp_rank_*")):
@@ -59,15 +61,32 @@ def read(path: Path) -> Contents:
     return contents
 
 
+def rooted(path: Path) -> Path:
+    """The folder itself, or the one in it where its modules.json (sentence-transformers) says that the network is."""
+    if not (path / "modules.json").is_file() or any((path / name).is_file() for name in WEIGHTS):
+        return path
+    first = next(iter(json_of(path / "modules.json", list)), None)
+    name = first.get("path") if isinstance(first, dict) else None
+    return inside(path, name) if name else path
+
+
 def _only_checkpoint(path: Path) -> bool:
     return sum(p.suffix in (".ckpt", ".pth", ".pt", ".bin", ".safetensors") for p in path.parent.iterdir()) == 1
 
 
 def _configs(folder: Path, names: Sequence[str] = CONFIGS) -> dict[str, Any]:
-    return {name: _json(folder / name) for name in names if (folder / name).is_file()}
+    found = {name: json_of(folder / name, dict) for name in names if (folder / name).is_file()}
+    if (
+        "preprocessor_config.json" in names
+        and "preprocessor_config.json" not in found
+        and (folder / OF_CLIPS).is_file()
+    ):
+        found["preprocessor_config.json"] = json_of(folder / OF_CLIPS, dict)
+    return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_of(path: Path, kind: type) -> Any:
+    """The JSON object (kind dict) or list in a file. Raises InputError: no such file, no such JSON."""
     with opened(path) as source:
         if source.size > limits.JSON:
             raise InputError(f"{path}: {source.size} bytes of JSON; at most {limits.JSON} are read")
@@ -76,8 +95,9 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({containers.first_line(error)})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise InputError(f"{path}: holds a JSON {type(value).__name__}, expected {wanted}")
     return value
 
 
@@ -102,7 +122,7 @@ def _huggingface_cache(path: Path, target: Path) -> bool:
 
 
 def _read_shards(index: Path) -> Contents:
-    about = _json(index)
+    about = json_of(index, dict)
     weight_map = about.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map")

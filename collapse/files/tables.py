@@ -51,7 +51,7 @@ def _blocks(path: Path, rows: Iterator[tuple[int, list[Any]]]) -> Iterator[np.nd
         raise InputError(f"{path}: holds no row of numbers")
 
 
-def _lines(source: Descriptor) -> Iterator[str]:
+def lines(source: Descriptor) -> Iterator[str]:
     """Lines of UTF-8, of at most limits.LINE bytes."""
     rest, place = b"", 0
     while place < source.size or rest:
@@ -71,7 +71,7 @@ def _lines(source: Descriptor) -> Iterator[str]:
 
 def _fields(source: Descriptor, key: str | None, delimiter: str, notes: list[str]) -> Iterator[tuple[int, list[Any]]]:
     """(number of the line, its numbers) of a table."""
-    path, reader = source.path, csv.reader(_lines(source), delimiter=delimiter)
+    path, reader = source.path, csv.reader(lines(source), delimiter=delimiter)
     try:
         first = next((row for row in reader if row), [])
         named = [not _is_number(field) for field in first]
@@ -115,7 +115,7 @@ def _numbers(path: Path, number: int, row: list[str], places: list[int], width: 
 def _lists(source: Descriptor, key: str | None) -> Iterator[tuple[int, list[Any]]]:
     """(number of the line, its list) of JSON lines; the list lies at one place in all of them."""
     path, place = source.path, key
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(lines(source), 1):
         if not line.strip():
             continue
         try:

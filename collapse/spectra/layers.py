@@ -9,7 +9,8 @@ from torch import Tensor
 
 from collapse import InputError, arguments
 from collapse.checkpoints import Encoder, Overrides
-from collapse.encoders.networks import How, ImageBatches, Watch, borrowed, encoder_of, errors_of
+from collapse.encoders.batches import batches_of
+from collapse.encoders.networks import How, Watch, borrowed, encoder_of, errors_of, require_batches
 from collapse.encoders.passes import embed_layers, readable
 from collapse.spectra.measurement import Measure, Measurement
 from collapse.spectra.result import Spectrum
@@ -34,11 +35,12 @@ def of_network(
     how, overrides = How.of(source, reading)
     arguments.whole_or_none(2, limit=how.limit, sample=how.sample)
     arguments.whole("positions", positions, 0)
-    pixels = ImageBatches(images, how)
+    require_batches(images)
     net = encoder_of(source, overrides)
+    pixels = batches_of(net, images, how)
     names = chosen(net, layers)
     if pixels.total is not None and pixels.total < 2:
-        raise InputError(f"{pixels.name}: holds {_many(pixels.total)}; a covariance needs at least 2")
+        raise InputError(f"{pixels.name}: holds {_many(pixels)}; a covariance needs at least 2")
     on = None if how.device == "cpu" else how.device
     passes: dict[str, Any] = {
         "device": how.device,
@@ -57,7 +59,7 @@ def of_network(
             for name in names:
                 measured[name].update(rows[name])
     if pixels.count < 2:
-        raise InputError(f"{pixels.name}: {pixels.unread() or f'{_many(pixels.count)}; a covariance needs at least 2'}")
+        raise InputError(f"{pixels.name}: {pixels.unread() or f'{_many(pixels)}; a covariance needs at least 2'}")
     notes = [*net.report["warnings"], *notes, *pixels.notes()]
     found = {
         name: rows.spectrum(
@@ -70,8 +72,9 @@ def of_network(
     return found, [n for n in dict.fromkeys(note for s in found.values() for note in s.warnings) if n not in methods]
 
 
-def _many(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
+def _many(pixels: Any) -> str:
+    count = pixels.count if pixels.total is None else pixels.total
+    return f"{count} {pixels.unit if count != 1 else pixels.unit[:-1]}"
 
 
 def chosen(net: Encoder, layers: str | Sequence[str]) -> list[str]:

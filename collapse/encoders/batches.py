@@ -1,0 +1,182 @@
+"""What an encoder takes, batch by batch: images, texts, sounds, or clips."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from collapse import InputError
+from collapse.checkpoints import Encoder
+from collapse.encoders.clips import ClipBatches
+from collapse.encoders.networks import How, ImageBatches
+from collapse.encoders.sounds import SoundBatches
+from collapse.files import texts as files
+
+
+def batches_of(net: Encoder, given: Any, how: How) -> Any:
+    """Batches of what `given` holds, as an encoder takes it."""
+    if net.takes == "clips":
+        return ClipBatches(given, how, max(1, (how.batch_size or 64) // 16))
+    if net.takes == "sounds":
+        return SoundBatches(given, how)
+    if net.takes == "texts":
+        return TextBatches(given, how)
+    if isinstance(given, str) and not os.path.exists(given) and files.place_of(given)[1] is not None:
+        raise InputError(f"{given}: are texts, and the network takes images")
+    return ImageBatches(given, how)
+
+
+def views_of(
+    net: Encoder, given: Any, file: Any, augmentations: Any, views: int, how: How
+) -> tuple[Any, dict[str, Any]]:
+    """(batches of the views of each text or sound, those of one after another; their description), as given.
+
+    file: a file of JSON lines, a list of the views of one text each, or such lists; of sounds the paths of their files,
+    from the folder of the list.  augmentations: a function of a text, or of samples (t,), and a numpy.random.Generator,
+    or several, of which view v is the v-th.
+
+    Raises InputError: neither or both, lists of different lengths, no text.
+    """
+    if net.takes == "clips":
+        raise InputError("an encoder of clips has no views yet; give embeddings of views to collapse.spectrum instead")
+    if (file is None) == (augmentations is None):
+        raise InputError(
+            f"an encoder of {net.takes} has no views of its own: give views_file=, or augmentations= of your own"
+        )
+    if file is not None:
+        if given is not None:
+            raise InputError("views_file= has the views, and what they are of as well; leave one out")
+        groups, path = _groups(file), os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
+        recipe = {"recipe": "given, in a file" if path else "given"}
+        if net.takes == "texts":
+            return TextBatches(groups, how, len(groups[0]), path), recipe
+        start = Path(path).parent if path else Path()
+        return SoundBatches([[start / view for view in group] for group in groups], how, len(groups[0]), path), recipe
+    chosen = [augmentations] if callable(augmentations) else augmentations
+    if not isinstance(chosen, Sequence) or isinstance(chosen, str) or not chosen or not all(map(callable, chosen)):
+        raise InputError(f"augmentations= is no function of one of the {net.takes} and a random generator, nor a list")
+    found = batches_of(net, given, how)
+    found.augment(chosen, views, how.seed)
+    return found, {"recipe": "given"}
+
+
+def _groups(source: Any) -> list[list[str]]:
+    """The views of each text, or the paths of the views of each sound."""
+    path = source if isinstance(source, (str, os.PathLike)) else None
+    found = files.read_lists(path) if path is not None else [list(group) for group in source]
+    if not found or any(not isinstance(view, str) for group in found for view in group):
+        raise InputError("views_file=: wants lists of texts, the views of one each")
+    for number, group in enumerate(found, 1):
+        if len(group) != len(found[0]) or len(group) < 2:
+            raise InputError(
+                f"views_file=: entry {number} has {len(group)} views, where the first has {len(found[0])}; "
+                "give 2 or more, as many of each"
+            )
+    return found
+
+
+class TextBatches:
+    """Batches of texts, `views` of each after another; as `ImageBatches`.
+
+    texts: a file, an iterable of str or of lists of them; or, with `views`, a list of the views of each.
+    Blank lines of a file are skipped.  A text that is longer than the network reads is cut, and counted.
+    """
+
+    unit = "texts"
+
+    def __init__(self, texts: Any, how: How, views: int = 0, path: str | None = None) -> None:
+        self.how, self.preprocess, self.views, self.path = how, None, views or 1, path
+        self.count, self.cut = 0, 0
+        self.skipped, self.warnings = list[dict[str, str]](), list[str]()
+        self.groups: list[list[str]] = texts if views else []
+        if not views and isinstance(texts, (str, os.PathLike)):
+            found = files.read(texts, how.limit if how.sample is None else None)
+            self.path, self.groups, self.lines = os.fspath(texts), [[text] for text in found.texts], found.lines
+            self.skipped = [{"path": f"{found.path}:{line}", "why": "blank"} for line in found.blank]
+        else:
+            self.groups = self.groups or [[text] for text in _flat(texts)]
+            self.lines = list(range(1, len(self.groups) + 1))
+        self._choose()
+
+    def _choose(self) -> None:
+        """The first `limit`, or a sample of them in their order."""
+        how = self.how
+        indices = np.arange(len(self.groups))[: how.limit]
+        if how.sample is not None and how.sample < len(indices):
+            self.warnings.append(f"{how.sample} of {len(indices)} texts, drawn at random with seed {how.seed}")
+            indices = np.sort(np.random.default_rng(how.seed).choice(indices, how.sample, replace=False))
+        self.groups, self.lines = [self.groups[i] for i in indices], [self.lines[i] for i in indices]
+
+    def augment(self, augmentations: Sequence[Callable[..., Any]], views: int, seed: int) -> None:
+        """Put `views` views in the place of each text; each depends on the seed, the text's number and the view's."""
+        for number, group in enumerate(self.groups):
+            made = [augmentations[v % len(augmentations)](group[0], np.random.default_rng([seed, number, v]))
+                    for v in range(views)]  # fmt: skip
+            odd = next((one for one in made if not isinstance(one, str)), None)
+            if odd is not None:
+                raise InputError(f"augmentations=: gives a {type(odd).__name__} of text {number + 1}, expected a str")
+            self.groups[number] = made
+        self.views = views
+
+    def of(self, preprocess: Any) -> "TextBatches":
+        """Itself, its texts cut into pieces as a network wants them."""
+        self.preprocess = preprocess
+        return self
+
+    @property
+    def total(self) -> int:
+        """How many rows are to come."""
+        return len(self.groups) * self.views
+
+    @property
+    def name(self) -> str:
+        """What errors call them."""
+        return self.path or "texts"
+
+    def read_names(self) -> list[str]:
+        """The numbers of the lines of the texts, from 1, in order."""
+        return [str(line) for line in self.lines]
+
+    def about(self) -> dict[str, Any]:
+        """The `images` of a document, when all have come."""
+        return {"path": self.path, "count": self.count, "skipped": self.skipped}
+
+    def notes(self) -> list[str]:
+        """The warnings, when all have come."""
+        lost, longest = len(self.skipped), getattr(self.preprocess, "max_length", 0)
+        blank = [f"{lost} blank lines were skipped"] if lost else []
+        rows = self.count * self.views
+        cut = [f"{self.cut} of {rows} texts are longer than {longest} pieces and were cut"] if self.cut else []
+        return [*self.warnings, *blank, *cut]
+
+    def unread(self) -> str:
+        """Nothing: a text can always be read."""
+        return ""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        assert self.preprocess is not None
+        step = max(1, (self.how.batch_size or 64) // self.views)
+        for start in range(0, len(self.groups), step):
+            groups = self.groups[start : start + step]
+            pieces, cut = self.preprocess.batch([view for group in groups for view in group], start * self.views)
+            self.cut += cut
+            self.count += len(groups)
+            yield pieces
+
+
+def _flat(texts: Any) -> Iterator[str]:
+    """Every text of an iterable of str, or of lists of them."""
+    if isinstance(texts, dict) or not isinstance(texts, Iterable):
+        raise InputError(f"texts: got a {type(texts).__name__}, give a path, a list of str, or batches of them")
+    for place, entry in enumerate(texts):
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, Sequence) and all(isinstance(one, str) for one in entry):
+            yield from entry
+        else:
+            raise InputError(
+                f"texts: entry {place} is a {type(entry).__name__}, expected a str; the encoder takes texts"
+            )

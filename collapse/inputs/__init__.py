@@ -1,0 +1,1 @@
+"""What texts and sounds are to a network, as collapse/images is for images."""
