@@ -57,7 +57,10 @@ def kind(clues: Clues) -> str | None:
 
 
 def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
-    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded."""
+    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded.
+
+    Raises InputError: a config far larger than the weights, or a flag that such an encoder lacks.
+    """
     for flag in ("dim", "pool", "projector"):
         if getattr(clues.given, flag) is not None:
             raise InputError(f"{flag}=: an encoder of clips has none to choose; leave it out")

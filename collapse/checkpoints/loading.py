@@ -163,7 +163,10 @@ def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
 
 
 def find(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
-    """The encoder that the caller wants, or the file's authors evaluate."""
+    """The encoder that the caller wants, or the file's authors evaluate.
+
+    Raises InputError: it is unclear which, or a pool that images have not.
+    """
     if kind := sentences.kind(clues):
         return _from_transformers(kind, tensors, clues, sentences.plan)
     if kind := clips.kind(clues):

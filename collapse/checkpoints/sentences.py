@@ -133,7 +133,10 @@ def kind(clues: Clues) -> str | None:
 
 
 def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
-    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded."""
+    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded.
+
+    Raises InputError: a config far larger than the weights.
+    """
     assert clues.folder is not None
     _refuse_pixels(clues)
     place = folders.rooted(clues.folder)

@@ -88,7 +88,10 @@ def kind(clues: Clues) -> str | None:
 
 
 def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
-    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded."""
+    """(root, plan) of the encoder that a folder describes; every tensor that transformers takes for it is loaded.
+
+    Raises InputError: a config far larger than the weights.
+    """
     _refuse_flags(clues)
     values = clues.configs["config.json"]
     inner = "clap_audio_model" if name == "clap" else name

@@ -17,7 +17,7 @@ from collapse.files import texts as files
 
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:
-    """Batches of what `given` holds, as an encoder takes it."""
+    """Batches of what `given` holds, as an encoder takes it. Raises InputError: texts for a network of images."""
     if net.takes == "clips":
         return ClipBatches(given, how, max(1, (how.batch_size or 64) // 16))
     if net.takes == "sounds":
@@ -111,7 +111,10 @@ class TextBatches:
         self.groups, self.lines = [self.groups[i] for i in indices], [self.lines[i] for i in indices]
 
     def augment(self, augmentations: Sequence[Callable[..., Any]], views: int, seed: int) -> None:
-        """Put `views` views in the place of each text; each depends on the seed, the text's number and the view's."""
+        """Put `views` views in the place of each text; each depends on the seed, the text's number and the view's.
+
+        Raises InputError: a view that is no text.
+        """
         for number, group in enumerate(self.groups):
             made = [augmentations[v % len(augmentations)](group[0], np.random.default_rng([seed, number, v]))
                     for v in range(views)]  # fmt: skip

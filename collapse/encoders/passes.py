@@ -38,7 +38,7 @@ def embed(
 
 
 def entered(preprocess: Any, batch: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    """A batch as a network takes it, on its device; numbers of pieces of words stay whole."""
+    """A batch (n, ...) as a network takes it, on its device; numbers of pieces of words stay whole."""
     x = preprocess.normalize(batch.to(device, non_blocking=True))
     return x.to(dtype) if x.is_floating_point() else x
 

@@ -52,7 +52,7 @@ def _blocks(path: Path, rows: Iterator[tuple[int, list[Any]]]) -> Iterator[np.nd
 
 
 def lines(source: Descriptor) -> Iterator[str]:
-    """Lines of UTF-8, of at most limits.LINE bytes."""
+    """Lines of UTF-8, of at most limits.LINE bytes. Raises InputError: a longer one, or no UTF-8."""
     rest, place = b"", 0
     while place < source.size or rest:
         part = source.read(place, min(1 << 20, source.size - place)) if place < source.size else b""

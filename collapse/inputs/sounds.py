@@ -46,7 +46,7 @@ class Waves:
         return torch.cat([features, steps], -1)
 
     def normalize(self, features: Tensor) -> Tensor:
-        """The features as they are."""
+        """The features, of any shape, as they are."""
         return features
 
     def as_dict(self) -> dict[str, Any]:

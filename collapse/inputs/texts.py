@@ -56,7 +56,7 @@ class Words:
         return made, sum(bool(one.overflowing) for one in found)
 
     def normalize(self, pieces: Tensor) -> Tensor:
-        """The pieces as they are."""
+        """The pieces, of any shape, as they are."""
         return pieces
 
     def as_dict(self) -> dict[str, Any]:

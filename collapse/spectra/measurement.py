@@ -95,7 +95,7 @@ class Measurement:
         images: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
     ) -> Spectrum:
-        """The result; source, images, warnings: its provenance. Raises InputError: fewer than two rows were seen."""
+        """The result, (d,) values; source, images, warnings: provenance. Raises InputError: fewer than two rows."""
         if not self.groups:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
