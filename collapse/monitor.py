@@ -39,7 +39,7 @@ class Monitor:
 
     Args:
         module: the layer to watch. Any other output is an error at the first step.
-        every: steps between reports. The default costs well under 1 % of training (benchmarks/monitor.py).
+        every: steps between reports. The default costs well under 1 % of training on a CPU (benchmarks/monitor.py).
         rows: how many rows a report wants, from all processes; default 10 d. It takes the last steps that give as many,
             at most `every`.
         normalize: divide each row by its norm, as the paper does.
