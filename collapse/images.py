@@ -277,7 +277,7 @@ def _range_of(where: str, kind: np.dtype, least: float, most: float) -> Depth:
     likely = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if 2**bits > most]
     if least < 0 or not likely:
         raise InputError(
-            f"{where}: pixels of {kind} from {least:g} to {most:g}; say which are black and white by pixel_range=(0, 1)"
+            f"{where}: pixels of {kind} from {least:g} to {most:g}; give pixel_range=, which values are black and white"
         )
     return (0.0, likely[0]) if most else _full(kind)
 

@@ -140,6 +140,7 @@ def test_a_folder_of_parts_is_in_the_order_of_its_numbers_and_says_so(tmp_path):
     found = collapse.spectrum(place, normalize=False)
     assert found == collapse.spectrum(place, normalize=False)
     np.testing.assert_allclose(found.singular_values, collapse.spectrum(Z, normalize=False).singular_values)
+    assert collapse.spectrum(place, limit=9).source["sha256"] == found.source["sha256"]
     np.save(place / "emb_3.npy", Z[:2])
     assert collapse.spectrum(place).source["sha256"] != found.source["sha256"]
 

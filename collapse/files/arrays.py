@@ -69,7 +69,8 @@ def open_array(source: Path, max_unpacked: float | None = None) -> Iterator[tupl
                 yield about, rows
             return
         if os.path.isdir(path):
-            yield about, _of_folder(path, key, max_unpacked, about)
+            with _of_folder(path, key, max_unpacked, about) as rows:
+                yield about, rows
             return
         with _file(path, key, max_unpacked, about) as rows:
             yield about, rows
@@ -98,11 +99,25 @@ def _file(
     yield trees.pick(path, contents.tree, key, single)
 
 
-def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[str, Any]) -> Iterator[Any]:
+@contextmanager
+def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[str, Any]) -> Iterator[Iterator[Any]]:
     """Rows of the files of a folder, one after another. Raises InputError: not of one kind, of several widths."""
-    names = _parts_of(folder)
-    digest, width = hashlib.sha256(), 0
+    names, digests = _parts_of(folder), dict[str, str]()
     about["warnings"] = [f"{len(names)} files of {folder} are read as one array, {names[0]} to {names[-1]}"]
+    yield _one_by_one(folder, names, key, most, digests)
+    whole = hashlib.sha256()
+    for name in names:
+        if name not in digests:  # nobody wanted its rows
+            with opened(folder / name) as file:
+                digests[name] = file.sha256()
+        whole.update(f"{name} {digests[name]}\n".encode("utf-8", "surrogateescape"))
+    about["sha256"] = whole.hexdigest()
+
+
+def _one_by_one(
+    folder: Path, names: list[str], key: str | None, most: float | None, digests: dict[str, str]
+) -> Iterator[Any]:
+    width = 0
     for name in names:
         known: dict[str, Any] = {}
         with _file(folder / name, key, most, known, single=True) as rows:
@@ -111,8 +126,7 @@ def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[st
                     raise InputError(f"{folder / name}: {block.shape[1]} dimensions, where {names[0]} has {width}")
                 width = block.shape[1]
                 yield block
-        digest.update(f"{name} {known['sha256']}\n".encode("utf-8", "surrogateescape"))
-    about["sha256"] = digest.hexdigest()
+        digests[name] = known["sha256"]
 
 
 def _parts_of(folder: Path) -> list[str]:

@@ -279,7 +279,7 @@ def open_parts(
 
 def _held(data: Labelled, share: float, where: str, said: bool) -> tuple[Labelled, Labelled]:
     """A set as what is trained on and a share of it that is not."""
-    count = max(1, round(share * len(data)))
+    count = max(2, round(share * len(data)))  # a covariance needs two
     if count >= len(data):
         raise InputError(f"{where}: {len(data)} images, of which {count} are held out; give a smaller holdout=, or 0")
     order = np.random.default_rng(0).permutation(len(data))

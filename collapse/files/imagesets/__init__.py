@@ -34,6 +34,7 @@ __all__ = ["ImageSet", "Picture", "by_bytes", "hidden", "is_part", "line_of", "m
 WHAT = (
     "a folder of images, a zip of one, a .txt list, tar shards, Parquet, Arrow, .npy, .npz or a TIFF of several pages"
 )
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
 TABLES = (".parquet", ".arrow")
 
 
@@ -67,6 +68,8 @@ def _of_file(path: Path, key: str | None) -> ImageSet:
         return Shards([path])
     if pictures.kind_of(head) == "TIFF":
         return Pages(path)
+    if head.startswith(PACKED):
+        raise InputError(f"{path}: is compressed; unpack it first, as by gunzip, since images are read in any order")
     raise InputError(f"{path}: is not a folder or a zip; give {WHAT}")
 
 
