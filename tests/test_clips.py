@@ -1,6 +1,8 @@
 """Encoders of clips: each as transformers computes it; arrays, folders of frames, and what is refused."""
 
 import layouts_clips
+import layouts_sounds
+import layouts_texts
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,19 @@ def test_a_pretrained_videomae_is_the_mean_of_its_patches(tmp_path):
     reference = layouts_clips.videomae(tmp_path, fine_tuned=False)
     with torch.no_grad():
         assert off(collapse.embed(tmp_path, clips()), reference(clips() / 255)) < 1e-4
+
+
+def test_clips_texts_and_sounds_go_through_bf16(tmp_path, seen):
+    exact = collapse.embed(seen[0], clips())
+    assert 1e-4 < off(collapse.embed(seen[0], clips(), precision="bf16"), exact) < 0.3
+    for kind, given in (
+        (layouts_texts.bare_encoder, layouts_texts.TEXTS),
+        (layouts_sounds.wave, layouts_sounds.sounds()),
+    ):
+        (tmp_path / kind.__name__).mkdir()
+        kind(tmp_path / kind.__name__)
+        exact = collapse.embed(tmp_path / kind.__name__, given)
+        assert 1e-4 < off(collapse.embed(tmp_path / kind.__name__, given, precision="bf16"), exact) < 0.3
 
 
 def test_folders_of_frames_are_clips(tmp_path, seen, capsys, monkeypatch):

@@ -44,7 +44,8 @@ def entered(preprocess: Any, batch: Tensor, device: str, dtype: torch.dtype) -> 
 
 
 def _ready(net: Any, device: str, precision: str) -> Any:
-    layout = torch.channels_last if precision == "bf16" else torch.preserve_format
+    flat = all(parameter.ndim < 5 for parameter in net.parameters())  # a clip's kernels have no such layout
+    layout = torch.channels_last if precision == "bf16" and flat else torch.preserve_format
     return net.to(device, memory_format=layout).eval()
 
 

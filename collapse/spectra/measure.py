@@ -48,7 +48,9 @@ def spectrum(
             iterable of (b, d) batches.  With images: a checkpoint's path, what `collapse.load` gave, or any
             torch.nn.Module, which comes back as it was.
         images: a folder, zip, list, shards, table or array file; a tensor or array (n, c, h, w), uint8 or float in
-            0..1; or an iterable of such batches, or of tuples that begin with one.
+            0..1; or an iterable of such batches, or of tuples that begin with one.  Of an encoder of texts a file of
+            them or a list of str; of sounds a folder, or arrays (t,); of clips a folder of folders of frames, or
+            (n, frames, 3, h, w).
         layer: of a network: "representation", "projector" or a module's name.
         normalize: divide each row by its norm first, as the paper does.
         method: "covariance", "qr" or "auto"; see `Covariance` and `choose_method`.
