@@ -259,9 +259,8 @@ class Images:
             return []
         if isinstance(values, Image.Image) or values.dtype == np.uint8:
             return []
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            return []
-        return [(values.dtype, float(values.min()), float(values.max()))]
+        whole = values.dtype.kind != "f" or np.isfinite(values).all()
+        return [(values.dtype, float(values.min()), float(values.max()))] if whole else []
 
 
 SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif")  # endings of at most 8 bits
