@@ -151,12 +151,12 @@ class Images:
         self.source, self.max_pixels = Path(source), max_pixels
         self.set = open_set(self.source) if found is None else found
         if not self.set.names:
-            listed = isinstance(self.set, Listed)
-            what = "is no list of images, one a line" if listed else "holds no image"
+            what = "is no list of images, one a line" if isinstance(self.set, Listed) else "holds no image"
             raise InputError(f"{self.source}: {what} ({' '.join(sorted(pictures.ENDINGS))})")
         self.indices = np.arange(len(self.set.names))
         self.left_out, self.notes = self.set.left_out, [*self.set.notes]
-        self.pixel_range, self.guessed = pixel_range, False
+        self.pixel_range = pixel_range
+        self.kind: np.dtype | None = None  # of deep images, where their range is not given
         if pixel_range is None:
             self._probe()
 
@@ -219,35 +219,37 @@ class Images:
         return self.set.mark(int(self.indices[index]))
 
     def _scaled(self, values: NDArray, index: int) -> NDArray:
+        """(h, w, c) float32 in 0..1 of deep pixels. Raises InputError where their range is not known for sure."""
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UnreadableImage(self.path(index), "it holds NaN or infinity")
         if values.dtype == np.uint8:
             return values.astype(np.float32) / 255
         low, high = self.pixel_range or _full(values.dtype)
-        if self.pixel_range is None or self.guessed:
+        if self.kind is not None:
             least, most = float(values.min()), float(values.max())
+            what = f"{pictures.printable(self.path(index))}: {values.dtype} from {least:g} to {most:g}"
+            if values.dtype != self.kind:
+                raise InputError(f"{what} among images of {self.kind}; give pixel_range=, or images of one kind")
             if least < low or most > high:
-                raise InputError(
-                    f"{pictures.printable(self.path(index))}: values from {least:g} to {most:g}, where others lie in "
-                    f"{low:g}..{high:g}; give pixel_range= for all"
-                )
+                raise InputError(f"{what}, where others lie in {low:g}..{high:g}; give pixel_range= for all")
         return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
 
     def _probe(self) -> None:
-        """Find the range of deep images from some of them."""
+        """Find the kind and the range of deep images from some of them."""
         found: list[tuple[np.dtype, float, float]] = []
         for index in np.unique(np.linspace(0, len(self) - 1, limits.PROBED).astype(int)).tolist():
             if not self.set.names[index].lower().endswith(SHALLOW):
                 found += self._extent(index)
-        if found:
-            kind, least, most = found[0][0], min(low for _, low, _ in found), max(high for _, _, high in found)
-            self.pixel_range = _range_of(str(self.source), kind, least, most)
-            if self.pixel_range != _full(kind) or kind.kind == "f":
-                self.guessed = True
-                self.notes.append(
-                    f"pixels of {kind} that reach {most:g} in {len(found)} images are read as "
-                    f"{self.pixel_range[0]:g}..{self.pixel_range[1]:g}; pixel_range= says otherwise"
-                )
+        self.kind = found[0][0] if found else np.dtype(np.uint8)
+        if not found:
+            return
+        least, most = min(low for _, low, _ in found), max(high for _, _, high in found)
+        self.pixel_range = _range_of(str(self.source), self.kind, least, most)
+        if self.pixel_range != _full(self.kind) or self.kind.kind == "f":
+            self.notes.append(
+                f"pixels of {self.kind} that reach {most:g} in {len(found)} images are read as "
+                f"{self.pixel_range[0]:g}..{self.pixel_range[1]:g}; pixel_range= says otherwise"
+            )
 
     def _extent(self, index: int) -> list[tuple[np.dtype, float, float]]:
         """[(type, least, largest value)] of an image of deep pixels; [] for any other."""
@@ -257,9 +259,8 @@ class Images:
             return []
         if isinstance(values, Image.Image) or values.dtype == np.uint8:
             return []
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            return []
-        return [(values.dtype, float(values.min()), float(values.max()))]
+        whole = values.dtype.kind != "f" or np.isfinite(values).all()
+        return [(values.dtype, float(values.min()), float(values.max()))] if whole else []
 
 
 SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif")  # endings of at most 8 bits

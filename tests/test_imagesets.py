@@ -245,8 +245,19 @@ def test_a_range_is_never_guessed_wrong_in_silence(tmp_path):
     images = Images(place)
     bright = next(k for k in range(24) if k not in np.linspace(0, 23, 16).astype(int))
     Image.fromarray((BASE[0] * 60000).astype(np.uint16)).save(place / images.names[bright])
-    with pytest.raises(InputError, match=r"values from \d+ to 60000, where others lie in 0..255; give pixel_range="):
+    with pytest.raises(InputError, match=r"uint16 from \d+ to 60000, where others lie in 0..255; give pixel_range="):
         list(pixel_batches(images, Preprocessing(24, 24), skipped=[]))
+    place = folder(tmp_path / "mixed", np.repeat(PIXELS, 4, 0))
+    Image.fromarray((BASE[0] * 4095).astype(np.uint16)).save(place / images.names[bright].replace("tif", "png"))
+    mixed = Images(place)  # none of those that were looked at is deep
+    with pytest.raises(InputError, match=r"uint16 from \d+ to 4095 among images of uint8; give pixel_range="):
+        mixed.open(bright)
+    both = folder(tmp_path / "both", BASE.astype(np.float32), "tif")
+    Image.fromarray((BASE[0] * 65535).astype(np.uint16)).save(both / "a.tif")
+    with pytest.raises(
+        InputError, match=r"a\.tif: uint16 from .* among images of float32; give pixel_range=, or images"
+    ):
+        Images(both).open(8)
     for values in (BASE - 0.5, BASE * 1e6):
         place = folder(tmp_path / f"x{values.max()}", values.astype(np.float32), "tif")
         with pytest.raises(InputError, match=r"pixels of float32 from .*; give pixel_range=, which values are black"):
