@@ -25,7 +25,8 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is refused by its own parser, with what is near."""
-        found, unknown = super().parse_known_args(args, namespace)
+        words = _joined(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(words, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
             self.error(f"unrecognized argument {unknown[0]!r}{_near(flag, self._option_string_actions)}")
@@ -39,6 +40,25 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         show(message)  # of --help and --version
+
+
+def _joined(words: Iterable[str]) -> list[str]:
+    """The numbers behind --mean and --std as one word each, so that what follows them is no number of theirs."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1].partition("=")[0] in ("--mean", "--std") and _is_number(word):
+            found[-1] += f" {word}" if "=" in found[-1] else f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _near(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import sys
 import warnings
 from pathlib import Path
 
@@ -258,6 +259,7 @@ def test_a_command_says_each_warning_once_on_stderr(resnet18, photos, capsys):
 
 def test_old_names_work_for_one_release(z):
     spectra = {"a": collapse.spectrum(z), "b": collapse.spectrum(z)}
+    sys.modules.pop("collapse.compare", None)
     with pytest.warns(DeprecationWarning, match=r"collapse\.compare"):
         from collapse.compare import comparison
     assert comparison(spectra)["schema"] == "collapse.comparison/1"

@@ -346,3 +346,13 @@ def test_the_shell_completes_commands_flags_values_and_files(tmp_path):
     assert complete("collapse spectrum --me", tmp_path) == ["--method", "--mean"]
     assert complete("collapse spectrum --method ", tmp_path) == ["auto", "covariance", "qr"]
     assert complete("collapse inspect wei", tmp_path) == ["weights.pth"]
+
+
+def test_numbers_of_channels_end_where_what_follows_is_none():
+    flags = ["--mean", "0.5", "-1", "2e0", "--std", "1", "1", "1"]
+    for words in (["spectrum", *flags, "net.pth", "photos"], ["spectrum", "net.pth", "photos", *flags]):
+        found = cli.parser().parse_args(words)
+        assert (found.mean, found.std, str(found.source)) == ([0.5, -1, 2], [1, 1, 1], "net.pth")
+    with pytest.raises(collapse.InputError, match=r"argument --mean: 'net\.pth' is no number"):
+        cli.parser().parse_args(["spectrum", "--mean", "net.pth", "photos"])
+    assert cli.parser().parse_args(["spectrum", "net.pth", "--mean=.1 .2"]).mean == [0.1, 0.2]

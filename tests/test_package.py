@@ -82,6 +82,7 @@ def test_the_rooms_are_few():
 
 def test_old_names_of_modules_are_found_for_one_release():
     for name, homes in MOVED.items():
+        sys.modules.pop(name, None)
         with pytest.warns(DeprecationWarning, match=homes[0]):
             old = importlib.import_module(name)
         today = [importlib.import_module(home) for home in homes]

@@ -67,8 +67,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     model.add_argument("--resize", type=positive, metavar="PX", help="shorter side")
     model.add_argument("--crop", type=positive, metavar="PX", help="centre crop")
     model.add_argument("--interpolation", choices=("bilinear", "bicubic"))
-    model.add_argument("--mean", type=float, nargs="+", metavar="X", help="R G B, or as many as there are channels")
-    model.add_argument("--std", type=float, nargs="+", metavar="X")
+    model.add_argument("--mean", type=numbers, metavar="X ...", help="R G B, or as many as there are channels")
+    model.add_argument("--std", type=numbers, metavar="X ...")
     model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
     add_pixels(model)
     model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
@@ -141,6 +141,14 @@ def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return int(text)
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers with spaces between."""
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def groups(text: str) -> int:

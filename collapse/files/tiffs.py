@@ -39,8 +39,9 @@ class Page:
     tags: dict[int, tuple[int, tuple[int, ...]]]
 
     def value(self, tag: int, default: int = 1) -> int:
-        """The first value of a tag."""
-        return self.tags[tag][1][0] if tag in self.tags else default
+        """The first value of a tag; `default` where it is absent or holds none."""
+        values = self.tags[tag][1] if tag in self.tags else ()
+        return values[0] if values else default
 
     @property
     def size(self) -> tuple[int, int]:
