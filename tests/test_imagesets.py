@@ -307,7 +307,7 @@ def test_images_of_any_number_of_channels_reach_a_network_that_takes_them(tmp_pa
     z = collapse.embed(net, place, **how)
     right = (torch.from_numpy(values[..., :channels] / 255).permute(2, 0, 1).float() - 0.1) / 0.5
     np.testing.assert_allclose(z[0], net(right[None, :, 0:16, 1:17]).detach()[0], atol=1e-5)
-    with pytest.raises(InputError, match="mean= has 13 channels and std= 3; give both"):
+    with pytest.raises(InputError, match="mean= holds 13 and std= 3 numbers; give both"):
         collapse.embed(net, place, mean=(0.1,) * 13)
 
 

@@ -164,7 +164,7 @@ def test_what_is_not_read_says_why(tmp_path, case):
         ({"arch": "vit_tiny_patch16_224"}, "not those of vit_tiny_patch16_224"),
         ({"projector": "neck"}, "no projector at 'neck'"),
         ({"dim": 193}, "dim=193: the representation has 192 entries"),
-        ({"mean": (0.5,)}, r"mean= is \[0.5\], expected 3 numbers"),
+        ({"mean": (0.5,)}, r"mean= holds 1 and std= 3 numbers; give both"),
         ({"branch": "teacher"}, r"no encoder at 'teacher'; there are \(top\)"),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_flag_stands_for_what_the_config_has_wrong(folder):
 )  # fmt: skip
 def test_an_impossible_flag_is_refused(folder, known):
     (name,) = known
-    with pytest.raises(InputError, match=f"{name}= is ") as caught:
+    with pytest.raises(InputError, match=f"{name}= is |{name}= holds .* numbers|and {name}= . numbers") as caught:
         collapse.load(folder, **known)
     assert len(str(caught.value)) < 300
 

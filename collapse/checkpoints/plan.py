@@ -70,7 +70,7 @@ class Overrides:
         settings.channels("mean=", self.mean, settings.MEANS)
         settings.channels("std=", self.std, settings.STDS)
         if (mean := len(self.mean or (0, 0, 0))) != (std := len(self.std or (0, 0, 0))):
-            raise InputError(f"mean= has {mean} channels and std= {std}; give both of as many as the images have")
+            raise InputError(f"mean= holds {mean} and std= {std} numbers; give both, one a channel of the images")
 
 
 @dataclass
