@@ -55,7 +55,7 @@ class Monitor:
 
     Raises InputError: fewer than 1 step between reports, fewer than 2 rows, or an alarm that is no share of a rank.
 
-    Example:
+    Examples:
         >>> net = nn.Linear(3, 2)
         >>> monitor = Monitor(net, every=2)
         >>> for _ in range(4):

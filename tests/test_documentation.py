@@ -165,7 +165,7 @@ def test_the_examples_in_python_run(name, tmp_path, monkeypatch):
 
 
 def test_the_site_builds_without_a_warning_and_lists_every_public_name(tmp_path):
-    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    call = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert built.returncode == 0, built.stdout + built.stderr
     of = lambda page: set(re.findall(r'id="[\w.]*?(\w+)"', (tmp_path / page).read_text()))

@@ -47,7 +47,7 @@ def load(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
             misshapen tensor, something that no tensor tells; the message says which and what to do.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> from torchvision.models import resnet18
         >>> net = load(resnet18().state_dict())
         >>> net.report["architecture"], net.report["feature_dim"], net.blocks[-1]
@@ -88,7 +88,7 @@ def inspect(path: str | PathLike | Mapping[str, Any], **options: Any) -> Checkpo
 
     path, options: as for `load`.  Raises InputError, TypeError as `load` does.
 
-    Example:
+    Examples:
         >>> from torchvision.models import resnet18
         >>> inspect(resnet18().state_dict()).keys["dropped_by"]
         {'classifier': 2}

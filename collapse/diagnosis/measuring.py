@@ -97,7 +97,7 @@ def diagnose(
             impossible value; as `collapse.layer_spectra` does.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
         >>> found = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
         >>> [(block.layer, sum(block.found.counts().values())) for block in found.blocks]

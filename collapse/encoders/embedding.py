@@ -27,7 +27,7 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
         InputError: as `collapse.spectrum` does; no image.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> import torch
         >>> embed(torch.nn.Flatten(), torch.zeros(4, 3, 2, 2, dtype=torch.uint8)).shape
         (4, 12)

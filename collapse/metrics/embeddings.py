@@ -36,7 +36,7 @@ def l2_std(z: ArrayLike) -> float:
 
     About 1 / sqrt(d) when healthy, 0 at complete collapse; blind to dimensional collapse, and not rotation-invariant.
 
-    Example:
+    Examples:
         >>> round(l2_std([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
         0.816497
     """
@@ -48,7 +48,7 @@ def uniformity(z: ArrayLike, t: float = 2.0) -> float:
 
     O(n^2 d): give a few thousand rows.
 
-    Example:
+    Examples:
         >>> uniformity([[1, 0], [1, 0]])
         0.0
     """
@@ -64,7 +64,7 @@ def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
 
     Raises InputError: the shapes differ.
 
-    Example:
+    Examples:
         >>> alignment([[1, 0], [0, 2]], [[2, 0], [0, 1]])
         0.0
     """
@@ -79,7 +79,7 @@ def coherence(z: ArrayLike) -> float:
 
     Of a z of lower rank than r, some of U is arbitrary, and so is the value.
 
-    Example:
+    Examples:
         >>> round(coherence(np.eye(3)), 6)
         1.0
     """
@@ -101,7 +101,7 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
 
     Raises InputError: fewer than 2 samples, or one of fewer than 2 views.
 
-    Example:
+    Examples:
         >>> views = np.repeat(np.eye(4), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((8, 4))
         >>> round(lidar(views, samples=[0, 0, 1, 1, 2, 2, 3, 3]), 1)
         2.9
@@ -132,7 +132,7 @@ def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
     integral over t in [-upper, upper] of |phi_n(t) - e^{-t^2/2}|^2 e^{-t^2/2} dt by the trapezoid rule with `knots`
     points on [0, upper], doubled (arXiv 2511.08544). Standard normal columns give about 1.05, whatever n.
 
-    Example:
+    Examples:
         >>> epps_pulley(np.zeros((100, 2))).round(3).tolist()
         [40.205, 40.205]
     """
@@ -152,7 +152,7 @@ def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
 
     It is not invariant to scale or mean: standardise first to ask for the shape alone.
 
-    Example:
+    Examples:
         >>> round(sigreg(np.random.default_rng(0).standard_normal((2000, 4)), seed=0), 1)
         0.6
     """
@@ -167,7 +167,7 @@ def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
     A similarity; some packages return its arc cosine, a distance.  unbiased: Song's estimator of each product (as in
     arXiv 2010.15327; ckatorch's unbiased=True), O(n^2): the biased one grows with d / n.
 
-    Example:
+    Examples:
         >>> x = np.array([[1.0, 2], [3, 1], [0, 5]])
         >>> round(linear_cka(x, 3 * x), 6)
         1.0
@@ -192,7 +192,7 @@ def canonical_correlations(x: ArrayLike, y: ArrayLike) -> NDArray:
 
     Needs n well above d1 + d2. Directions below rounding must be dropped first: in QR they read as 1.
 
-    Example:
+    Examples:
         >>> x = np.random.default_rng(0).standard_normal((50, 2))
         >>> canonical_correlations(x, x @ [[1, 2], [0, 1]]).round(6).tolist()
         [1.0, 1.0]
@@ -206,7 +206,7 @@ def explained_variance(x: ArrayLike, y: ArrayLike) -> NDArray:
 
     By least squares over the same rows; x and y may differ in width, as a representation and its projection do.
 
-    Example:
+    Examples:
         >>> x = np.array([[1.0, 0], [-1, 0], [0, 2], [0, -2]])
         >>> explained_variance(x, x).round(6).tolist()
         [0.8, 1.0]

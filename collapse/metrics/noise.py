@@ -13,7 +13,7 @@ def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float
 
     Marchenko and Pastur, 1967.
 
-    Example:
+    Examples:
         >>> low, high = marchenko_pastur_edges(n=401, d=100)
         >>> low, high
         (0.25, 2.25)
@@ -25,7 +25,7 @@ def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float
 def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0) -> NDArray:
     """Density of the non-zero covariance singular values of white noise at x, (...); it integrates to 1.
 
-    Example:
+    Examples:
         >>> marchenko_pastur_density([0.1, 1.0, 3.0], n=401, d=100).round(3).tolist()
         [0.0, 0.616, 0.0]
     """
@@ -43,7 +43,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
     scikit-dimension's lPCA(ver="MP").noise_var_. Embeddings are not white noise: it says how large a spread of their
     small singular values n samples make by themselves. NaN if all are zero.
 
-    Example:
+    Examples:
         >>> noise = np.random.default_rng(0).standard_normal((2000, 50))
         >>> round(noise_variance(of_covariance=np.linalg.eigvalsh(np.cov(noise.T)), n=2000), 2)
         1.0
@@ -72,7 +72,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
 def above_edge(of_covariance: ArrayLike, n: int, variance: float | None = None) -> int:
     """Count of singular values (d,) above the upper Marchenko-Pastur edge of noise of `variance`, estimated by default.
 
-    Example:
+    Examples:
         >>> above_edge(of_covariance=[9, 1.1, 1, 0.9], n=1000, variance=1)
         1
     """

@@ -72,7 +72,7 @@ def _share(values: ArrayLike) -> NDArray:
 def entropy_rank(values: ArrayLike) -> float:
     """exp H(p), p = values / sum(values), (d,): how many equal values have the same entropy. NaN if all are zero.
 
-    Example:
+    Examples:
         >>> round(entropy_rank([3, 3, 3]), 6)
         3.0
     """
@@ -86,7 +86,7 @@ def effective_rank(of_covariance: ArrayLike) -> float:
 
     reptrix calls this number RankMe; effdim calls it shannon_entropy.
 
-    Example:
+    Examples:
         >>> round(effective_rank(of_covariance=[1, 1, 0, 0]), 6)
         2.0
     """
@@ -100,7 +100,7 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
     The paper adds 1e-7 to each share, stable-pretraining's callback 1e-5, without dividing by the new sum: the value
     may then exceed d.  A large mean alone makes RankMe small.
 
-    Example:
+    Examples:
         >>> round(rankme(of_rows=[2, 2, 2, 0]), 6)
         3.0
     """
@@ -115,7 +115,7 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
 def participation_ratio(of_covariance: ArrayLike) -> float:
     """(sum lambda)^2 / sum lambda^2 of lambda (d,), in 1..d: exp of the Renyi entropy of order 2.
 
-    Example:
+    Examples:
         >>> participation_ratio(of_covariance=[1, 1, 1, 1])
         4.0
     """
@@ -127,7 +127,7 @@ def participation_ratio(of_covariance: ArrayLike) -> float:
 def stable_rank(of_covariance: ArrayLike) -> float:
     """sum lambda / lambda_1 = |Zc|_F^2 / |Zc|_2^2, in 1..d; the same number as NESum (He and Ozay, ICML 2022).
 
-    Example:
+    Examples:
         >>> stable_rank(of_covariance=[2, 1, 1])
         2.0
     """
@@ -139,7 +139,7 @@ def stable_rank(of_covariance: ArrayLike) -> float:
 def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
     """Count of lambda_k, (d,), above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C).
 
-    Example:
+    Examples:
         >>> numerical_rank(of_covariance=[1, 1e-3, 1e-18])
         2
     """
@@ -153,7 +153,7 @@ def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> i
 
     The paper counts by eye ("about 30 of 128"); the threshold is ours, and a result always states it.
 
-    Example:
+    Examples:
         >>> collapsed_dimensions(of_covariance=[1, 1e-3, 1e-7])
         1
         >>> collapsed_dimensions(of_covariance=[1, 1e-3, 1e-7], threshold=1e-2)
@@ -179,7 +179,7 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
     Stringer et al. 2019; alpha-ReQ, NeurIPS 2022. NaN with fewer than 10 points: the tail of a low-rank matrix
     is rounding, and a line through it is a number without meaning.
 
-    Example:
+    Examples:
         >>> fit = power_law(of_covariance=np.arange(1, 101.0) ** -2)
         >>> round(fit.alpha, 6), round(fit.r2, 6), fit.first, fit.last
         (2.0, 1.0, 11, 100)
@@ -201,7 +201,7 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
 def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
     """The exponent of `power_law`. alpha-ReQ wishes for about 1; higher is more collapsed.
 
-    Example:
+    Examples:
         >>> round(alpha(of_covariance=np.arange(1, 101.0) ** -1.5), 6)
         1.5
     """
@@ -212,7 +212,7 @@ def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
 def condition(of_covariance: ArrayLike) -> float:
     """lambda_d / lambda_1 of lambda (d,), in 0..1: the inverse of the condition number, infinite when collapsed.
 
-    Example:
+    Examples:
         >>> condition(of_covariance=[4, 2, 1])
         0.25
     """
@@ -227,7 +227,7 @@ def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> f
     arXiv 2209.15007, eq. 2, has power 1, though it speaks of variances; those are power 2.
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
 
-    Example:
+    Examples:
         >>> auc(of_covariance=[1, 1, 1, 1])
         0.625
     """
@@ -239,7 +239,7 @@ def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> f
 def isoscore(of_covariance: ArrayLike) -> float:
     """IsoScore (arXiv 2108.07344) in closed form, (participation ratio - 1) / (d - 1): 0 one direction, 1 flat.
 
-    Example:
+    Examples:
         >>> isoscore(of_covariance=[1, 1, 1]), isoscore(of_covariance=[1, 0, 0])
         (1.0, 0.0)
     """
@@ -253,7 +253,7 @@ def vendi(moments: ArrayLike, order: float = 1.0) -> float:
 
     Rows are of unit length. order: 1 is Shannon's entropy; math.inf counts 1 / the largest share.
 
-    Example:
+    Examples:
         >>> round(vendi(moments=[0.5, 0.5, 0]), 6)
         2.0
     """
@@ -269,7 +269,7 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
 
     moments: (d,) eigenvalues of Z^T Z / N. About 0 for random directions, 1 for a single point.
 
-    Example:
+    Examples:
         >>> self_clustering(moments=[1, 0], n=10)
         1.0
     """
@@ -287,7 +287,7 @@ def mean_cosine(of_covariance: ArrayLike, moments: ArrayLike) -> float:
 
     of_covariance: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
 
-    Example:
+    Examples:
         >>> mean_cosine(of_covariance=[0, 0], moments=[1, 0])  # all rows are one
         1.0
     """

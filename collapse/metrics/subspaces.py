@@ -12,7 +12,7 @@ def principal_angles(a: ArrayLike, b: ArrayLike) -> NDArray:
 
     Raises InputError: not two axes each, or another d.
 
-    Example:
+    Examples:
         >>> np.degrees(principal_angles([[1], [0]], [[1], [1]])).round(6).tolist()
         [45.0]
     """
@@ -51,7 +51,7 @@ def variance_within(values: ArrayLike, vectors: ArrayLike, basis: ArrayLike) -> 
 
     Raises InputError: the shapes do not fit one another.
 
-    Example:
+    Examples:
         >>> variance_within([3, 1], np.eye(2), np.eye(2)).tolist()
         [0.75, 1.0]
     """

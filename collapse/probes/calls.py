@@ -39,7 +39,7 @@ def probe(
         InputError: no such data, classes that differ, an impossible value; as `collapse.load` does.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = probe(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), "sklearn:digits")
         >>> 0.5 < found.top1 <= found.top5 <= 1
@@ -68,7 +68,7 @@ def knn(
 
     Raises: InputError, TypeError as `probe` does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> found = knn(torch.nn.Flatten(), "sklearn:digits")
         >>> found.n, found.top1 > 0.95

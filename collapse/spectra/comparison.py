@@ -135,7 +135,7 @@ def compare(sources: Mapping[str, Source], images: Any = None, **options: Any) -
         InputError: fewer than two spectra; as `collapse.spectrum` does.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> z = np.random.default_rng(0).standard_normal((1000, 6)).astype(np.float32)
         >>> both = compare({"all": z, "some": z * [1, 1, 1, 0, 0, 0]})
         >>> [(row["name"], row["numerical_rank"]) for row in both.rows]

@@ -39,7 +39,7 @@ class Covariance:
 
     Raises InputError: no column, an unknown method, or more memory needed than there is.
 
-    Example:
+    Examples:
         >>> z = np.random.default_rng(0).standard_normal((500, 3))
         >>> shards = [Covariance(3).update(part) for part in (z[:100], z[100:])]
         >>> shards[0].merge(shards[1]).spectrum().n

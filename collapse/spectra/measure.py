@@ -74,7 +74,7 @@ def spectrum(
             for a checkpoint as `collapse.load` does.
         TypeError: an unknown keyword.
 
-    Example:
+    Examples:
         >>> z = np.random.default_rng(0).standard_normal((1000, 8)) * [1, 1, 1, 1, 1, 1, 0, 0]
         >>> s = spectrum(z.astype(np.float32))
         >>> s.n, s.dim, s.collapsed_dimensions, s.numerical_rank
@@ -137,7 +137,7 @@ def layer_spectra(
 
     Raises: InputError, TypeError as `spectrum` does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Linear(5, 9))
         >>> found = layer_spectra(net, torch.rand(100, 3, 2, 2))
