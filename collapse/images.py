@@ -57,8 +57,10 @@ class Preprocessing:
 
         if not isinstance(image, Image.Image):
             self._check(image.shape[1::-1], most)
-            planes = [self._sized(Image.fromarray(plane)) for plane in self._channels(image)]
-            return torch.stack([F.pil_to_tensor(plane)[0] for plane in planes]).clamp_(0, 1)
+            planes = [F.pil_to_tensor(self._sized(Image.fromarray(plane)))[0] for plane in self._channels(image)]
+            if len(planes) == 1:
+                planes *= 3 if self.mean is None else len(self.mean)
+            return torch.stack(planes).clamp_(0, 1)
         self._check(image.size, most)
         wanted = 3 if self.mean is None else len(self.mean)
         if wanted not in (1, 3) and wanted != len(image.getbands()):
@@ -74,13 +76,11 @@ class Preprocessing:
         return image if self.crop is None else F.center_crop(image, [self.crop])
 
     def _channels(self, values: NDArray) -> NDArray:
-        """(c, h, w) contiguous of an image (h, w, c): grey for each channel, or those that are wanted."""
+        """(c, h, w) contiguous of an image (h, w, c): those that are wanted, or one of grey, which stands for three."""
         have, wanted = values.shape[2], None if self.mean is None else len(self.mean)
-        if have == 1 and wanted in (None, 3):
-            values = values.repeat(3, axis=2)
-        elif have == 4 and wanted in (None, 3):
+        if have == 4 and wanted in (None, 3):
             values = values[..., :3]
-        elif (wanted is None and have == 2) or wanted not in (None, have):
+        elif (wanted is None and have == 2) or (wanted not in (None, have) and (have, wanted) != (1, 3)):
             raise InputError(
                 f"an image of {have} channels, where mean= has {wanted or 3}; give mean= and std= of {have}"
             )
@@ -232,7 +232,12 @@ class Images:
                 raise InputError(f"{what} among images of {self.kind}; give pixel_range=, or images of one kind")
             if least < low or most > high:
                 raise InputError(f"{what}, where others lie in {low:g}..{high:g}; give pixel_range= for all")
-        return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1).astype(np.float32)
+        found = np.empty(values.shape, np.float32)
+        step = max(1, (1 << 20) // max(1, values[:1].size))
+        for start in range(0, len(values), step):  # in float64, a piece of the image at a time
+            part = values[start : start + step].astype(np.float64)
+            found[start : start + step] = np.clip((part - low) / (high - low), 0, 1)
+        return found
 
     def _probe(self) -> None:
         """Find the kind and the range of deep images from some of them."""

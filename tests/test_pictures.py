@@ -305,3 +305,16 @@ def test_the_limit_of_pixels_can_be_raised_beyond_pillows(monkeypatch):
         with pytest.raises(UnreadableImage, match=r"48 x 41 pixels, over 1967; give a larger max_pixels="):
             decode(data, "x", (48 * 41 - 1) * share)
         assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_png_of_fewer_bytes_than_deflate_needs_is_truncated(tmp_path):
+    white = io.BytesIO()
+    Image.new("1", (4_000, 4_000), 1).save(white, "PNG")  # as well packed as can be
+    assert decode(white.getvalue(), "white.png").size == (4_000, 4_000)
+    small = io.BytesIO()
+    Image.new("RGB", (11, 9)).save(small, "PNG")
+    data = bytearray(small.getvalue())
+    data[20:24] = (6_930_697).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(UnreadableImage, match="bytes hold no 11 x 6930697 pixels"):
+        decode(bytes(data), "cut.png")

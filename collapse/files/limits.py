@@ -34,6 +34,7 @@ THRIFT = 4_000_000  # values in the description of a Parquet file, which is at i
 
 # Images. What decoding takes grows with the pixels, 4 to 16 bytes each, whatever the bytes of the file.
 PIXELS = 89_478_485  # height times width of an image, decoded or resized, without --max-pixels; Pillow's own limit too
+DEFLATE = 1032  # bytes that a byte of deflate unpacks to at most, by its format
 SCANS = 100  # passes over a progressive JPEG, pieces of its Exif; real ones have about ten
 JOINED = 8 << 20  # bytes of a JPEG up to which its Exif may be in any number of pieces
 RUN_WIDTH = 1 << 16  # pixels of a row in a packed BMP

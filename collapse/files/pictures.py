@@ -154,12 +154,20 @@ def _within(size: tuple[int, int], most: int) -> None:
         raise _Refused(f"{size[0]} x {size[1]} pixels, over {most}; give a larger max_pixels=")
 
 
+_SAMPLES = {2: 3, 4: 2, 6: 4}  # of a PNG's pixel, by its colour type; others have one
+
+
 def _check_work(image: Image.Image, contents: bytes) -> None:
     """Refuse what takes far longer, or more memory, than its pixels.
 
     One jump in a packed BMP may skip 255 rows, and Pillow fills them.  Each scan of a progressive JPEG, of a few bytes,
-    passes over all its pixels.
+    passes over all its pixels.  A PNG that is cut is read as black to its end; deflate packs at most 1032 to 1, and one
+    of fewer bytes than that has no such pixels.
     """
+    if image.format == "PNG" and contents[12:16] == b"IHDR":
+        row = -(-image.width * contents[24] * _SAMPLES.get(contents[25], 1) // 8)
+        if image.height * row > limits.DEFLATE * len(contents):
+            raise _Refused(f"truncated: {len(contents)} bytes hold no {image.width} x {image.height} pixels")
     if image.format == "BMP" and image.tile[0][0] == "bmp_rle" and image.width > limits.RUN_WIDTH:  # type: ignore[attr-defined]
         raise _Refused(f"a packed BMP {image.width} pixels wide, over {limits.RUN_WIDTH}")
     if "progressive" in image.info and contents.count(b"\xff\xda") > limits.SCANS:

@@ -60,7 +60,7 @@ class Table(ImageSet):
         count = int(self.ends[-1]) if len(self.ends) else 0
         self.names = [f"{index:08d}" for index in range(count)]
         if len(self.columns) == 2:
-            self.labels = np.concatenate(labels)
+            self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
 
     def _schema(self, source: Descriptor) -> Any:
         if _is_parquet(source):
