@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def resume_error(options: argparse.Namespace) -> float:
             for name, lives in (("unbroken", [99]), ("broken", [3, 99])):
                 for lines in lives:
                     running = train(Path(folder) / name, _small(epochs=2), data, options=how)
-                    for _ in zip(range(lines), running, strict=False):
+                    for _ in islice(running, lines):
                         pass
                     running.close()  # type: ignore[attr-defined]
                 made.append((Path(folder) / name / "encoder.safetensors").read_bytes())

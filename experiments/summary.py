@@ -337,7 +337,7 @@ def draw_spectra(found: Meta, layer: str) -> Any:
     rows = -(-len(panels) // columns)
     shape = {"columns": columns, "rows": rows, "squeeze": False}
     fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True)
-    for ax, (title, of, still) in zip(grid.flat, panels, strict=False):
+    for ax, (title, of, still) in zip(grid.flat[: len(panels)], panels, strict=True):
         values = {head: one["values"] if still else one for head, one in of.items()}
         plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(one) for head, one in values.items()})
         for head, one in of.items() if still else ():

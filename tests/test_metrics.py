@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_iris
 
+import collapse
 from collapse import InputError, metrics, spectrum
 from collapse.spectra import METRICS
 
@@ -370,3 +371,9 @@ def test_a_measure_takes_a_spectrum_or_says_by_keyword_what_it_wants():
         metrics.rankme(of_covariance=s.singular_values)
     with pytest.raises(InputError, match="normalize=True"):
         metrics.vendi(spectrum(z, normalize=False))
+
+
+def test_more_arguments_than_a_measure_takes_are_refused():
+    s = collapse.spectrum(np.random.default_rng(0).standard_normal((50, 4)))
+    with pytest.raises(TypeError, match="effective_rank: 1 arguments behind the Spectrum, at most 0"):
+        collapse.metrics.effective_rank(s, 3)

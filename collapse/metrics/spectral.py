@@ -29,7 +29,12 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
         first, *rest = args
         if hasattr(first, "above_floor"):
             others = [name for name in names[1:] if name != "moments"]
-            return function(**first.above_floor(names) | dict(zip(others, rest, strict=False)) | options)
+            if len(rest) > len(others):
+                raise TypeError(
+                    f"{function.__name__}: {len(rest)} arguments behind the Spectrum, at most {len(others)}"
+                )
+            given = dict(zip(others[: len(rest)], rest, strict=True))
+            return function(**first.above_floor(names) | given | options)
         warnings.warn(
             f"{function.__name__}: give a Spectrum, or {names[0]}=, so that no other array is taken for it; an array "
             "by position is taken for one release",

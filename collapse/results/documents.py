@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -298,19 +299,19 @@ NOTES = 4  # warnings on a screen
 SCREEN = 79
 
 
-class Result:
+class Result(ABC):
     """A result: strict JSON in a file, equal by what it says, a sentence and a table where it is shown.
 
     A subclass gives `to_dict`, `sentence` and `table`, and reads its own document in `_of`.
     """
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The document, with values that may still be NaN."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sentence(self) -> str:
         """The main numbers in a sentence or two."""
-        raise NotImplementedError
 
     def table(self) -> list[tuple[str, ...]]:
         """The heads, then a row each; every cell is text."""
@@ -325,8 +326,8 @@ class Result:
         return []
 
     @classmethod
-    def _of(cls, document: Any, where: str) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _of(cls, document: Any, where: str) -> Any: ...
 
     def to_json(self) -> str:
         """Strict JSON text of `to_dict`."""

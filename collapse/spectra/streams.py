@@ -7,6 +7,7 @@ finite, stays on the device and is read at the end, in one transfer with the res
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ PANEL = 512  # columns of a product of one triangle
 ROWS = 1024  # of a block, at least
 
 
-class Stream:
+class Stream(ABC):
     """Rows (b, d) of any real dtype on the device; a sum of them takes them block by block.
 
     mean: (d,) of the first rows, which is taken off all.  block: float64, of which the first `waiting` rows wait.
@@ -101,8 +102,9 @@ class Stream:
         self.waiting = end
         return room
 
+    @abstractmethod
     def _flush(self) -> None:
-        raise NotImplementedError
+        """Add the waiting rows to the sum."""
 
     def state(self) -> dict[str, Any]:
         """Numbers and tensors, copies of all there is."""

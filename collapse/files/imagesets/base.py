@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from collapse.files.pictures import UnreadableImage
 Picture = Image.Image | NDArray  # of 8 bits a channel as Pillow has it; any other as numbers, (h, w, c)
 
 
-class ImageSet:
+class ImageSet(ABC):
     """Images in a fixed order.
 
     names: of the images.  left_out: names of what lies there and is no image.  notes: warnings.
@@ -34,13 +35,13 @@ class ImageSet:
         """Where image `index` is, for a reader."""
         return f"{self.where}/{self.names[index]}"
 
+    @abstractmethod
     def read(self, index: int, most: int) -> bytes:
         """The bytes of image `index`, at most `most`. Raises InputError: they cannot be read, or are more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mark(self, index: int) -> tuple[int, bytes]:
         """(bytes, checksum) of image `index`; without the checksum where none is stored."""
-        raise NotImplementedError
 
     def decode(self, index: int, most: int) -> Picture:
         """Image `index`, of at most `most` pixels. Raises UnreadableImage."""

@@ -1,6 +1,7 @@
 """Image files: below a folder, in a zip, or named by a list."""
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,9 +29,9 @@ HEAD = 32  # bytes by which a file without an ending is known
 class _Files(ImageSet):
     """Files of images. Arrays of numpy are images where nothing else is: beside images they may be anything."""
 
+    @abstractmethod
     def head(self, name: str) -> bytes:
         """The first bytes of a file. Raises InputError: it cannot be read."""
-        raise NotImplementedError
 
     def _sort(self, found: Iterable[str]) -> None:
         """Tell images from what is left out."""
