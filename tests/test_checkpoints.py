@@ -199,7 +199,7 @@ def test_a_real_cifar_network_classifies_cifar(shared):
     from collapse.images import Images, pixel_batches
 
     images = Images(shared / "data/cifar10.zip/cifar10/val")
-    images.names = images.names[::10]
+    images = images.some(range(0, len(images), 10))
     classes = sorted({name.split("/")[-2] for name in images.names})
     labels = np.array([classes.index(name.split("/")[-2]) for name in images.names])
     for name in ("resnet20-12fca82f.th", "resnet32-d509ac18.th"):

@@ -341,6 +341,7 @@ def test_only_what_a_killed_writer_left_is_removed(digits, tmp_path):
 def test_a_worker_that_outlives_its_run_does_not_hold_it(tmp_path):
     run, (started, start), (over, end) = Run(tmp_path, {}, {}), os.pipe(), os.pipe()
     if (pid := os.fork()) == 0:
+        signal.alarm(60)
         os.write(start, b".")
         os.read(over, 1)
         os._exit(0)
