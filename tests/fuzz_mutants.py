@@ -359,6 +359,33 @@ def text_edit(data: bytes, rng: Random) -> tuple[bytes, str]:
     return rng.choice((b"\n", b"\n", b"\r", b"\0", b"\n\n")).join(lines), f"list: {odd[:20]!r}"
 
 
+FIELDS = (
+    "", "nan", "inf", "-1e999", "1e400", "1_0", "0x10", "١", "a", '"', '""', '"a\nb"', "9" * 400, "1,5", "\0", "é",
+    "\ud800", "True", "a" * 70_000,
+)  # fmt: skip
+
+
+def table_edit(data: bytes, rng: Random) -> tuple[bytes, str]:
+    """A table of text: a field, a line or the ends of the lines changed."""
+    comma = "\t" if b"\t" in data.partition(b"\n")[0] else ","
+    lines = data.decode("utf-8-sig").splitlines()
+    at, odd, kind = rng.randrange(len(lines)), rng.choice(FIELDS), rng.randrange(6)
+    if kind <= 2:
+        fields = lines[at].split(comma)
+        fields[rng.randrange(len(fields))] = odd
+        lines[at] = comma.join(fields)
+    elif kind == 3:
+        lines[at] = odd
+    elif kind == 4:
+        lines[at] += comma + odd
+    else:
+        del lines[at]
+    end = rng.choice(("\n", "\n", "\n", "\r\n", "\r", "\0\n", "\n\n"))
+    coding = rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))
+    errors = "surrogatepass" if coding.startswith("utf") else "replace"
+    return (end.join(lines) + end).encode(coding, errors), f"line {at}: {odd[:20]!r} in {coding}"
+
+
 def _begins(*magic: bytes) -> Callable[[bytes, str], bool]:
     return lambda data, name: data.startswith(magic)
 
@@ -373,6 +400,7 @@ KINDS: tuple[tuple[Callable[[bytes, str], bool], Callable[[bytes, Random], tuple
     (_begins(b"GIF8", b"RIFF", b"BM", b"P5", b"P6"), pictures.header),
     (lambda data, name: data[8:9] == b"{", safetensors_edit),
     (lambda data, name: data[257:262] == b"ustar", tar_edit),
+    (lambda data, name: name.endswith((".csv", ".tsv")), table_edit),
     (lambda data, name: name.endswith(".jsonl"), lines_edit),
     (lambda data, name: data[:1] in (b"{", b"["), json_edit),
     (lambda data, name: name.endswith(".txt"), text_edit),

@@ -4,9 +4,11 @@ Each function below writes the files of one format: `new(NAME)` is the path of t
 """
 
 import argparse
+import csv
 import gzip
 import io
 import json
+import pickle
 import shutil
 import struct
 import sys
@@ -164,6 +166,63 @@ def configured(new):
     _layout(new("folder"), timm_hub)
 
 
+@seeds("encoder of texts", "encoder", quick=False)
+def encoder_of_texts(new):
+    from layouts_texts import ROWS
+
+    _folders(new, "texts", ROWS)
+
+
+@seeds("encoder of sounds", "encoder", quick=False)
+def encoder_of_sounds(new):
+    from layouts_sounds import ROWS
+
+    _folders(new, "sounds", ROWS)
+
+
+@seeds("encoder of clips", "encoder", quick=False)
+def encoder_of_clips(new):
+    from layouts_clips import ROWS
+
+    _folders(new, "clips", ROWS)
+
+
+def _folders(new: New, name: str, rows: list) -> None:
+    """The folders of a test's layouts."""
+    for row in rows:
+        folder = new(name)
+        folder.mkdir()
+        row.write(folder)
+
+
+@seeds("texts", "texts")
+def texts(new):
+    rows = ["a dog runs", "", 'two cats, on a "mat"', "é 日本", "  ", "last"]
+    new("t.txt").write_text("\n".join(rows) + "\n")
+    new("t.txt").write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    new("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    new("t.jsonl").write_text("".join(json.dumps({"id": i, "text": row}) + "\n" for i, row in enumerate(rows)))
+    for name, delimiter in (("t.csv", ","), ("t.tsv", "\t")):
+        with open(new(name), "w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([("id", "sentence"), *enumerate(rows)])
+
+
+@seeds("sounds", "sounds")
+def sounds(new):
+    import soundfile
+    from scipy.io import wavfile
+
+    wave = np.sin(np.arange(600) / 9) * 0.5
+    for name, subtype in (("PCM_16", "wav"), ("PCM_24", "wav"), ("PCM_U8", "wav"), ("FLOAT", "wav"), ("ULAW", "wav"),
+                          ("PCM_16", "flac"), ("PCM_24", "flac")):  # fmt: skip
+        folder = new("sounds")
+        folder.mkdir()
+        soundfile.write(folder / f"a.{subtype}", np.stack([wave, -wave / 2], 1), 8000, name)
+    (folder := new("sounds")).mkdir()
+    wavfile.write(folder / "a.wav", 16_000, (wave * 30_000).astype(np.int16))
+    wavfile.write(folder / "b.wav", 44_100, wave)
+
+
 @seeds("DCP folder", "checkpoint")
 def dcp(new):
     import torch.distributed.checkpoint as distributed
@@ -241,6 +300,53 @@ def parquet(new):
     columns = {f"c{i}": ROWS[:, i] for i in range(5)} | {"i": np.arange(12)}
     parquet.write_table(pyarrow.table(columns), new("columns.parquet"), compression="none", use_dictionary=False)
     parquet.write_table(pyarrow.table({"z": [1.0, None] * 6}), new("missing.parquet"), version="1.0")
+
+
+@seeds("MATLAB", "array")
+def matlab(new):
+    from scipy.io import savemat
+
+    for packed in (False, True):
+        savemat(new("a.mat"), {"embeddings": ROWS, "labels": np.arange(12)}, do_compression=packed)
+    savemat(new("odd.mat"), {"z": ROWS.astype(np.float32), "cells": np.array([{"a": 1}, "b"], object), "text": "abc"})
+    savemat(new("whole.mat"), {"z": (ROWS * 9).astype(np.int16)})
+
+
+@seeds("table", "array")
+def table(new):
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        for heading in ((), [("x0", "x1", "x2", "x3", "x4")]):
+            with open(new(name), "w", newline="") as file:
+                csv.writer(file, delimiter=delimiter).writerows([*heading, *ROWS.tolist()])
+    with open(new("named.csv"), "w", newline="") as file:
+        rows = ((f"image {i}", *row) for i, row in enumerate(ROWS.tolist()))
+        csv.writer(file).writerows([("name", *(f"feat_{i}" for i in range(5))), *rows])
+    new("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS.tolist()))
+    rows = ({"id": i, "response": {"embedding": row}} for i, row in enumerate(ROWS.tolist()))
+    new("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@seeds("Arrow", "array")
+def arrow(new):
+    import pyarrow
+    from pyarrow import feather, ipc
+
+    lists = pyarrow.array(list(ROWS), pyarrow.list_(pyarrow.float64()))
+    fixed = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(ROWS.astype("f4").ravel()), 5)
+    columns = pyarrow.table({f"c{i}": ROWS[:, i] for i in range(5)})
+    for index, table in enumerate((pyarrow.table({"embeddings": lists}), pyarrow.table({"z": fixed}), columns)):
+        for write in (ipc.new_stream, ipc.new_file):
+            with write(str(new("a.arrow")), table.schema) as file:
+                file.write_table(table, max_chunksize=7)
+        feather.write_feather(table, str(new("a.feather")), compression=("uncompressed", "lz4", "zstd")[index])
+
+
+@seeds("pickle of arrays", "array")
+def pickle_of_arrays(new):
+    for protocol in (2, 4, 5):
+        new("a.pkl").write_bytes(pickle.dumps(ROWS, protocol))
+        new("a.pkl").write_bytes(pickle.dumps({"embeddings": ROWS.astype("f4"), "names": ["a"] * 12}, protocol))
+    new("a.pkl").write_bytes(pickle.dumps(np.asfortranarray(ROWS), 5))
 
 
 @seeds("zarr", "array")

@@ -3,17 +3,24 @@
 import hashlib
 import math
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow  # noqa: F401
+import soundfile  # noqa: F401
+import tokenizers  # noqa: F401
 import torch
+import transformers.models.auto.modeling_auto
+import transformers.models.wav2vec2.modeling_wav2vec2  # noqa: F401
 from PIL import Image
 
 import collapse
 import collapse.checkpoints.library  # timm asks for packages that it can do without, pyarrow for cloudpickle
+from collapse.files import sounds as sound_files
+from collapse.files import texts as text_files
 from collapse.images import Images, Preprocessing, pixel_batches
 from collapse.spectra import load_results
 from collapse.spectra.comparison import comparison
@@ -22,6 +29,9 @@ from collapse.training.data import open_data, same_classes, to_memory
 from collapse.training.run import Run, last_line, spectra_of
 
 PICTURE = Image.new("RGB", (40, 30), (10, 200, 90))
+TEXTS = ("a dog runs", "Two cats sit on a red mat, and sleep.", "é 日本", "x" * 300)
+SOUNDS = tuple(np.random.default_rng(0).standard_normal((2, 1200)).astype(np.float32) / 9)
+CLIPS = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 32, 32), dtype=np.uint8)
 
 
 class Wrong(Exception):
@@ -46,6 +56,43 @@ def checkpoint(path: Path) -> Any:
         key: net.report[key] for key in ("architecture", "feature_dim", "branch", "projector", "preprocessing", "keys")
     }
     return about, net.state_dict()
+
+
+def encoder(path: Path) -> Any:
+    """collapse embed with an encoder of texts, of sounds or of clips, whose folder is called so."""
+    given = {"texts": TEXTS, "sounds": SOUNDS, "clips": CLIPS}[path.name]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rows = collapse.embed(path, given, batch_size=4)
+    require(rows.ndim == 2 and len(rows) == len(given) and rows.dtype == np.float32, f"{rows.dtype} {rows.shape}")
+    told = any("hold NaN or infinity" in str(one.message) for one in said)
+    require(told or np.isfinite(rows).all(), "embeddings that are no numbers, without a warning")
+    return rows
+
+
+def texts(path: Path) -> Any:
+    """The texts of collapse spectrum and embed."""
+    found = text_files.read(path)
+    require(found.texts and len(found.texts) == len(found.lines), f"{len(found.texts)} texts, {len(found.lines)} lines")
+    require(all(isinstance(text, str) and text.strip() for text in found.texts), "a blank text")
+    require(sorted({*found.lines, *found.blank}) == sorted([*found.lines, *found.blank]), "a line twice")
+    return found.texts, found.lines
+
+
+def sounds(path: Path) -> Any:
+    """The sounds of collapse spectrum and embed, each read or left out with a reason."""
+    found: list[Any] = []
+    for name in sound_files.below(path)[0]:
+        try:
+            rate, samples = sound_files.read(path / name)
+            require(samples.dtype == np.float32 and samples.ndim == 1 and len(samples), f"{samples.shape}")
+            require(np.isfinite(samples).all(), "samples that are no numbers")
+            found.append((rate, samples, len(sound_files.resampled(samples[:5000], rate, 16_000))))
+        except sound_files.UnreadableSound as error:
+            require(error.why.strip() and "\n" not in error.why, f"skipped without a reason: {error}")
+            require(error.path == str(path / name), f"skipped without a place: {error}")
+            found.append("unreadable")
+    return found
 
 
 def array(path: Path) -> Any:
@@ -138,6 +185,9 @@ def run(path: Path) -> Any:
 
 TARGETS: dict[str, Callable[[Path], Any]] = {
     "checkpoint": checkpoint,
+    "encoder": encoder,
+    "texts": texts,
+    "sounds": sounds,
     "array": array,
     "result": result,
     "preset": preset,

@@ -21,8 +21,8 @@ NEVER = (
 # An open RUN is locked, and its own files are replaced; both only in the folder that is given for it.
 IN_OUTPUT = ("fcntl.flock", "os.mkdir", "os.remove", "os.rename", "os.truncate", "tempfile.")
 LIBRARIES = {
-    "collapse", "h5py", "numcodecs", "numpy", "PIL", "pyarrow", "safetensors", "scipy", "timm", "torch", "torchvision",
-    "zarr",
+    "collapse", "h5py", "numcodecs", "numpy", "PIL", "pyarrow", "safetensors", "scipy", "soundfile", "timm",
+    "tokenizers", "torch", "torchvision", "transformers", "zarr",
 }  # fmt: skip
 STANDARD = os.path.dirname(os.__file__)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

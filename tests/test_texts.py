@@ -164,7 +164,8 @@ def test_files_that_are_refused(tmp_path, bert, source):
 CHANGES = {
     "config.json": [({"auto_map": {"AutoModel": "modeling_x.X"}}, "code of its own"),
                     ({"num_hidden_layers": 99}, "num_hidden_layers is 99"), ({"vocab_size": 1 << 30}, "vocab_size"),
-                    ({"hidden_size": 64}, "not those of|missing or misshapen")],
+                    ({"hidden_size": 64}, "not those of|missing or misshapen"), ({"model_type": [0]}, "no known layout"),
+                    ({"num_attention_heads": 5}, "no bert can be of these values")],
     "tokenizer_config.json": [({"truncation_side": "up"}, "truncation_side"),
                               ({"add_eos_token": True, "eos_token": "!"}, "puts no '!' at the end")],
     "sentence_bert_config.json": [({"max_seq_length": 1}, "at most"), ({"max_seq_length": -1}, "max_seq_length is -1")],
@@ -172,6 +173,7 @@ CHANGES = {
                      ([{"type": "x.CNN"}], "a module 'CNN', which is not read"),
                      ([{"type": "a.Transformer", "path": ""}, {"type": "x.Pooling", "path": "../p"}], "outside")],
     "tokenizer.json": [({"model": {}}, "is no tokeniser"),
+                       ({"model": {"type": "WordPiece", "vocab": {"a": 0, "##a": 1}, "unk_token": "?"}}, "is no tokeniser"),
                        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"}}}, "a group repeats")],
 }  # fmt: skip
 
@@ -200,6 +202,26 @@ def test_folders_that_are_refused(tmp_path, bert, name, change, message):
 def test_calls_that_are_refused(bert, texts, options, message):
     with pytest.raises(InputError, match=message):
         collapse.spectrum(bert, texts, **options)
+
+
+def test_a_dense_that_does_not_follow_its_pooling_is_refused(tmp_path):
+    layouts_texts.dense(tmp_path)
+    pooling(tmp_path, "cls_token")
+    with pytest.raises(InputError, match=r"modules\.json: a Dense of 64 numbers follows 32"):
+        collapse.embed(tmp_path, TEXTS)
+
+
+def test_embeddings_that_are_no_numbers_are_told(tmp_path, bert):
+    tokeniser(tmp_path)
+    net = network(tmp_path, "bert")
+    with torch.no_grad():
+        net.encoder.layer[0].output.dense.weight[0, 0] = 3e38
+    net.save_pretrained(tmp_path)
+    with pytest.warns(collapse.CollapseWarning, match="5 of 5 embeddings hold NaN or infinity, the first is row 1"):
+        rows = collapse.embed(tmp_path, TEXTS)
+    assert not np.isfinite(rows).all(1).any()
+    with pytest.raises(InputError, match="row 0, column 0 is NaN or infinite"):
+        collapse.spectrum(tmp_path, TEXTS)
 
 
 def test_an_image_encoder_takes_no_texts():

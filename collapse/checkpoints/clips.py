@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, outermost, state_of
+from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, state_of
 from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Clues, Plan, frame
+from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import at_size
 from collapse.checkpoints.settings import side, whole
 from collapse.files.containers import first_line
@@ -38,7 +38,7 @@ class Watcher(nn.Module):
         """(n, frames, 3, h, w) -> (n, d). Raises InputError for clips of a size that it does not take."""
         try:
             hidden = self.net(clips).last_hidden_state
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             if isinstance(error, (InputError, torch.OutOfMemoryError)):
                 raise
             size = " x ".join(map(str, clips.shape[1:]))
@@ -52,7 +52,7 @@ class Watcher(nn.Module):
 
 def kind(clues: Clues) -> str | None:
     """The kind of encoder of clips that a config.json gives; None for others."""
-    name = clues.configs.get("config.json", {}).get("model_type")
+    name = clues.model_type
     return name if name in LENGTHS and clues.given.arch is None else None
 
 
@@ -70,10 +70,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     size = side(f"config.json: {SIZES[name]}", getattr(config, SIZES[name])) or 224
     norm = "fc_norm.weight" in tensors and getattr(config, "use_mean_pooling", False)
     create = partial(_made, model, config, name, config.hidden_size if norm else 0)
-    light: Any = frame(create)
-    held = sum(tensor.numel() for tensor in tensors.values())
-    if sum(p.numel() for p in light.parameters()) > 2 * held + (1 << 20):
-        raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
+    framed(create, name, tensors)
     net, used = filled(model, config, {}, tensors, clues.notes)
     if name == "vjepa2":
         net, used = net.encoder, tuple(key for key in used if key.startswith(("encoder.", "vjepa2.encoder.")))

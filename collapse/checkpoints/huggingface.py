@@ -5,7 +5,7 @@ names no code); what it misses is an error.  The kinds that other rules read (fa
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import isqrt
@@ -48,8 +48,8 @@ def kind(clues: Clues) -> str | None:
     Raises InputError, by name, for a kind that is not read: of clips, of texts, of sounds.
     """
     config = clues.configs.get("config.json", {})
-    name = config.get("model_type")
-    if not isinstance(name, str) or name in ELSEWHERE or clues.given.arch is not None:
+    name = clues.model_type
+    if name is None or name in ELSEWHERE or clues.given.arch is not None:
         return None
     if "quantization_config" in config:
         raise InputError("config.json: its weights are quantised; dequantise them and save float32")
@@ -78,7 +78,7 @@ class Model(nn.Module):
             given = self.net(**(patches(x, self.patch) if self.patch else {"pixel_values": x}))
         except InputError:
             raise
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             size = f"{x.shape[-2]} x {x.shape[-1]}"
             raise InputError(f"the network takes no images of {size} pixels ({first_line(error)})") from error
         if self.pooling == "pooler":
@@ -126,10 +126,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     Raises InputError: a config far larger than the weights, or tensors that are missing or of another shape.
     """
     create, size, pooling = _network(name, tensors, clues)
-    held = sum(tensor.numel() for tensor in tensors.values())
-    light: Any = frame(create)
-    if sum(p.numel() for p in light.parameters()) > 2 * held + (1 << 20):
-        raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
+    light = framed(create, name, tensors)
     net, used = filled(create.args[0], create.args[1], create.args[2], tensors, clues.notes)
     root, weights = state_of(net, used)
     pixels = at_size(HABITS.get(name, BICUBIC), size)
@@ -238,6 +235,21 @@ def _check(name: str, value: Any, tensors: int, depth: int = 0) -> None:
     simple = value is None or isinstance(value, (bool, str)) or (isinstance(value, float) and abs(value) < 1e12)
     if not simple and not (isinstance(value, int) and abs(value) <= limit):
         raise InputError(f"config.json: {name} is {shown(value)}, which no network has")
+
+
+def framed(create: Callable[[], nn.Module], name: str, tensors: Mapping[str, Tensor]) -> Any:
+    """The network of a checked config without its weights, which says what it is.
+
+    Raises InputError: values that no such network has, or one that is far larger than the file's tensors.
+    """
+    try:
+        light = frame(create)
+    except Exception as error:  # its code fails in its own ways, all the config's fault
+        raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if sum(parameter.numel() for parameter in light.parameters()) > 2 * held + (1 << 20):
+        raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
+    return light
 
 
 def filled(

@@ -91,6 +91,12 @@ class Clues:
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None
 
+    @property
+    def model_type(self) -> str | None:
+        """The kind of network that a config.json of transformers names."""
+        name = self.configs.get("config.json", {}).get("model_type")
+        return name if isinstance(name, str) else None
+
     def has(self, pattern: str) -> bool:
         """Whether some key of the file matches."""
         return any(re.search(pattern, key) for key in self.keys)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, outermost, state_of
+from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, state_of
 from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Clues, Plan, frame
-from collapse.checkpoints.settings import flag, shown, text, whole
+from collapse.checkpoints.plan import Clues, Plan
+from collapse.checkpoints.settings import choice, flag, shown, text, whole
 from collapse.files import containers, folders, vocabularies
 from collapse.files.containers import first_line
 from collapse.inputs.texts import Words
@@ -119,17 +119,16 @@ def kind(clues: Clues) -> str | None:
 
     Raises InputError: one whose network is code of its own.
     """
-    config = clues.configs.get("config.json", {})
-    name = config.get("model_type")
+    name = clues.model_type
     if name not in (*ENCODERS, *DECODERS) or clues.given.arch is not None or clues.folder is None:
         return None
-    code = config.get("auto_map")
+    code = clues.configs["config.json"].get("auto_map")
     if isinstance(code, Mapping) and "AutoModel" in code:
         raise InputError(
             f"config.json: its network is code of its own ({shown(code['AutoModel'])}), which is not run; "
             "give FILE.py:NAME that builds it, with weights="
         )
-    return str(name)
+    return name
 
 
 def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, Plan]:
@@ -145,15 +144,12 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     takes = "add_pooling_layer" in inspect.signature(model.__init__).parameters
     more = {"add_pooling_layer": False} if takes else {}
     create = partial(_made, model, config, more, said.modes, said.after)
-    light: Any = frame(create)
-    held = sum(tensor.numel() for tensor in tensors.values())
-    if sum(p.numel() for p in light.net.parameters()) > 2 * held + (1 << 20):
-        raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
+    light = framed(create, name, {**tensors, **said.tensors})
     net, used = filled(model, config, more, tensors, clues.notes)
     root, weights = state_of(net, used)
     weights = Weights({**weights.tensors, **said.tensors}, weights.keys)
     words = _words(place, clues, config, said)
-    width = int(_width(light, config))
+    width = _width(light, config)
     return root, Plan(f"transformers {name}", create, weights, width, words, "tokens", heads=HEADS)
 
 
@@ -186,9 +182,17 @@ def _made(
 
 
 def _width(light: Any, config: Any) -> int:
-    dense = [step.linear.out_features for step in light.after if isinstance(step, Dense)]
-    hidden = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
-    return dense[-1] if dense else hidden * len(light.modes)
+    """How many numbers a text gives. Raises InputError: a Dense that does not take what comes before it."""
+    width = (getattr(config, "word_embed_proj_dim", None) or config.hidden_size) * len(light.modes)
+    for step in light.after:
+        if isinstance(step, Dense):
+            if step.linear.in_features != width:
+                raise InputError(
+                    f"modules.json: a Dense of {step.linear.in_features} numbers follows {width}; is its "
+                    "1_Pooling/config.json the one it was trained with?"
+                )
+            width = step.linear.out_features
+    return int(width)
 
 
 def _reading(folder: Path, name: str, clues: Clues) -> Reading:
@@ -246,7 +250,7 @@ def _modes(config: Mapping[str, Any]) -> list[str]:
     if modes is None:
         modes = [mode for old, mode in OLD_MODES.items() if flag(f"{where}: {old}", config.get(old))] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or not modes or any(mode not in MODES for mode in modes):
+    if not isinstance(modes, list) or not modes or any(mode not in list(MODES) for mode in modes):
         raise InputError(f"{where}: pooling_mode is {shown(modes)}, expected some of {', '.join(MODES)}")
     return modes
 
@@ -260,9 +264,8 @@ def _dense(folder: Path, at: int, tensors: dict[str, Tensor]) -> tuple[int, int,
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) not in (None, "sentence_embedding"):
             raise InputError(f"{where}: {name} is {shown(config[name])}: vectors of pieces, not of texts")
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"{where}: activation_function is {shown(activation)}, expected {', '.join(ACTIVATIONS)}")
+    activation = choice(f"{where}: activation_function", config.get("activation_function"), ACTIVATIONS)
+    activation = activation or "torch.nn.modules.activation.Tanh"
     path = next((folder / name for name in folders.WEIGHTS if (folder / name).is_file()), folder / folders.WEIGHTS[0])
     stored = containers.read(path).tree
     weight = stored.get("linear.weight") if isinstance(stored, Mapping) else None
@@ -290,6 +293,7 @@ def _words(place: Path, clues: Clues, config: Any, said: Reading) -> Words:
         tokenizer, length, int(config.vocab_size), _said(said.modes), _prompt(prompts, clues),
         bool(flag("sentence_bert_config.json: do_lower_case", wishes.get("do_lower_case"))),
         int(config.pad_token_id) if isinstance(config.pad_token_id, int) and config.pad_token_id >= 0 else 0,
+        str(place),
     )  # fmt: skip
 
 

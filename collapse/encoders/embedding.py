@@ -54,10 +54,19 @@ def rows_of(
     try:
         with borrowed(net, how.device):
             batches = watch(pixels.of(net.preprocess))
-            yield (
-                net,
-                pixels,
-                (z.cpu().numpy() for z in passes(part, batches, net.preprocess, how.device, how.precision)),
-            )
+            found = passes(part, batches, net.preprocess, how.device, how.precision)
+            yield net, pixels, _watched((z.cpu().numpy() for z in found), pixels)
     finally:
         part.taps.remove()
+
+
+def _watched(rows: Iterator[NDArray], pixels: Any) -> Iterator[NDArray]:
+    """The same batches; a warning of `pixels` names the first row that is no numbers."""
+    count, first, bad = 0, 0, 0
+    for batch in rows:
+        lost = ~np.isfinite(batch).all(1)
+        first = first if bad else count + int(lost.argmax()) + 1
+        count, bad = count + len(batch), bad + int(lost.sum())
+        yield batch
+    if bad:
+        pixels.warnings.append(f"{bad} of {count} embeddings hold NaN or infinity, the first is row {first}")

@@ -104,7 +104,9 @@ def _made(path: Path, make: Any) -> Any:
     except ImportError as error:
         raise InputError(f"{path}: is read by the package tokenizers; pip install tokenizers") from error
     try:
-        return make(tokenizers)
+        made = make(tokenizers)
+        made.encode("a \U0010fffd")  # some fail only at a character that they do not know
+        return made
     except BaseException as error:  # what is wrong in a file may end in a panic, which is no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise

@@ -17,6 +17,7 @@ class Words:
     tokenizer: tokenizers.Tokenizer.  max_length: pieces of a text that are read, marks of its ends included.
     vocabulary: pieces that the network knows.  prompt: put before each text.  lowercase: first of all.
     pooling: how the pieces become one vector.  padding: the number of the piece that fills up.
+    path: the tokeniser's folder, for errors.
     """
 
     tokenizer: Any = field(repr=False)
@@ -26,6 +27,7 @@ class Words:
     prompt: str = ""
     lowercase: bool = False
     padding: int = 0
+    path: str = ""
 
     takes = "texts"
 
@@ -38,10 +40,13 @@ class Words:
 
         first: the number of the first text, for an error.
 
-        Raises InputError: a text without a piece, a piece that the network does not know.
+        Raises InputError: a text without a piece, or with one that the tokeniser or the network does not know.
         """
         texts = [self.prompt + (text.lower() if self.lowercase else text) for text in texts]
-        found = self.tokenizer.encode_batch(texts)
+        try:
+            found = self.tokenizer.encode_batch(texts)
+        except Exception as error:  # a vocabulary without the pieces that it names itself
+            raise InputError(f"{self.path}: the tokeniser takes no such texts ({str(error)[:200]})") from error
         made = torch.zeros(len(found), 2, max((len(one.ids) for one in found), default=0), dtype=torch.int64)
         made[:, 0] = self.padding
         for row, one in enumerate(found):
@@ -51,7 +56,8 @@ class Words:
         largest = int(made[:, 0].max())
         if largest >= self.vocabulary:
             raise InputError(
-                f"the tokeniser gives piece {largest}, and the network knows {self.vocabulary}; are both of one folder?"
+                f"{self.path}: the tokeniser gives piece {largest}, and the network knows {self.vocabulary}; "
+                "are both of one folder?"
             )
         return made, sum(bool(one.overflowing) for one in found)
 
