@@ -691,6 +691,19 @@ def huggingface_sam(tmp_path):
     return case
 
 
+@layout("facebookresearch/segment-anything", "the image encoder, mean of its map; not the prompts and masks")
+def segment_anything(tmp_path):
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    net = ImageEncoderViT(
+        img_size=64, patch_size=8, embed_dim=48, depth=3, num_heads=3, mlp_ratio=2.5, out_chans=20, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
+    )  # fmt: skip
+    decoder = MaskDecoder(transformer_dim=20, transformer=TwoWayTransformer(1, 20, 2, 24))
+    sam = trained(Sam(net, PromptEncoder(20, (8, 8), (64, 64), 4), decoder))
+    return Case(sam.state_dict(), lambda x: net(x).mean((2, 3)), "image_encoder", size=64)
+
+
 @layout("transformers, RegNet, MobileNet, EfficientNet, LeViT, FocalNet, PVT-v2, BiT, DeiT", "what its pooler gives, "
         "the class token, or the mean, as its classifier takes it")  # fmt: skip
 def huggingface_regnet(tmp_path):

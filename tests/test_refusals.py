@@ -88,8 +88,10 @@ def clip_state():
 
 
 def sam():
-    state = put("image_encoder.", vit_state() | {"blocks.0.attn.rel_pos_h": torch.ones(7, 64)})
-    return state | {"mask_decoder.iou_token.weight": torch.ones(1, 8)}
+    """An encoder of SAM whose grid is no square."""
+    state = {k: v for k, v in vit_state().items() if k not in ("cls_token", "pos_embed")}
+    tables = {f"{key.partition('.attn')[0]}.attn.rel_pos_h": torch.ones(7, 64) for key in state if ".attn." in key}
+    return put("image_encoder.", {"pos_embed": torch.ones(1, 4, 5, 192), **state, **tables})
 
 
 def oblong(tmp_path):
@@ -113,7 +115,7 @@ def test_a_siglip_has_one_activation(tmp_path):
 
 
 NOT_READ = {
-    "SAM": (sam, "SAM's image encoder"),
+    "SAM": (sam, r"a grid of 4 x 5, windows of \[\], heads of 64: no encoder of SAM"),
     "DINOv3's rotary positions": (rotary, "rotary positions"),
     "PyContrast's CMC": (cmc, "no tensor is a convolution of 3 channels"),
     "DINOv2's rank files from several GPUs": (flat_shards, "no known layout"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from collapse import InputError
-from collapse.checkpoints import pyramids, resnet, vit
+from collapse.checkpoints import pyramids, resnet, sam, vit
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights, parent
 from collapse.checkpoints.plan import Clues, Plan
 
@@ -30,7 +30,7 @@ class Family:
 
 NOT_PLAIN = ("layer1.0.se.", "layer1.0.attn", "layer1.0.conv2.conv", "maxpool.")
 NOT_VIT = ("blocks.0.attn.q_bias", "blocks.0.attn.relative_position", "rel_pos_bias", "dist_token", "blocks.0.mlp.w1.",
-           "blocks.0.attn.proj_l.")  # fmt: skip
+           "blocks.0.attn.proj_l.", "blocks.0.attn.rel_pos_h")  # fmt: skip
 PATCH, CONV_PATCH = "patch_embed.proj.weight", "patch_embed.proj.0.weight"
 HF = "embeddings.patch_embeddings.projection.weight"
 QKV, Q_SAVED, Q_MEMORY = "blocks.0.attn.qkv.weight", "attention.attention.query.weight", "attention.q_proj.weight"
@@ -55,6 +55,7 @@ FAMILIES = (
     Family("embedder.embedder.convolution.weight", "encoder.stages.0.layers.0.layer.0.convolution.weight",
            resnet.plan_huggingface),
     Family(PATCH, QKV, vit.plan_timm, NOT_VIT, TIMM_HEAD),
+    Family(PATCH, "blocks.0.attn.rel_pos_h", sam.plan),
     Family(CONV_PATCH, QKV, vit.plan_timm, NOT_VIT),
     Family("conv_proj.weight", "encoder.layers.encoder_layer_0.self_attention.in_proj_weight", vit.plan_torchvision),
     Family(HF, f"encoder.layer.0.{Q_SAVED}", vit.plan_huggingface),

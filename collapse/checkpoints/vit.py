@@ -112,12 +112,10 @@ def resample_positions(
 def plan_timm(weights: Weights, clues: Clues) -> Plan:
     """timm, DINO, DINOv2, MoCo-v3, MAE, I-JEPA, MSN and what else uses timm's names.
 
-    Raises InputError: rotary positions, or SAM's own names.
+    Raises InputError: rotary positions.
     """
     if any("rope" in name or "storage_tokens" in name for name in weights.tensors):
         raise InputError("has rotary positions (DINOv3, EVA), which plain ViTs lack; give its name in timm as arch=")
-    if any(name.endswith(".rel_pos_h") for name in weights.tensors):
-        raise InputError("SAM's image encoder, under its own names; save it with transformers (SamVisionModel)")
     if coca.QUERY in weights.tensors:
         tower, pooler = coca.split(weights, "ln_contrast", "")
         return coca.plan(plan(tower.renamed(TIMM), clues), pooler, clues, final_norm=True)
