@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from collapse import InputError
-from collapse.files import limits, pictures
+from collapse.files import limits, pictures, tiffs
 from collapse.files.imagesets import ImageSet, Picture, open_set
 from collapse.files.imagesets.plain import Listed
 from collapse.files.pictures import UnreadableImage
@@ -157,6 +157,7 @@ class Images:
         self.left_out, self.notes = self.set.left_out, [*self.set.notes]
         self.pixel_range = pixel_range
         self.kind: np.dtype | None = None  # of deep images, where their range is not given
+        self._note_pages()
         if pixel_range is None:
             self._probe()
 
@@ -239,10 +240,23 @@ class Images:
             found[start : start + step] = np.clip((part - low) / (high - low), 0, 1)
         return found
 
+    def _some(self) -> list[int]:
+        """The places of some images, from the first to the last."""
+        return np.unique(np.linspace(0, len(self) - 1, limits.PROBED).astype(int)).tolist()
+
+    def _note_pages(self) -> None:
+        """Say so if some of them are TIFFs of several pages."""
+        paged = [index for index in self._some() if self._several(index)]
+        if paged:
+            self.notes.append(
+                f"{pictures.printable(self.path(paged[0]))} holds several pages, of which the first is taken "
+                f"({len(paged)} of {len(self._some())} images looked at); give a TIFF alone for all its pages"
+            )
+
     def _probe(self) -> None:
         """Find the kind and the range of deep images from some of them."""
         found: list[tuple[np.dtype, float, float]] = []
-        for index in np.unique(np.linspace(0, len(self) - 1, limits.PROBED).astype(int)).tolist():
+        for index in self._some():
             if not self.set.names[index].lower().endswith(SHALLOW):
                 found += self._extent(index)
         self.kind = found[0][0] if found else np.dtype(np.uint8)
@@ -266,6 +280,13 @@ class Images:
             return []
         whole = values.dtype.kind != "f" or np.isfinite(values).all()
         return [(values.dtype, float(values.min()), float(values.max()))] if whole else []
+
+    def _several(self, index: int) -> bool:
+        """Whether an image is a TIFF of several pages."""
+        try:
+            return self.set.names[index].lower().endswith((".tif", ".tiff")) and tiffs.several(self.read(index))
+        except InputError:
+            return False
 
 
 SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif")  # endings of at most 8 bits

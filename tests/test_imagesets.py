@@ -138,6 +138,20 @@ def test_workers_read_what_was_opened_before_they_were_forked(tmp_path, place):
             np.testing.assert_array_equal(np.asarray(found), PIXELS[index])
 
 
+def test_further_pages_of_tiffs_in_a_folder_are_told(tmp_path):
+    tiff(tmp_path / "a.tif")
+    Image.fromarray(PIXELS[0]).save(tmp_path / "b.tif")
+    images = Images(tmp_path)
+    assert len(images) == 2
+    (told,) = images.warnings
+    assert told.startswith(
+        f"{tmp_path}/a.tif holds several pages, of which the first is taken (1 of 2 images looked at)"
+    )
+    assert Images(tmp_path / "a.tif").warnings == []
+    (tmp_path / "a.tif").unlink()
+    assert Images(tmp_path).warnings == []
+
+
 def test_what_holds_several_things_says_how_to_choose(tmp_path):
     places = {
         "holds 2 arrays .train_images, val_images.; name one": npz(

@@ -74,6 +74,7 @@ def test_json_lines(tmp_path):
         ("a.jsonl", '{"a": [1, 2]}\n{"b": [1, 2]}\n', "line 2: has no list of numbers at 'a'"),
         ("a.jsonl", '{"a": [1, 2]}\n[[[\n', "line 2: is no JSON"),
         ("a.jsonl", "[" * 100_000 + "\n", "line 1: is no JSON"),
+        ("a.jsonl", f"[1, 2]\n[3, {10**400}]\n", "NaN or infinite"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_one_line(tmp_path, name, text, message):

@@ -7,6 +7,7 @@ windows of as many patches as its table says, or over the whole grid.
 import re
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
@@ -39,6 +40,7 @@ def plan(weights: Weights, clues: Clues) -> Plan:
     if high != wide or high * patch > SIDE_LIMIT or len(windows) > 1 or not head or dim % head:
         raise InputError(f"a grid of {high} x {wide}, windows of {sorted(windows)}, heads of {head}: no encoder of SAM")
     neck = weights.shape("neck.0.weight", 4)[0]
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     make = partial(
         VisionTransformerSAM,
         img_size=high * patch,
@@ -52,7 +54,7 @@ def plan(weights: Weights, clues: Clues) -> Plan:
         global_attn_indexes=tuple(block for block, grid in enumerate(grids) if grid == high),
         neck_chans=neck,
         num_classes=0,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=norm,
     )
     name = f"sam vit {dim} x {depth}, patch {patch}, {dim // head} heads"
     pixels = replace(Preprocessing(), resize=high * patch, crop=high * patch)  # the longer side, and none is cut

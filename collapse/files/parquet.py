@@ -152,4 +152,6 @@ def _block(path: Path, types: Any, columns: list[Any]) -> np.ndarray:
     widths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
     if len(widths) > 1:
         raise InputError(f"{path}: lists of different lengths; embeddings have one width")
+    if not widths.all():
+        raise InputError(f"{path}: lists of no numbers; embeddings have some")
     return numbers[0].reshape(len(lists), -1)

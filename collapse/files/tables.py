@@ -131,6 +131,14 @@ def _lists(source: Descriptor, key: str | None) -> Iterator[tuple[int, list[Any]
         yield number, found[place]
 
 
+def _float(number: float) -> float:
+    """A number of JSON; one that float64 does not hold is infinite, which is refused with its row."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
 def _vectors(value: Any, at: str = "") -> Iterator[tuple[str, list[float]]]:
     """(dotted place, list) of the lists of numbers in a line."""
     if isinstance(value, dict):
@@ -138,6 +146,6 @@ def _vectors(value: Any, at: str = "") -> Iterator[tuple[str, list[float]]]:
             yield from _vectors(part, f"{at}.{name}" if at else name)
     elif isinstance(value, list):
         if value and all(type(part) in (int, float) for part in value):
-            yield at or "list", [float(part) if abs(part) < 1e308 or math.isinf(part) else math.nan for part in value]
+            yield at or "list", [_float(part) for part in value]
         elif len(value) == 1:
             yield from _vectors(value[0], at)

@@ -108,6 +108,16 @@ def pages(read: Read, size: int) -> Iterator[Page]:
         (start,) = pointer.unpack_from(table, count * entry.size)
 
 
+def several(contents: bytes) -> bool:
+    """Whether a TIFF holds further pages of the size of its first, reduced copies and masks aside."""
+    found = pages(lambda start, size: contents[start : start + size], len(contents))
+    try:
+        first = next(found, None)
+        return first is not None and any(page.size == first.size and not page.reduced for page in found)
+    except (InputError, KeyError, struct.error):
+        return False
+
+
 def alone(page: Page, read: Read, most: int) -> bytes:
     """A TIFF of this page alone. Raises InputError: it has over `most` bytes, or lacks what a page has."""
     strips, sizes = (OFFSETS, SIZES) if OFFSETS in page.tags else (TILE_OFFSETS, TILE_SIZES)
