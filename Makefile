@@ -8,7 +8,7 @@
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
-# make fuzz      COUNT=200000 damaged files of all formats, of a SEED; hours, at low priority; the same command goes on
+# make fuzz      COUNT=200000 damaged files of all formats, of a SEED; half an hour, at low priority; it goes on
 
 PYTHON ?= python3
 BIN := .venv/bin

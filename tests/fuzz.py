@@ -1,6 +1,6 @@
 """Files that are wrong in one place, in every format that is read: an answer or one line, nothing else.
 
-    make fuzz                                              # 200,000 mutants, two processes; the same command goes on
+    make fuzz                                              # 200,000 mutants, two processes, half an hour; it goes on
     python tests/fuzz.py --count 5000 --quick              # by test_fuzz.py, a minute
     python tests/fuzz.py --formats npy zarr --count 2000   # some formats
     python tests/fuzz.py --case tests/cases/NAME.json      # one case again, its files left in build/fuzz/case
@@ -178,6 +178,7 @@ def main() -> int:
     parser.add_argument("--case", type=Path, help="read one case again")
     options = parser.parse_args()
     print("the readers are loaded", file=sys.stderr)
+    import fuzz_targets  # noqa: F401, before the forks, which would each load it
     import torch
     from fuzz_seeds import FORMATS
 

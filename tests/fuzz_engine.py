@@ -30,6 +30,7 @@ from fuzz_watch import Forbidden, watched
 PROCESSOR, WALL, KILL = 2.0, 30.0, 120.0  # seconds: a reader's own, waiting included, until the process is ended
 POLL = 0.5  # seconds between two looks; what counts is looks, since a machine may stop all its processes for a while
 LINE = 10_000  # characters of a refusal
+SHARED = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # in memory: a disk takes longer than most readers
 MEMORY, ADDRESSES = 1 << 30, 3 << 30  # bytes that a mutant may take, and that it can take
 
 
@@ -219,7 +220,7 @@ def _work(job: Job, seed: int, seeds: list, pipe: int) -> None:
     from fuzz_targets import SEALED, TARGETS
 
     call = TARGETS[fuzz_seeds.FORMATS[job.format].target]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=SHARED) as folder:
         root = Path(folder) / "case"
         os.chdir(folder)
         truths = warm(call, seeds, root)
@@ -336,7 +337,7 @@ def alone(target: str, made: Mutant, seeds: list = ()) -> Outcome:  # type: igno
     from fuzz_targets import TARGETS
 
     def work(pipe: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=SHARED) as folder:
             os.chdir(folder)
             warm(TARGETS[target], seeds, Path(folder) / "case")
             os.write(pipe, json.dumps(vars(attempt(TARGETS[target], made, Path(folder) / "case"))).encode())
