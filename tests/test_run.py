@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from collapse import InputError, cli
+from collapse.recipes.config import make_config
 from collapse.training import lock
-from collapse.training.config import make_config
 from collapse.training.data import of_arrays, open_data
 from collapse.training.lock import Lock
 from collapse.training.network import resolve

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from collapse import InputError
-from collapse.checkpoints import Encoder
 from collapse.encoders.clips import ClipBatches
 from collapse.encoders.networks import How, ImageBatches
 from collapse.encoders.sounds import SoundBatches
 from collapse.files import texts as files
+from collapse.models.encoder import Encoder
 
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse import InputError, arguments
-from collapse.checkpoints import Encoder, Overrides
+from collapse.encoders import networks
 from collapse.encoders.batches import batches_of
-from collapse.encoders.networks import How, Watch, borrowed, encoder_of, errors_of, require_batches
-from collapse.encoders.passes import embed_layers, readable
+from collapse.encoders.networks import How, Watch, borrowed, encoder_of, require_batches
+from collapse.encoders.passes import embed_layers, errors_of, readable
+from collapse.models.encoder import Encoder
 from collapse.spectra.measurement import Measure, Measurement
 from collapse.spectra.result import Spectrum
 
 ENDS = ("representation", "projector")
-READING = [*How.__dataclass_fields__, "positions", "watch", *Overrides.__dataclass_fields__]
+READING = (*networks.READING, "positions", "watch")
 
 
 def of_network(

@@ -148,7 +148,7 @@ def layer_spectra(
     return _of_network("layer_spectra", source, images, layers, measure, options)
 
 
-def reading() -> list[str]:
+def reading() -> tuple[str, ...]:
     """The names of what says how a checkpoint and images are read."""
     from collapse.spectra.layers import READING
 
