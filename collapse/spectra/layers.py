@@ -55,7 +55,7 @@ def of_network(
         names, errors, notes = (
             (names, {}, []) if first is None else _prepared(net, names, layers, first, measure, passes)
         )
-        measured = {name: Measurement(measure.normalize, measure.method, on, measure.jackknife) for name in names}
+        measured = {name: Measurement(measure, on) for name in names}
         for rows in embed_layers(net, names, chain([] if first is None else [first], batches), **passes):
             for name in names:
                 measured[name].update(rows[name])
@@ -64,8 +64,7 @@ def of_network(
     notes = [*net.report["warnings"], *notes, *pixels.notes()]
     found = {
         name: rows.spectrum(
-            measure.threshold, measure.vectors, errors.get(name),
-            source=net.source(name), images=pixels.about(), warnings=notes,
+            errors.get(name), source=net.source(name), images=pixels.about(), warnings=notes
         )
         for name, rows in measured.items()
     }  # fmt: skip
