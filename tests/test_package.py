@@ -26,7 +26,8 @@ PACKAGE = Path(collapse.__file__).parent
 LAYERS = (
     {"collapse.errors", "collapse.moved"},
     {"collapse"},
-    {"collapse.arguments", "collapse.files", "collapse.metrics"},
+    {"collapse.arguments"},
+    {"collapse.files", "collapse.metrics"},
     {"collapse.results"},
     {"collapse.images", "collapse.inputs", "collapse.plots", "collapse.theory"},
     {"collapse.experiment", "collapse.models", "collapse.recipes"},
