@@ -16,7 +16,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py training/presets/*.json plots/*.mplstyle))
+PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py recipes/presets/*.json plots/*.mplstyle))
 THEORY := $(wildcard collapse/theory/*.py) collapse/experiment.py $(wildcard collapse/plots/* collapse/results/*.py)
 # The longest first, so that two cores end together.
 LONGEST := propositions linear_digits figure11

@@ -33,8 +33,8 @@ from PIL import Image, JpegImagePlugin
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from collapse.recipes.config import Config, make_config
 from collapse.results import provenance, save_text, to_json
-from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.loader import Plan, batches
 from collapse.training.loop import ahead

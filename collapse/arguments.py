@@ -11,6 +11,15 @@ from collapse.errors import InputError
 DEVICES = "auto, cpu or cuda[:i]"
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number as `float` reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def whole(name: str, value: Any, least: int) -> None:
     """Raise InputError unless value is a whole number of at least `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < least:

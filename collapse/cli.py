@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from collapse import CollapseWarning, GateError, InputError, __version__
+from collapse.arguments import is_number
 from collapse.commands import checkpoint, diagnose, spectrum, training
 from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, with_flags
 
@@ -46,19 +47,11 @@ def _joined(words: Iterable[str]) -> list[str]:
     """The numbers behind --mean and --std as one word each, so that what follows them is no number of theirs."""
     found: list[str] = []
     for word in words:
-        if found and found[-1].partition("=")[0] in ("--mean", "--std") and _is_number(word):
+        if found and found[-1].partition("=")[0] in ("--mean", "--std") and is_number(word):
             found[-1] += f" {word}" if "=" in found[-1] else f"={word}"
         else:
             found.append(word)
     return found
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _near(word: str, known: Iterable[str]) -> str:

@@ -15,11 +15,14 @@ from typing import Any
 MOVED = {
     "collapse.accumulators": ("collapse.spectra.accumulators",),
     "collapse.attribution": ("collapse.metrics.attribution",),
+    "collapse.checkpoints.encoder": ("collapse.models.encoder",),
     "collapse.compare": ("collapse.spectra.comparison",),
     "collapse.covariance": ("collapse.spectra.covariance", "collapse.files.rows"),
     "collapse.evaluate": ("collapse.encoders.passes", "collapse.encoders.accuracy"),
     "collapse.measure": ("collapse.spectra.measure",),
     "collapse.outputs": ("collapse.results.outputs",),
+    "collapse.training.config": ("collapse.recipes.config",),
+    "collapse.training.views": ("collapse.recipes.views",),
 }
 
 

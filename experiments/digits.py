@@ -34,13 +34,14 @@ from collapse import models, plots
 from collapse.encoders.accuracy import knn_top1, probe_top1
 from collapse.encoders.passes import embed
 from collapse.experiment import Arrays, Meta, main
+from collapse.recipes import views
+from collapse.recipes.config import Config, make_config
 from collapse.results import to_json
 from collapse.results.outputs import whole
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
-from collapse.training import losses, network, optim, views
+from collapse.training import losses, network, optim
 from collapse.training import train as training
-from collapse.training.config import Config, make_config
 from collapse.training.data import of_arrays
 
 RUNS = Path("runs/digits")  # below the folder in which the script is started

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.training.config import make_config
-from collapse.training.views import Augmentation, uniforms
+from collapse.recipes.config import make_config
+from collapse.recipes.views import Augmentation, uniforms
 
 AUGMENTATION = make_config("digits").augmentation(0)
 HEIGHT, MIDDLE, APART = 2.3, 1.02, 1.1

@@ -37,11 +37,11 @@ from torch import Tensor
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
+from collapse.recipes.config import make_config
+from collapse.recipes.views import Augmentation, uniforms
 from collapse.results import r_squared
 from collapse.theory import Descent, MeanField, matrix_flow, population_gradient, sgd, singular_values
 from collapse.theory.arrays import Floats
-from collapse.training.config import make_config
-from collapse.training.views import Augmentation, uniforms
 
 AUGMENTATION = make_config("digits").augmentation(0)
 START, POINTS = 0.03, 4096

@@ -47,21 +47,21 @@ from tqdm import tqdm
 
 import collapse
 from collapse import InputError, metrics, theory
-from collapse.checkpoints.encoder import Encoder
 from collapse.encoders.accuracy import knn, probe, wilson
 from collapse.encoders.passes import features
 from collapse.experiment import Arrays, Meta, say
 from collapse.metrics.attribution import signal_and_augmentation
+from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
+from collapse.recipes.config import Config, make_config
+from collapse.recipes.views import uniforms
 from collapse.results import save_result
 from collapse.spectra.measure import spectrum
 from collapse.training import parallel
-from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, open_data, to_memory
 from collapse.training.network import Network, resolve
 from collapse.training.run import Signals
 from collapse.training.train import Options, train
-from collapse.training.views import uniforms
 
 RESULTS = Path(__file__).parent / "results"
 PRESET = "cifar10-narrow"

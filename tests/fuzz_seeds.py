@@ -383,7 +383,7 @@ def result(new):
 
 @seeds("preset", "preset")
 def preset(new):
-    from collapse.training.config import PRESETS
+    from collapse.recipes.config import PRESETS
 
     for path in sorted(PRESETS.glob("*.json")):
         shutil.copy(path, new("a.json"))
@@ -534,7 +534,7 @@ def training_npz(new):
 def run(new):
     import torch
 
-    from collapse.training.config import Config
+    from collapse.recipes.config import Config
     from collapse.training.run import Run
 
     net = torch.nn.Linear(3, 2)

@@ -22,9 +22,9 @@ import collapse.checkpoints.library  # timm asks for packages that it can do wit
 from collapse.files import sounds as sound_files
 from collapse.files import texts as text_files
 from collapse.images import Images, Preprocessing, pixel_batches
+from collapse.recipes.config import Config, make_config
 from collapse.spectra import load_results
 from collapse.spectra.comparison import comparison
-from collapse.training.config import Config, make_config
 from collapse.training.data import open_data, same_classes, to_memory
 from collapse.training.run import Run, last_line, spectra_of
 

@@ -33,20 +33,31 @@ class Layout:
     taken: str
     branch: str
     flags: str
-    write: Callable[[Path], Case]
+    write: Callable[[Path], Any]  # gives a Case; of texts, sounds and clips the reference alone
 
 
 LAYOUTS: list[Layout] = []
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}  # transformers'
 
 
-def layout(project: str, taken: str, branch: str = "the only one", flags: str = "-"):
-    """Register the function below as the writer of a project's layout."""
+def layout(project: str, taken: str, branch: str = "the only one", flags: str = "-", rows: list[Layout] = LAYOUTS):
+    """Register the function below as the writer of a project's layout, a row of docs/checkpoints.md."""
 
-    def register(write: Callable[[Path], Case]) -> Callable[[Path], Case]:
-        LAYOUTS.append(Layout(project, taken, branch, flags, write))
+    def register(write: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        rows.append(Layout(project, taken, branch, flags, write))
         return write
 
     return register
+
+
+def folder_of(folder: Path, net: Any, *parts: Any) -> Any:
+    """A network of transformers in a folder, with its processor or tokeniser; norms and biases are not the initial."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.rand_like(parameter) if parameter.ndim == 1 else 0
+    for part in (net, *parts):
+        part.save_pretrained(folder)
+    return net.eval()
 
 
 def trained(net: nn.Module) -> nn.Module:

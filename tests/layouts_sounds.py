@@ -1,28 +1,19 @@
 """Folders of sound encoders as transformers writes them, tiny, with random weights."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
 import transformers
-from layouts import Layout
+from layouts import SMALL, Layout, folder_of, layout
 from transformers import AutoModel
 
 RATE = 16_000
 ROWS: list[Layout] = []
+row = partial(layout, rows=ROWS)  # the functions below write a folder, and give the reference
 CONVS = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 4), "num_feat_extract_layers": 3,
          "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}  # fmt: skip
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-
-
-def row(project, taken):
-    """Register the function below as the writer of a row of docs/checkpoints.md; it returns the reference."""
-
-    def register(write):
-        ROWS.append(Layout(project, taken, "the only one", "-", write))
-        return write
-
-    return register
 
 
 def sounds(rate=RATE, seconds=(0.5, 0.5, 0.9, 0.31, 0.5)):
@@ -37,15 +28,9 @@ def sounds(rate=RATE, seconds=(0.5, 0.5, 0.9, 0.31, 0.5)):
 
 
 def saved(folder, config, extractor):
-    """A network of a config in a folder, with its extractor; norms and biases are not the initial ones."""
+    """A network of a config in a folder, with its extractor."""
     torch.manual_seed(0)
-    model = AutoModel.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.rand_like(parameter) if parameter.ndim == 1 else 0
-    model.save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    return model
+    return folder_of(folder, AutoModel.from_config(config), extractor)
 
 
 def alone(net, extractor, pooled):

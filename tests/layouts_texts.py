@@ -1,9 +1,10 @@
 """Folders of text encoders as transformers and sentence-transformers write them, tiny, with random weights."""
 
 import json
+from functools import partial
 
 import torch
-from layouts import Layout
+from layouts import SMALL, Layout, folder_of, layout
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -15,32 +16,22 @@ TEXTS = [
     "a",
 ]
 ROWS: list[Layout] = []
-HEADS = {"num_attention_heads": 4, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
-ROTARY = {**HEADS, "num_key_value_heads": 2, "head_dim": 8}
+row = partial(layout, rows=ROWS)  # the functions below write a folder, and give the reference
+ROTARY = {**SMALL, "num_key_value_heads": 2, "head_dim": 8}
 SIZES = {
-    "albert": {**HEADS, "embedding_size": 16},
-    "deberta": {**HEADS, "relative_attention": True, "pos_att_type": ["c2p"]},
-    "deberta-v2": {**HEADS, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "albert": {**SMALL, "embedding_size": 16},
+    "deberta": {**SMALL, "relative_attention": True, "pos_att_type": ["c2p"]},
+    "deberta-v2": {**SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "distilbert": {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48},
-    "electra": {**HEADS, "embedding_size": 16},
+    "electra": {**SMALL, "embedding_size": 16},
     "eurobert": ROTARY, "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
     "mt5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}, "gemma": ROTARY, "gemma2": ROTARY,
     "gemma3_text": ROTARY, "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}, "llama": ROTARY, "mistral": ROTARY,
     "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
             "word_embed_proj_dim": 32},
-    "phi3": {**HEADS, "num_key_value_heads": 2}, "qwen2": {**HEADS, "num_key_value_heads": 2}, "qwen3": ROTARY,
+    "phi3": {**SMALL, "num_key_value_heads": 2}, "qwen2": {**SMALL, "num_key_value_heads": 2}, "qwen3": ROTARY,
 }  # fmt: skip
 FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "opt")
-
-
-def row(project, taken, flags="-"):
-    """Register the function below as the writer of a row of docs/checkpoints.md; it returns the reference."""
-
-    def register(write):
-        ROWS.append(Layout(project, taken, "the only one", flags, write))
-        return write
-
-    return register
 
 
 def tokeniser(folder, decoder=False, longest=24):
@@ -66,14 +57,9 @@ def tokeniser(folder, decoder=False, longest=24):
 def network(folder, kind, **more):
     """A tiny network of transformers, saved in a folder."""
     torch.manual_seed(0)
-    size = SIZES.get(kind, HEADS) | {"vocab_size": 400, "pad_token_id": 0} | more
+    size = SIZES.get(kind, SMALL) | {"vocab_size": 400, "pad_token_id": 0} | more
     config = AutoConfig.for_model(kind, **size)
-    model = AutoModel.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # norms and biases that are not the initial ones, so that a lost one shows
-            parameter += 0.2 * torch.rand_like(parameter) if parameter.ndim == 1 else 0
-    model.save_pretrained(folder)
-    return model
+    return folder_of(folder, AutoModel.from_config(config))
 
 
 def alone(folder, pooled):
@@ -111,7 +97,7 @@ def pooling(folder, *modes):
 
 
 @row("transformers, BERT, RoBERTa, XLM-R, DistilBERT, MPNet, ELECTRA, ALBERT, DeBERTa, ModernBERT, T5",
-     "the mean of a text's pieces", "`--pool cls`, `max` or `last`")  # fmt: skip
+     "the mean of a text's pieces", flags="`--pool cls`, `max` or `last`")  # fmt: skip
 def bare_encoder(folder):
     tokeniser(folder)
     network(folder, "bert")
@@ -119,14 +105,14 @@ def bare_encoder(folder):
 
 
 @row("transformers, Qwen, Llama, Mistral, Gemma, Phi, GPT-2, GPT-NeoX, OPT", "a text's last piece",
-     "`--pool mean`, `cls` or `max`")  # fmt: skip
+     flags="`--pool mean`, `cls` or `max`")  # fmt: skip
 def bare_decoder(folder):
     tokeniser(folder, decoder=True)
     network(folder, "qwen2")
     return alone(folder, lambda hidden: hidden[-1])
 
 
-@row("sentence-transformers", "the transformer, its Pooling and Normalize", "`--pool`")
+@row("sentence-transformers", "the transformer, its Pooling and Normalize", flags="`--pool`")
 def sentences(folder):
     tokeniser(folder)
     network(folder, "mpnet", pad_token_id=1)

@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from collapse.models.backbones import make_backbone
+from collapse.recipes.config import make_config
 from collapse.training import parallel
-from collapse.training.config import make_config
 from collapse.training.data import open_data
 from collapse.training.network import Network, backward
 from collapse.training.train import Options, train

@@ -10,7 +10,7 @@ from torch import nn
 from collapse import InputError, Spectrum, cli, load, metrics, spectrum
 from collapse.encoders.passes import embed, embed_layers, rounding
 from collapse.images import Images, pixel_batches
-from collapse.spectra.measure import Measurement
+from collapse.spectra.measurement import Measure, Measurement
 
 
 def run(capsys, *arguments):
@@ -48,7 +48,7 @@ def test_a_jackknife_does_not_depend_on_the_batches(rows):
     assert json.loads(whole.to_json())["errors"]["groups"] == 5
     assert Spectrum.from_json(whole.to_json()).to_json() == whole.to_json()
     with pytest.raises(InputError, match="jackknife: 301 groups of 0"):
-        Measurement(jackknife=301).update(rows[:300]).spectrum()
+        Measurement(Measure(jackknife=301)).update(rows[:300]).spectrum()
     rows[123, 4] = np.nan
     with pytest.raises(InputError, match="row 123, column 4"):
         spectrum(iter(np.split(rows, [100])), jackknife=5)

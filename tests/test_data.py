@@ -21,10 +21,10 @@ from collapse.files import limits, tars
 from collapse.files.descriptor import opened
 from collapse.files.pictures import UnreadableImage
 from collapse.images import Preprocessing, as_bytes
-from collapse.training.config import make_config
+from collapse.recipes.config import make_config
+from collapse.recipes.views import Augmentation
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
 from collapse.training.loader import Plan, Unreadable, batches
-from collapse.training.views import Augmentation
 
 
 def noise(n, height, width, seed=0):

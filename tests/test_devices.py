@@ -21,12 +21,12 @@ from collapse import arguments, images
 from collapse.commands import shared
 from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
+from collapse.recipes.config import make_config
+from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import loop, parallel
-from collapse.training.config import make_config
 from collapse.training.loader import Batch, Plan
 from collapse.training.loop import Ask, ahead
 from collapse.training.state import Options, Training
-from collapse.training.views import Augmentation, uniforms
 
 SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), batch_size=16, image_size=16)
 

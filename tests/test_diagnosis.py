@@ -23,8 +23,8 @@ from collapse.diagnosis import as_encoder, last_map, paper_augmentations
 from collapse.diagnosis.page import page
 from collapse.diagnosis.wording import table
 from collapse.metrics.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
+from collapse.recipes.views import uniforms
 from collapse.results import load_result
-from collapse.training.views import uniforms
 
 ROOT = Path(__file__).parents[1]
 

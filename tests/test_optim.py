@@ -9,7 +9,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from collapse.training.config import make_config
+from collapse.recipes.config import make_config
 from collapse.training.network import Network
 from collapse.training.optim import LARS, learning_rate, make_optimizer, parameter_groups
 

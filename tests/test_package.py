@@ -26,19 +26,29 @@ PACKAGE = Path(collapse.__file__).parent
 LAYERS = (
     {"collapse.errors", "collapse.moved"},
     {"collapse"},
-    {"collapse.arguments", "collapse.files", "collapse.metrics"},
+    {"collapse.arguments"},
+    {"collapse.files", "collapse.metrics"},
     {"collapse.results"},
-    {"collapse.images", "collapse.inputs", "collapse.models", "collapse.plots", "collapse.theory"},
-    {"collapse.checkpoints", "collapse.experiment"},
+    {"collapse.images", "collapse.inputs", "collapse.plots", "collapse.theory"},
+    {"collapse.experiment", "collapse.models", "collapse.recipes"},
+    {"collapse.checkpoints"},
     {"collapse.encoders"},
     {"collapse.spectra"},
+    {"collapse.diagnosis"},
     {"collapse.monitor", "collapse.training"},
     {"collapse.lightning", "collapse.probes"},
-    {"collapse.diagnosis"},
     {"collapse.commands"},
     {"collapse.cli"},
     {"collapse.__main__"},
 )  # fmt: skip
+
+# What works on embeddings needs no checkpoint, not even through the modules that it imports.
+WITHOUT_CHECKPOINTS = (
+    *(f"collapse.diagnosis.{name}" for name in ("layers", "page", "result", "views", "wording")),
+    "collapse.encoders.passes",
+    "collapse.recipes.views",
+    "collapse.spectra.covariance",
+)
 
 
 def imports(path):
@@ -60,12 +70,19 @@ def layer(module):
     return found[0]
 
 
-def test_imports_go_one_way():
-    edges = {}
+@pytest.fixture(scope="module")
+def edges():
+    """The modules that each module imports; the package itself, none."""
+    found = {}
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(["collapse", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        edges[module] = {name for name in imports(path) if name != module and module != "collapse"}
-        for name in edges[module]:
+        found[module] = {name for name in imports(path) if name != module and module != "collapse"}
+    return found
+
+
+def test_imports_go_one_way(edges):
+    for module, names in edges.items():
+        for name in names:
             inside = layer(name) == layer(module) and module.split(".")[1] == name.split(".")[1]
             assert inside or layer(name) < layer(module), f"{module} imports {name}"
     inner = {m: {n for n in names if n in edges} for m, names in edges.items() if m.count(".") > 1}
@@ -74,6 +91,24 @@ def test_imports_go_one_way():
         assert free, f"circle among {sorted(inner)}"
         for module in free:
             del inner[module]
+
+
+def reached(edges, module):
+    """The rooms of the modules that a module imports, and of those that they import."""
+    seen, ahead = set(), [module]
+    while ahead:
+        new = edges[ahead.pop()] - seen
+        seen |= new
+        ahead += new
+    return {".".join(name.split(".")[:2]) for name in seen}
+
+
+def test_what_works_on_embeddings_needs_no_checkpoint(edges):
+    named = {name for module in edges if module.startswith("collapse.diagnosis") for name in edges[module]}
+    assert not {name for name in named if name.startswith("collapse.checkpoints")}
+    assert "collapse.checkpoints" in reached(edges, "collapse.diagnosis.measuring")  # a call that takes a path
+    for module in WITHOUT_CHECKPOINTS:
+        assert not reached(edges, module) & {"collapse.checkpoints", "collapse.training"}, module
 
 
 def test_the_rooms_are_few():
@@ -168,7 +203,7 @@ def test_wheel_and_sdist_are_whole_and_the_index_would_take_them(built):
     assert result.returncode == 0, result.stdout
     mine = {str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*")
             if path.is_file() and path.suffix != ".pyc"}  # fmt: skip
-    assert {"collapse/py.typed", "collapse/plots/style.mplstyle", "collapse/training/presets/digits.json"} < mine
+    assert {"collapse/py.typed", "collapse/plots/style.mplstyle", "collapse/recipes/presets/digits.json"} < mine
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == mine
     assert sdist.stat().st_size < 2 << 20  # figures and results stay in the repository

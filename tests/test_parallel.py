@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from collapse import InputError
+from collapse.recipes.config import make_config
 from collapse.training import parallel
-from collapse.training.config import make_config
 from collapse.training.losses import infonce
 from collapse.training.network import Network, backward, checkpoint_blocks
 

@@ -11,7 +11,7 @@ import collapse
 from collapse.checkpoints import library
 from collapse.checkpoints.plan import frame
 from collapse.models.backbones import make_backbone
-from collapse.training.config import make_config
+from collapse.recipes.config import make_config
 from collapse.training.network import Network, save_encoder
 
 TORCHVISION = ("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3",

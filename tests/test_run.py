@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from collapse import InputError, cli
+from collapse.recipes.config import make_config
 from collapse.training import lock
-from collapse.training.config import make_config
 from collapse.training.data import of_arrays, open_data
 from collapse.training.lock import Lock
 from collapse.training.network import resolve
@@ -482,7 +482,10 @@ def test_a_lock_that_lacks_something_is_stale_once_it_is_old(tmp_path, odd):
     path = tmp_path / ".lock"
     path.write_text(json.dumps(about))
     os.utime(path, (time.time() - lock.SILENT,) * 2)
-    Lock(tmp_path).release()
+    taken = Lock(tmp_path)
+    assert "token" in json.loads(path.read_text())
+    taken.release()
+    assert not path.exists()
 
 
 def test_a_lock_that_is_no_file_is_one_line_and_left_alone(tmp_path):

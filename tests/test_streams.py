@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapse import Covariance, InputError
 from collapse.spectra import streams
-from collapse.spectra.measurement import Measurement
+from collapse.spectra.measurement import Measure, Measurement
 
 EPS = np.finfo(np.float64).eps
 
@@ -107,7 +107,7 @@ def test_a_row_that_is_not_finite_is_named_where_the_result_is_read(small_blocks
 def test_groups_of_rows_are_named_by_their_numbers_in_all():
     z = rows(60, 4)
     z[37, 1] = math.nan
-    measured = Measurement(device="cpu", jackknife=5, name="file.npy")
+    measured = Measurement(Measure(jackknife=5), "cpu", "file.npy")
     for part in np.array_split(z, 3):
         measured.update(torch.tensor(part))
     with pytest.raises(InputError, match=r"file.npy: row 37 is NaN"):

@@ -18,8 +18,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from collapse.models.heads import make_head
+from collapse.recipes.config import make_config
 from collapse.results import load_result
-from collapse.training.config import make_config
 from collapse.training.data import of_arrays
 from collapse.training.network import Network, save_encoder
 

@@ -79,7 +79,7 @@ def test_other_networks_around_the_encoder_are_told(tmp_path):
     from transformers import AutoModelForMaskedLM, BertConfig
 
     tokeniser(tmp_path)
-    AutoModelForMaskedLM.from_config(BertConfig(**layouts_texts.HEADS, vocab_size=400)).save_pretrained(tmp_path)
+    AutoModelForMaskedLM.from_config(BertConfig(**layouts_texts.SMALL, vocab_size=400)).save_pretrained(tmp_path)
     report = collapse.inspect(tmp_path)
     assert report.keys["dropped"] > 3
     assert report.branch == "bert"

@@ -30,7 +30,7 @@ from collapse.encoders.accuracy import Accuracy, knn, knn_top1, logistic_regress
 from collapse.encoders.passes import embed
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
-from collapse.training.config import Config, load_preset, make_config, presets
+from collapse.recipes.config import Config, load_preset, make_config, presets
 from collapse.training.data import of_arrays, open_data
 from collapse.training.losses import infonce
 from collapse.training.network import Network, save_encoder

@@ -11,9 +11,9 @@ from scipy.stats import kstest
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from collapse.training import views
-from collapse.training.config import Config
-from collapse.training.views import Augmentation, uniforms
+from collapse.recipes import views
+from collapse.recipes.config import Config
+from collapse.recipes.views import Augmentation, uniforms
 
 STILL = Augmentation(scale=(1, 1), ratio=1, flip=0, jitter=0, grayscale=0)
 DRAWS = Augmentation.DRAWS

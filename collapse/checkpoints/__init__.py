@@ -8,10 +8,9 @@ cannot be known from the file takes a documented default with a warning, or a fl
 returned.
 """
 
-from collapse.checkpoints.encoder import Encoder, Layer, Taps
 from collapse.checkpoints.loading import inspect, load, loaded
-from collapse.checkpoints.own import Module
 from collapse.checkpoints.plan import Overrides
 from collapse.checkpoints.report import Checkpoint
+from collapse.models.encoder import Encoder, Layer, Module, Taps
 
 __all__ = ["Checkpoint", "Encoder", "Layer", "Module", "Overrides", "Taps", "inspect", "load", "loaded"]

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, state_of
+from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import at_size
 from collapse.checkpoints.settings import side, whole
-from collapse.files.containers import first_line
 from collapse.images import Preprocessing
 from collapse.inputs.clips import Frames
 
@@ -36,13 +33,8 @@ class Watcher(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """(n, frames, 3, h, w) -> (n, d). Raises InputError for clips of a size that it does not take."""
-        try:
+        with taking(f"clips of {' x '.join(map(str, clips.shape[1:]))}"):
             hidden = self.net(clips).last_hidden_state
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, (InputError, torch.OutOfMemoryError)):
-                raise
-            size = " x ".join(map(str, clips.shape[1:]))
-            raise InputError(f"the network takes no clips of {size} ({first_line(error)})") from error
         return self.norm(self.summary(hidden))
 
     def summary(self, hidden: Tensor) -> Tensor:
@@ -61,9 +53,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
 
     Raises InputError: a config far larger than the weights, or a flag that such an encoder lacks.
     """
-    for flag in ("dim", "pool", "projector"):
-        if getattr(clues.given, flag) is not None:
-            raise InputError(f"{flag}=: an encoder of clips has none to choose; leave it out")
+    refuse_flags(clues, "clips", ("dim", "pool", "projector"))
     values = clues.configs["config.json"]
     config, model = config_of(name, len(tensors), values)
     length = whole(f"config.json: {LENGTHS[name]}", getattr(config, LENGTHS[name]), 1, MOST) or 1

@@ -5,7 +5,8 @@ names no code); what it misses is an error.  The kinds that other rules read (fa
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import isqrt
@@ -74,13 +75,8 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, d). Raises InputError for images of a size that it does not take."""
-        try:
+        with taking(f"images of {x.shape[-2]} x {x.shape[-1]} pixels"):
             given = self.net(**(patches(x, self.patch) if self.patch else {"pixel_values": x}))
-        except InputError:
-            raise
-        except (IndexError, RuntimeError, ValueError) as error:
-            size = f"{x.shape[-2]} x {x.shape[-1]}"
-            raise InputError(f"the network takes no images of {size} pixels ({first_line(error)})") from error
         if self.pooling == "pooler":
             return given.pooler_output.flatten(1)
         if self.pooling == "summary":
@@ -235,6 +231,24 @@ def _check(name: str, value: Any, tensors: int, depth: int = 0) -> None:
     simple = value is None or isinstance(value, (bool, str)) or (isinstance(value, float) and abs(value) < 1e12)
     if not simple and not (isinstance(value, int) and abs(value) <= limit):
         raise InputError(f"config.json: {name} is {shown(value)}, which no network has")
+
+
+def refuse_flags(clues: Clues, kind: str, names: Sequence[str]) -> None:
+    """Raise InputError if the caller gives one of these, of which an encoder of this kind has none."""
+    name = next((name for name in names if getattr(clues.given, name) is not None), None)
+    if name is not None:
+        raise InputError(f"{name}=: an encoder of {kind} has none to choose; leave it out")
+
+
+@contextmanager
+def taking(given: str) -> Iterator[None]:
+    """Raise InputError, which says what was given, where a network's own code fails on it."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, (InputError, torch.OutOfMemoryError)):
+            raise
+        raise InputError(f"the network takes no {given} ({first_line(error)})") from error
 
 
 def framed(create: Callable[[], nn.Module], name: str, tensors: Mapping[str, Tensor]) -> Any:

@@ -17,7 +17,6 @@ from collapse.arguments import known
 from collapse.checkpoints import clips, forms, huggingface, own, sentences, sounds
 from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
-from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame, refuse_flags
@@ -31,6 +30,7 @@ from collapse.files.containers import Contents, first_line
 from collapse.images import Preprocessing
 from collapse.inputs.clips import Frames
 from collapse.models.backbones import make_backbone
+from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
 from collapse.models.resnet import RESNETS
 

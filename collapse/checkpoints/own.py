@@ -19,54 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.encoder import Encoder
 from collapse.checkpoints.keys import branch_named, clean, named, plain
 from collapse.checkpoints.plan import Overrides
 from collapse.files import folders
 from collapse.images import Preprocessing
+from collapse.models.encoder import Encoder, Module
 
 PLACE = re.compile(r"(?P<file>.+\.py)|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 OTHERS = ("arch", "projector", "projector_layers", "heads", "activation", "dim", "stem_padding", "maxpool")
-
-
-class Module(Encoder):
-    """Any module as an encoder that takes its input as it is; a feature map is averaged over its positions.
-
-    pool: "cls" or "mean", which of the tokens (n, t, d) are the representation; None refuses tokens.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        preprocess: Preprocessing | None = None,
-        report: Mapping[str, Any] | None = None,
-        pool: str | None = None,
-    ) -> None:
-        empty = dict.fromkeys(("path", "sha256", "branch", "keys", "preprocessing"))
-        about = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
-        bare = preprocess or Preprocessing(None, None, mean=None, std=None)
-        super().__init__(net, None, bare, {**empty, **about, **(report or {})})
-        self.pool = pool
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, ...) -> (n, d). Raises InputError: the module gives no one vector an input, or fails."""
-        try:
-            out = self.backbone(images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, (InputError, torch.OutOfMemoryError)):
-                raise
-            line = str(error).partition("\n")[0][:200]
-            raise InputError(f"source: the network fails on a batch of shape {tuple(images.shape)} ({line})") from error
-        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        if isinstance(out, Tensor) and out.ndim == 4:
-            out = out.mean((2, 3))
-        if isinstance(out, Tensor) and out.ndim == 3 and self.pool:
-            out = out.mean(1) if self.pool == "mean" else out[:, 0]
-        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
-            tokens = isinstance(out, Tensor) and out.ndim == 3
-            hint = "give pool=cls or pool=mean, or wrap" if tokens else "wrap"
-            raise InputError(f"source: the network gives {what}, expected (n, d); {hint} it in a module that does")
-        return out
 
 
 def is_named(source: str) -> bool:

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, state_of
+from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import choice, flag, shown, text, whole
 from collapse.files import containers, folders, vocabularies
-from collapse.files.containers import first_line
 from collapse.inputs.texts import Words
 
 ENCODERS = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert",
@@ -39,6 +38,7 @@ ACTIVATIONS = {"torch.nn.modules.linear.Identity": nn.Identity, "torch.nn.module
                "torch.nn.modules.activation.ReLU": nn.ReLU, "torch.nn.modules.activation.GELU": nn.GELU}  # fmt: skip
 HEADS = r"cls|lm_head|score|qa_outputs|classifier|vocab_(transform|layer_norm|projector)|decoder|pooler|head|" \
         r"(discriminator|generator)_(predictions|lm_head)|predictions|.*position_ids|shared"  # fmt: skip
+NONE = ("resize", "crop", "interpolation", "mean", "std", "dim", "heads", "activation", "projector")  # flags
 LONGEST = 1 << 20  # pieces of a text
 USUAL_LENGTH = 512
 
@@ -65,12 +65,8 @@ class Sentences(nn.Module):
     def forward(self, pieces: Tensor) -> Tensor:
         """(n, 2, t) int64 -> (n, d). Raises InputError for a text that the network does not take."""
         ids, self.mask = pieces.unbind(1)
-        try:
+        with taking(f"texts of {ids.shape[1]} pieces"):
             hidden = self.net(input_ids=ids, attention_mask=self.mask).last_hidden_state
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, (InputError, torch.OutOfMemoryError)):
-                raise
-            raise InputError(f"the network takes no texts of {ids.shape[1]} pieces ({first_line(error)})") from error
         return self.after(self.summary(hidden))
 
     def summary(self, hidden: Tensor) -> Tensor:
@@ -137,7 +133,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     Raises InputError: a config far larger than the weights.
     """
     assert clues.folder is not None
-    _refuse_pixels(clues)
+    refuse_flags(clues, "texts", NONE)
     place = folders.rooted(clues.folder)
     config, model = config_of(name, len(tensors), _of_config(name, clues.configs["config.json"]), _class(name))
     said = _reading(clues.folder, name, clues)
@@ -151,13 +147,6 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     words = _words(place, clues, config, said)
     width = _width(light, config)
     return root, Plan(f"transformers {name}", create, weights, width, words, "tokens", heads=HEADS)
-
-
-def _refuse_pixels(clues: Clues) -> None:
-    given = clues.given
-    for name in ("resize", "crop", "interpolation", "mean", "std", "dim", "heads", "activation", "projector"):
-        if getattr(given, name) is not None:
-            raise InputError(f"{name}=: an encoder of texts has none to choose; leave it out")
 
 
 def _class(name: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, state_of
+from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import number, shown, text, whole
 from collapse.files.containers import first_line
@@ -40,6 +40,7 @@ SIZES = (
     "n_fft",
     "num_mel_bins",
 )
+NONE = ("resize", "crop", "interpolation", "mean", "std", "dim", "heads", "activation", "projector", "pool")  # flags
 FRAMES = 1 << 16  # of a spectrogram
 
 
@@ -58,12 +59,8 @@ class Listener(nn.Module):
         if self.kind == "whisper":
             self.steps, x = x[:, 0, -1], x[..., :-1]
         more = {"is_longer": torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)} if self.kind == "clap" else {}
-        try:
+        with taking(f"sounds of shape {tuple(x.shape)}"):
             given = net(x, **more)
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, (InputError, torch.OutOfMemoryError)):
-                raise
-            raise InputError(f"the network takes no sounds of shape {tuple(x.shape)} ({first_line(error)})") from error
         if self.kind == "clap":
             return given.audio_embeds
         if self.kind == "audio-spectrogram-transformer":
@@ -92,7 +89,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
 
     Raises InputError: a config far larger than the weights.
     """
-    _refuse_flags(clues)
+    refuse_flags(clues, "sounds", NONE)
     values = clues.configs["config.json"]
     inner = "clap_audio_model" if name == "clap" else name
     config, model = config_of(inner, len(tensors), _audio(name, values), _class(name))
@@ -116,13 +113,6 @@ def _width(net: Listener, waves: Waves) -> int:
     except Exception as error:  # sizes that do not fit together, all the file's fault
         raise InputError(f"preprocessor_config.json: no such features can be ({first_line(error)})") from error
     return net(features[None]).shape[1]
-
-
-def _refuse_flags(clues: Clues) -> None:
-    given = clues.given
-    for name in ("resize", "crop", "interpolation", "mean", "std", "dim", "heads", "activation", "projector", "pool"):
-        if getattr(given, name) is not None:
-            raise InputError(f"{name}=: an encoder of sounds has none to choose; leave it out")
 
 
 def _audio(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

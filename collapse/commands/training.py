@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_train(commands: Any) -> None:
     """The arguments of `collapse train`."""
-    from collapse.training.config import flags, presets
+    from collapse.recipes.config import flags, presets
 
     command = commands.add_parser(
         "train",
@@ -74,7 +74,7 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from collapse.training.config import make_config
+    from collapse.recipes.config import make_config
     from collapse.training.network import resolve
     from collapse.training.result import WATCHING, train
 

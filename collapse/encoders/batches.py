@@ -9,11 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from collapse import InputError
-from collapse.checkpoints import Encoder
 from collapse.encoders.clips import ClipBatches
+from collapse.encoders.groups import Groups
 from collapse.encoders.networks import How, ImageBatches
 from collapse.encoders.sounds import SoundBatches
 from collapse.files import texts as files
+from collapse.models.encoder import Encoder
 
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:
@@ -78,7 +79,7 @@ def _groups(source: Any) -> list[list[str]]:
     return found
 
 
-class TextBatches:
+class TextBatches(Groups):
     """Batches of texts, `views` of each after another; as `ImageBatches`.
 
     texts: a file, an iterable of str or of lists of them; or, with `views`, a list of the views of each.
@@ -88,27 +89,16 @@ class TextBatches:
     unit = "texts"
 
     def __init__(self, texts: Any, how: How, views: int = 0, path: str | None = None) -> None:
-        self.how, self.preprocess, self.views, self.path = how, None, views or 1, path
-        self.count, self.cut = 0, 0
-        self.skipped, self.warnings = list[dict[str, str]](), list[str]()
-        self.groups: list[list[str]] = texts if views else []
+        blank: list[dict[str, str]] = []
         if not views and isinstance(texts, (str, os.PathLike)):
             found = files.read(texts, how.limit if how.sample is None else None)
-            self.path, self.groups, self.lines = os.fspath(texts), [[text] for text in found.texts], found.lines
-            self.skipped = [{"path": f"{found.path}:{line}", "why": "blank"} for line in found.blank]
+            path, groups, lines = os.fspath(texts), [[text] for text in found.texts], list(map(str, found.lines))
+            blank = [{"path": f"{found.path}:{line}", "why": "blank"} for line in found.blank]
         else:
-            self.groups = self.groups or [[text] for text in _flat(texts)]
-            self.lines = list(range(1, len(self.groups) + 1))
-        self._choose()
-
-    def _choose(self) -> None:
-        """The first `limit`, or a sample of them in their order."""
-        how = self.how
-        indices = np.arange(len(self.groups))[: how.limit]
-        if how.sample is not None and how.sample < len(indices):
-            self.warnings.append(f"{how.sample} of {len(indices)} texts, drawn at random with seed {how.seed}")
-            indices = np.sort(np.random.default_rng(how.seed).choice(indices, how.sample, replace=False))
-        self.groups, self.lines = [self.groups[i] for i in indices], [self.lines[i] for i in indices]
+            groups = texts if views else [[text] for text in _flat(texts)]
+            lines = [str(number) for number in range(1, len(groups) + 1)]
+        super().__init__(groups, lines, how, views, path)
+        self.skipped = blank
 
     def augment(self, augmentations: Sequence[Callable[..., Any]], views: int, seed: int) -> None:
         """Put `views` views in the place of each text; each depends on the seed, the text's number and the view's.
@@ -124,28 +114,9 @@ class TextBatches:
             self.groups[number] = made
         self.views = views
 
-    def of(self, preprocess: Any) -> "TextBatches":
-        """Itself, its texts cut into pieces as a network wants them."""
-        self.preprocess = preprocess
-        return self
-
-    @property
-    def total(self) -> int:
-        """How many rows are to come."""
-        return len(self.groups) * self.views
-
-    @property
-    def name(self) -> str:
-        """What errors call them."""
-        return self.path or "texts"
-
     def read_names(self) -> list[str]:
         """The numbers of the lines of the texts, from 1, in order."""
-        return [str(line) for line in self.lines]
-
-    def about(self) -> dict[str, Any]:
-        """The `images` of a document, when all have come."""
-        return {"path": self.path, "count": self.count, "skipped": self.skipped}
+        return self.names
 
     def notes(self) -> list[str]:
         """The warnings, when all have come."""
@@ -161,9 +132,8 @@ class TextBatches:
 
     def __iter__(self) -> Iterator[Tensor]:
         assert self.preprocess is not None
-        step = max(1, (self.how.batch_size or 64) // self.views)
-        for start in range(0, len(self.groups), step):
-            groups = self.groups[start : start + step]
+        for start in range(0, len(self.groups), self.step):
+            groups = self.groups[start : start + self.step]
             pieces, cut = self.preprocess.batch([view for group in groups for view in group], start * self.views)
             self.cut += cut
             self.count += len(groups)

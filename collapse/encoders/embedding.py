@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 
 from collapse import InputError
 from collapse.arguments import known
-from collapse.checkpoints import Encoder, Overrides
 from collapse.encoders.batches import batches_of
-from collapse.encoders.networks import How, Watch, borrowed, encoder_of, require_batches
+from collapse.encoders.networks import READING, How, Watch, borrowed, encoder_of, require_batches
 from collapse.encoders.passes import embed as passes
 from collapse.errors import warn
-
-OPTIONS = (*How.__dataclass_fields__, "watch", *Overrides.__dataclass_fields__)
+from collapse.models.encoder import Encoder
 
 
 def embed(source: Any, images: Any, *, layer: str = "representation", **options: Any) -> NDArray:
@@ -32,7 +30,7 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
         >>> embed(torch.nn.Flatten(), torch.zeros(4, 3, 2, 2, dtype=torch.uint8)).shape
         (4, 12)
     """
-    known("embed", options, OPTIONS)
+    known("embed", options, (*READING, "watch"))
     with rows_of(source, images, layer, **options) as (net, pixels, rows):
         found = list(rows)
     if not found:

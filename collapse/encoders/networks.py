@@ -5,7 +5,7 @@ caller's comes back in its modes, on its device and in its precision.  Images ar
 (n, c, h, w), or an iterable of batches, or of tuples that begin with one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError, arguments
-from collapse.checkpoints import Encoder, Module, Overrides, loaded
-from collapse.encoders.passes import PRECISIONS, is_single, rounding
+from collapse.checkpoints import Overrides, loaded
+from collapse.encoders.passes import PRECISIONS
 from collapse.files import limits
 from collapse.files.rows import blocks, reservoir
 from collapse.images import Images, Preprocessing, pixel_batches
+from collapse.models.encoder import Encoder, Module
 
 PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
@@ -110,6 +110,9 @@ class How:
         device = str(here.device) if stays and here is not None else arguments.device_of(how.device)
         size = how.batch_size or (256 if device.startswith("cuda") else 64)
         return replace(how, device=device, batch_size=size), overrides
+
+
+READING = (*How.__dataclass_fields__, *Overrides.__dataclass_fields__)  # the options of each call on a network
 
 
 class ImageBatches:
@@ -288,17 +291,3 @@ def borrowed(net: Encoder, device: str) -> Iterator[Encoder]:
             module.training = True
         if len(places) == 1:
             net.to(places.pop())
-
-
-def errors_of(
-    net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, passes: Mapping[str, Any]
-) -> tuple[dict[str, NDArray], list[str]]:
-    """(rounding of some rows by layer, warnings); nothing of a network that is not float32, or runs in nothing else."""
-    if not is_single(net):
-        return {}, []
-    try:
-        return rounding(net, names, pixels, normalize, **passes), []
-    except (RuntimeError, InputError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not isinstance(net, Module):
-            raise
-        return {}, ["the network does not run in float64: the floor does not know what its passes round"]

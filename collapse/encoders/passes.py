@@ -1,6 +1,6 @@
 """Forward passes: the embeddings of images, at one layer or at several, and what of them is rounding."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from collapse.checkpoints import Encoder, Taps
-from collapse.checkpoints.encoder import given_by
+from collapse import InputError
 from collapse.images import Preprocessing
+from collapse.models.encoder import Encoder, Module, Taps, given_by
 
 PRECISIONS = ("float32", "bf16")
 
@@ -104,6 +104,20 @@ def is_single(net: nn.Module) -> bool:
     """Whether all numbers of a network are float32, so that `rounding` brings them back as they were."""
     held = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
     return all(dtype == torch.float32 for dtype in held)
+
+
+def errors_of(
+    net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, passes: Mapping[str, Any]
+) -> tuple[dict[str, NDArray], list[str]]:
+    """(rounding of some rows by layer, warnings); nothing of a network that is not float32, or runs in nothing else."""
+    if not is_single(net):
+        return {}, []
+    try:
+        return rounding(net, names, pixels, normalize, **passes), []
+    except (RuntimeError, InputError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(net, Module):
+            raise
+        return {}, ["the network does not run in float64: the floor does not know what its passes round"]
 
 
 def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:

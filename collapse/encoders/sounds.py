@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse import InputError
+from collapse.encoders.groups import Groups
 from collapse.encoders.networks import How
 from collapse.files import sounds as files
 
 WAITING = 64 << 20  # numbers of features that wait for a batch
 
 
-class SoundBatches:
+class SoundBatches(Groups):
     """Batches of sounds, `views` of each after another; as `ImageBatches`.
 
     sounds: a folder of WAV and FLAC files; (n, t) array or tensor, or an iterable of (t,) ones, float in -1..1 at the
@@ -29,62 +30,27 @@ class SoundBatches:
     unit = "sounds"
 
     def __init__(self, sounds: Any, how: How, views: int = 0, path: str | None = None) -> None:
-        self.how, self.preprocess, self.views, self.path = how, None, views or 1, path
-        self.count, self.cut, self.augmentations = 0, 0, list[Callable[..., Any]]()
-        self.skipped, self.warnings = list[dict[str, str]](), list[str]()
-        self.groups: list[Any] = sounds if views else self._found(sounds)
-        self.names = [str(number) for number in range(1, len(self.groups) + 1)]
-        if not views and self.path is not None:
-            self.names = [os.path.relpath(place, self.path) for (place,) in self.groups]
-        self._choose()
-
-    def _found(self, sounds: Any) -> list[Any]:
-        if isinstance(sounds, (str, os.PathLike)):
+        notes: list[str] = []
+        if not views and isinstance(sounds, (str, os.PathLike)):
+            path = os.fspath(sounds)
             names, others = files.below(Path(sounds))
-            self.path = os.fspath(sounds)
+            groups: Sequence[Any] = [(Path(sounds) / name,) for name in names]
             if others:
-                self.warnings.append(f"{len(others)} files are no sounds by their names, first {others[0]!r}; left out")
-            return [(Path(sounds) / name,) for name in names]
-        if not isinstance(sounds, Iterable):
-            raise InputError(f"sounds: got a {type(sounds).__name__}, give a folder, (n, t) or a list of (t,) arrays")
-        return [(_samples(one, number),) for number, one in enumerate(sounds)]
-
-    def _choose(self) -> None:
-        """The first `limit`, or a sample of them in their order."""
-        how = self.how
-        indices = np.arange(len(self.groups))[: how.limit]
-        if how.sample is not None and how.sample < len(indices):
-            self.warnings.append(f"{how.sample} of {len(indices)} sounds, drawn at random with seed {how.seed}")
-            indices = np.sort(np.random.default_rng(how.seed).choice(indices, how.sample, replace=False))
-        self.groups, self.names = [self.groups[i] for i in indices], [self.names[i] for i in indices]
-        self.read: list[str] = []
+                notes = [f"{len(others)} files are no sounds by their names, first {others[0]!r}; left out"]
+        else:
+            groups = sounds if views else _arrays(sounds)
+            names = [str(number) for number in range(1, len(groups) + 1)]
+        super().__init__(groups, names, how, views, path)
+        self.warnings = [*notes, *self.warnings]
+        self.augmentations, self.read = list[Callable[..., Any]](), list[str]()
 
     def augment(self, augmentations: Sequence[Callable[..., Any]], views: int, seed: int) -> None:
         """Put `views` views in the place of each sound; each depends on the seed, its number and the view's."""
         self.augmentations, self.views = list(augmentations), views
 
-    def of(self, preprocess: Any) -> "SoundBatches":
-        """Itself, its sounds at the rate of a network."""
-        self.preprocess = preprocess
-        return self
-
-    @property
-    def total(self) -> int:
-        """How many rows are to come."""
-        return len(self.groups) * self.views
-
-    @property
-    def name(self) -> str:
-        """What errors call them."""
-        return self.path or "sounds"
-
     def read_names(self) -> list[str]:
         """The names of the sounds that could be read, in order."""
         return self.read
-
-    def about(self) -> dict[str, Any]:
-        """The `images` of a document, when all have come."""
-        return {"path": self.path, "count": self.count, "skipped": self.skipped}
 
     def notes(self) -> list[str]:
         """The warnings, when all have come."""
@@ -104,7 +70,6 @@ class SoundBatches:
         )
 
     def __iter__(self) -> Iterator[Tensor]:
-        step = max(1, (self.how.batch_size or 64) // self.views)
         waiting, held = list[list[Tensor]](), 0
         for number in range(len(self.groups)):
             views = self._views(number)
@@ -112,7 +77,7 @@ class SoundBatches:
                 continue
             waiting.append(views)
             held += sum(view.numel() for view in views)
-            if len(waiting) == step or held > WAITING:
+            if len(waiting) == self.step or held > WAITING:
                 yield from self._batched(waiting)
                 waiting, held = [], 0
         yield from self._batched(waiting)
@@ -159,6 +124,13 @@ class SoundBatches:
             augment, rng = self.augmentations[view % len(self.augmentations)], [self.how.seed, number, view]
             made.append(_samples(augment(samples.copy(), np.random.default_rng(rng)), number))
         return made
+
+
+def _arrays(sounds: Any) -> list[tuple[NDArray]]:
+    """Each sound as a group of its own. Raises InputError: no sounds."""
+    if not isinstance(sounds, Iterable):
+        raise InputError(f"sounds: got a {type(sounds).__name__}, give a folder, (n, t) or a list of (t,) arrays")
+    return [(_samples(one, number),) for number, one in enumerate(sounds)]
 
 
 def _samples(one: Any, number: int) -> NDArray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from collapse import InputError
+from collapse.arguments import is_number
 from collapse.files import limits
 from collapse.files.descriptor import Descriptor
 from collapse.files.rows import choose, columns_of, no_key
@@ -74,12 +75,12 @@ def _fields(source: Descriptor, key: str | None, delimiter: str, notes: list[str
     path, reader = source.path, csv.reader(lines(source), delimiter=delimiter)
     try:
         first = next((row for row in reader if row), [])
-        named = [not _is_number(field) for field in first]
+        named = [not is_number(field) for field in first]
         if any(named) and not all(named):
             raise InputError(f"{path}: the first line is neither all names nor all numbers; put names first")
         second = next((row for row in reader if row), []) if any(named) else first
         if any(named):
-            numbers = [first[place] for place, field in enumerate(second[: len(first)]) if _is_number(field)]
+            numbers = [first[place] for place, field in enumerate(second[: len(first)]) if is_number(field)]
             chosen = columns_of(path, dict.fromkeys(first, "text"), numbers, key, notes)
             places = [first.index(name) for name in chosen]
         else:
@@ -94,21 +95,13 @@ def _fields(source: Descriptor, key: str | None, delimiter: str, notes: list[str
         raise InputError(f"{path}: line {reader.line_num}: {error}") from error
 
 
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
 def _numbers(path: Path, number: int, row: list[str], places: list[int], width: int) -> list[float]:
     if len(row) != width:
         raise InputError(f"{path}: line {number}: {len(row)} fields, where the first line has {width}")
     try:
         return [float(row[place]) for place in places]
     except ValueError as error:
-        bad = next(row[place] for place in places if not _is_number(row[place]))
+        bad = next(row[place] for place in places if not is_number(row[place]))
         raise InputError(f"{path}: line {number}: {bad[:40]!r} is no number") from error
 
 

@@ -1,4 +1,4 @@
-"""Networks that are trained here: backbones, images -> representation, and heads, representation -> embedding."""
+"""Networks: any one's representation and layers by name (encoder); backbones and heads that are trained here."""
 
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS, make_head

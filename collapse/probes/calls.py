@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse.arguments import choice, known, positive, whole
-from collapse.checkpoints import Encoder, Overrides
+from collapse.checkpoints import Overrides
 from collapse.encoders import accuracy
 from collapse.encoders.accuracy import Accuracy
 from collapse.encoders.networks import How, Watch, borrowed, encoder_of
 from collapse.encoders.passes import features
 from collapse.errors import warn
+from collapse.models.encoder import Encoder
 from collapse.probes.paper import probe_paper
 from collapse.training.data import Labelled, open_data, same_classes
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from collapse import InputError
-from collapse.checkpoints import Encoder
 from collapse.encoders.accuracy import Accuracy
 from collapse.encoders.passes import embed
+from collapse.models.encoder import Encoder
+from collapse.recipes.views import Augmentation, uniforms
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import Plan, Unreadable, batches
 from collapse.training.optim import learning_rate
-from collapse.training.views import Augmentation, uniforms
 
 
 def probe_paper(

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse import InputError, arguments
-from collapse.checkpoints import Encoder, Overrides
+from collapse.encoders import networks
 from collapse.encoders.batches import batches_of
-from collapse.encoders.networks import How, Watch, borrowed, encoder_of, errors_of, require_batches
-from collapse.encoders.passes import embed_layers, readable
+from collapse.encoders.networks import How, Watch, borrowed, encoder_of, require_batches
+from collapse.encoders.passes import embed_layers, errors_of, readable
+from collapse.models.encoder import Encoder
 from collapse.spectra.measurement import Measure, Measurement
 from collapse.spectra.result import Spectrum
 
 ENDS = ("representation", "projector")
-READING = [*How.__dataclass_fields__, "positions", "watch", *Overrides.__dataclass_fields__]
+READING = (*networks.READING, "positions", "watch")
 
 
 def of_network(
@@ -54,7 +55,7 @@ def of_network(
         names, errors, notes = (
             (names, {}, []) if first is None else _prepared(net, names, layers, first, measure, passes)
         )
-        measured = {name: Measurement(measure.normalize, measure.method, on, measure.jackknife) for name in names}
+        measured = {name: Measurement(measure, on) for name in names}
         for rows in embed_layers(net, names, chain([] if first is None else [first], batches), **passes):
             for name in names:
                 measured[name].update(rows[name])
@@ -63,8 +64,7 @@ def of_network(
     notes = [*net.report["warnings"], *notes, *pixels.notes()]
     found = {
         name: rows.spectrum(
-            measure.threshold, measure.vectors, errors.get(name),
-            source=net.source(name), images=pixels.about(), warnings=notes,
+            errors.get(name), source=net.source(name), images=pixels.about(), warnings=notes
         )
         for name, rows in measured.items()
     }  # fmt: skip

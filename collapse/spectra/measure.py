@@ -100,12 +100,12 @@ def spectrum(
     with _rows(source, max_unpacked, limit) as (about, batches):
         notes: list[str] = []
         batches = batches if sample is None else _drawn(batches, sample, seed, notes)
-        rows = Measurement(normalize, method, on, jackknife, about.get("path") or "embeddings")
+        rows = Measurement(measure, on, about.get("path") or "embeddings")
         for batch in watch(batches):
             rows.update(batch)
     # The source is whole now, with the digest of the bytes that were read.
     notes += [*about.get("warnings", ()), *stale(str(about.get("path") or ""), about.get("sha256"))]
-    result = rows.spectrum(threshold, vectors, rounding, source=about, warnings=notes)
+    result = rows.spectrum(rounding, source=about, warnings=notes)
     warn(note for note in result.warnings if note not in rows.notes)
     return result
 
@@ -148,7 +148,7 @@ def layer_spectra(
     return _of_network("layer_spectra", source, images, layers, measure, options)
 
 
-def reading() -> list[str]:
+def reading() -> tuple[str, ...]:
     """The names of what says how a checkpoint and images are read."""
     from collapse.spectra.layers import READING
 

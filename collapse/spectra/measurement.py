@@ -50,19 +50,11 @@ def choose_method(method: str, batch: Any) -> tuple[str, list[str]]:
 class Measurement:
     """Rows, batch by batch -> `Spectrum`: a `Covariance`, or one for each jackknife group, made at the first batch.
 
-    name: what errors call the rows. Other arguments, and errors, as for `spectrum`.
+    device: as of `Covariance`.  name: what errors call the rows.
     """
 
-    def __init__(
-        self,
-        normalize: bool = True,
-        method: str = "auto",
-        device: str | None = None,
-        jackknife: int = 0,
-        name: str = "embeddings",
-    ) -> None:
-        self.normalize, self.method, self.device, self.jackknife = normalize, method, device, jackknife
-        self.name = name
+    def __init__(self, measure: Measure | None = None, device: str | None = None, name: str = "embeddings") -> None:
+        self.measure, self.device, self.name = measure or Measure(), device, name
         self.groups: list[Covariance] = []
         self.notes: list[str] = []
 
@@ -74,10 +66,10 @@ class Measurement:
         if not self.groups:
             if getattr(z, "ndim", 0) != 2:
                 raise InputError(f"{self.name}: a batch of shape {tuple(getattr(z, 'shape', ()))}, expected (b, d)")
-            method, self.notes = choose_method(self.method, z)
-            count = max(1, self.jackknife)
+            method, self.notes = choose_method(self.measure.method, z)
+            count = max(1, self.measure.jackknife)
             require_memory(self.name, z.shape[1], method, self.device, count)
-            kind = (z.shape[1], method, self.normalize, self.device, self.name)
+            kind = (z.shape[1], method, self.measure.normalize, self.device, self.name)
             self.groups = [Covariance(*kind).number(range(group, sys.maxsize, count)) for group in range(count)]
         seen, count = sum(group.n for group in self.groups), len(self.groups)
         roundoff, rows = self.groups[0].checked(z, seen)
@@ -87,8 +79,6 @@ class Measurement:
 
     def spectrum(
         self,
-        threshold: float = 1e-6,
-        vectors: bool = False,
         rounding: NDArray | None = None,
         *,
         source: Mapping[str, Any] | None = None,
@@ -98,7 +88,8 @@ class Measurement:
         """The result, (d,) values; source, images, warnings: provenance. Raises InputError: fewer than two rows."""
         if not self.groups:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
-        errors = jackknife_errors(self.groups, threshold) if self.jackknife else None
+        threshold, vectors = self.measure.threshold, self.measure.vectors
+        errors = jackknife_errors(self.groups, threshold) if self.measure.jackknife else None
         about: dict[str, Any] = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
         return replace(_merged(self.groups).measured(threshold, vectors, rounding, **about), errors=errors)
 

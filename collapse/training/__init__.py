@@ -1,8 +1,6 @@
 """Contrastive training: SimCLR with every head of the paper, and DirectCLR (arXiv 2110.09348, sections 3 and 6).
 
-config     what decides a run's result: the paper's recipe as defaults, presets as plain JSON
 data       images with labels: folders, zips, tar shards, arrays;  loader  their batches, the same for any workers
-views      augmented views on the device, each image its own draw
 network    backbone, head and classifier as one, and one step's gradients;  losses, optim  InfoNCE, LARS, the schedule
 parallel   several processes as one
 train      the loop;  online  what is measured on the way;  run  the RUN folder: log, spectra, saves

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
 from collapse.images import Preprocessing, as_bytes, rgb
+from collapse.recipes.views import Augmentation, uniforms
 from collapse.training.data import Labelled, Pixels, open_next
-from collapse.training.views import Augmentation, uniforms
 
 AHEAD = 2 << 30  # bytes of crops that workers may have ready
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collapse import InputError
-from collapse.training.config import NEGATIVES
+from collapse.recipes.config import NEGATIVES
 from collapse.training.parallel import gather, rank
 
 

@@ -22,9 +22,9 @@ from collapse import InputError
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import default_dim, head_tensors, make_head
 from collapse.models.resnet import ResNet, zero_last_norms
+from collapse.recipes.config import Config
 from collapse.results import to_json
 from collapse.results.outputs import whole
-from collapse.training.config import Config
 from collapse.training.losses import infonce
 
 

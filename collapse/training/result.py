@@ -13,9 +13,9 @@ from collapse import InputError
 from collapse.arguments import device_of, flag, given, known, pair, positive, share, whole, whole_or_none
 from collapse.errors import warn
 from collapse.files import limits
+from collapse.recipes.config import Config, make_config
 from collapse.results import Result, command, list_of, require_schema, value_of, versions
 from collapse.training import parallel
-from collapse.training.config import Config, make_config
 from collapse.training.data import Labelled, open_parts
 from collapse.training.network import resolve
 from collapse.training.run import Signals, last_line, spectra_of

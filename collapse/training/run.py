@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from collapse import InputError, __version__
 from collapse.files import containers
 from collapse.files.descriptor import opened
+from collapse.recipes.config import Config
 from collapse.results import load_json, read_npz, save_text, strict, to_json, versions
 from collapse.results.outputs import LEFTOVER, whole
-from collapse.training.config import Config
 from collapse.training.lock import Lock
 
 SCHEMA = 2  # of the folder, and of resume.pt

@@ -11,12 +11,12 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.recipes.config import Config
+from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import parallel
-from collapse.training.config import Config
 from collapse.training.loader import Batch, Plan
 from collapse.training.network import Network, backward, checkpoint_blocks, finite
 from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
-from collapse.training.views import Augmentation, uniforms
 
 BUDGET = 0.5  # share of the activations that a compiled network keeps with `checkpoint`
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from collapse import InputError
+from collapse.recipes.config import Config
 from collapse.training import parallel
-from collapse.training.config import Config
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import Plan
 from collapse.training.loop import Loop

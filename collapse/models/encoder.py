@@ -1,7 +1,7 @@
-"""What a checkpoint becomes: a module that gives representations, and its layers by name."""
+"""Any network as an encoder: a module that gives representations, and its layers by name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.images import Preprocessing
 
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.
 BLOCK = re.compile(r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+)")
@@ -17,7 +18,7 @@ INPUT = "input:"
 
 
 class Encoder(nn.Module):
-    """A loaded network: images (n, 3, h, w), preprocessed -> representation (n, d).
+    """A network, loaded or given: images (n, 3, h, w), preprocessed -> representation (n, d).
 
     Attributes:
         backbone: the network.
@@ -63,6 +64,46 @@ class Encoder(nn.Module):
         the patches.  Raises InputError, which lists the names, for a wrong one.
         """
         return Layer(self, name)
+
+
+class Module(Encoder):
+    """Any module as an encoder that takes its input as it is; a feature map is averaged over its positions.
+
+    pool: "cls" or "mean", which of the tokens (n, t, d) are the representation; None refuses tokens.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocess: Preprocessing | None = None,
+        report: Mapping[str, Any] | None = None,
+        pool: str | None = None,
+    ) -> None:
+        empty = dict.fromkeys(("path", "sha256", "branch", "keys", "preprocessing"))
+        about = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
+        bare = preprocess or Preprocessing(None, None, mean=None, std=None)
+        super().__init__(net, None, bare, {**empty, **about, **(report or {})})
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, ...) -> (n, d). Raises InputError: the module gives no one vector an input, or fails."""
+        try:
+            out = self.backbone(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, (InputError, torch.OutOfMemoryError)):
+                raise
+            line = str(error).partition("\n")[0][:200]
+            raise InputError(f"source: the network fails on a batch of shape {tuple(images.shape)} ({line})") from error
+        what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        if isinstance(out, Tensor) and out.ndim == 4:
+            out = out.mean((2, 3))
+        if isinstance(out, Tensor) and out.ndim == 3 and self.pool:
+            out = out.mean(1) if self.pool == "mean" else out[:, 0]
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(images):
+            tokens = isinstance(out, Tensor) and out.ndim == 3
+            hint = "give pool=cls or pool=mean, or wrap" if tokens else "wrap"
+            raise InputError(f"source: the network gives {what}, expected (n, d); {hint} it in a module that does")
+        return out
 
 
 def block_names(backbone: nn.Module, stem: str = "") -> list[str]:

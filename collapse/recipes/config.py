@@ -14,7 +14,7 @@ from collapse.results import load_json
 
 if TYPE_CHECKING:  # the command line asks for the flags: without torch, which takes a second
     from collapse.images import Preprocessing
-    from collapse.training.views import Augmentation
+    from collapse.recipes.views import Augmentation
 
 PRESETS = Path(__file__).with_name("presets")
 METHODS, OPTIMIZERS, PRECISIONS = ("simclr", "directclr"), ("lars", "sgd"), ("bf16", "float32")
@@ -71,7 +71,7 @@ class Config:
 
     def augmentation(self, view: int) -> "Augmentation":
         """The random views of place `view`, 0 or 1."""
-        from collapse.training.views import Augmentation
+        from collapse.recipes.views import Augmentation
 
         same = ("scale", "ratio", "degrees", "flip", "jitter", "brightness", "contrast", "saturation", "hue")
         values = {name: getattr(self, name) for name in (*same, "grayscale", "sigma")}
