@@ -2,8 +2,6 @@
 
 import os
 import resource
-import signal
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import code_of, forked
 
 torch.set_num_threads(1)
 
@@ -62,20 +61,15 @@ def in_child() -> Callable[..., None]:
     """Calls a function in a fork; it may raise nothing, and take no more than some seconds of CPU and 500 MB."""
 
     def call(act: Callable[[], object], seconds: float = 2.0, megabytes: int = 500) -> None:
-        pid = os.fork()
-        if not pid:
-            signal.alarm(60)
+        def measured() -> int:
             before = resource.getrusage(resource.RUSAGE_SELF)
-            try:
-                act()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(3)
+            act()
             after = resource.getrusage(resource.RUSAGE_SELF)
             used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-            os._exit((used > seconds) + 2 * (after.ru_maxrss - before.ru_maxrss > megabytes << 10))
-        codes = {0: "well", 1: "too slow", 2: "too much memory", 3: "an error, or slow and large"}
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            return (used > seconds) + 2 * (after.ru_maxrss - before.ru_maxrss > megabytes << 10)
+
+        codes = {0: "well", 1: "too slow", 2: "too much memory", 3: "slow and large", 70: "an error"}
+        code = code_of(forked(measured))
         assert codes.get(code, f"signal {-code}") == "well"
 
     return call

@@ -72,6 +72,7 @@ def begin(folder, place=0, more=(), errors=os.devnull):
         return pid
     code = 1
     try:
+        signal.alarm(600)  # a life whose parent was killed ends all the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         sys.stderr = open(errors, "w", buffering=1)  # noqa: SIM115
         strike_at(place)

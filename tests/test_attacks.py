@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import pickle
-import resource
 import struct
 import time
 import zipfile
@@ -494,21 +493,14 @@ def script_bomb(path):
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_small_file_takes_neither_memory_nor_time(tmp_path, kind):
+def test_a_small_file_takes_neither_memory_nor_time(tmp_path, kind, in_child):
     path = BOMBS[kind](tmp_path / "x.pt")
-    pid = os.fork()
-    if not pid:
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        try:
+
+    def read():
+        with contextlib.suppress(InputError):
             containers.read(path)
-        except InputError:
-            pass
-        except BaseException:
-            os._exit(3)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-        os._exit((used > 5) + 2 * (after.ru_maxrss - before.ru_maxrss > 500 << 10))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    in_child(read, seconds=5)
 
 
 def twice(source, levels=60):

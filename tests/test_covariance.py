@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from datetime import timedelta
 
 import mpmath
 import numpy as np
@@ -304,7 +305,9 @@ def test_a_plot_draws_the_natural_logarithm_and_the_floor():
 def _one_process(rank, processes, store, method, shares, out):
     from torch import distributed
 
-    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
+    distributed.init_process_group(
+        "gloo", f"file://{store}", timeout=timedelta(seconds=120), rank=rank, world_size=processes
+    )
     z = rows(11, sum(shares), 6, 3.0).astype(np.float32 if rank == 1 else np.float64)
     z[0] = 0
     mine = np.split(z, np.cumsum(shares)[:-1])[rank]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import ended
 
 from collapse import experiment
 from collapse.results import load_result
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def script(name, *arguments):
     call = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, timeout=300)
+    return ended(call)
 
 
 def simulate(seed: int = 0, scale: float = 2.0):
@@ -88,7 +89,7 @@ def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path
         tmp_path / "runs/mlp.safetensors",
         tmp_path / "runs/images",
     ]
-    measured = subprocess.run([*map(str, command), "--json", "--workers", "0"], capture_output=True, text=True)
+    measured = ended([*command, "--json", "--workers", "0"])
     document = json.loads(measured.stdout)
     assert (document["n"], document["dim"]) == (1797, 128)
     np.testing.assert_allclose(document["singular_values"], arrays["singular_values"][2, 1, 0], rtol=1e-4, atol=1e-12)

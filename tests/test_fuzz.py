@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import pickletools
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from fuzz_mutants import INTEGERS, Mutant
 from PIL import Image
+from processes import ended
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 def program(text, *words):
     """Run another process with the tests' modules; one that forks wants no threads of other tests."""
     call = [sys.executable, *(["-c", text] if text else [str(HERE / "fuzz.py")]), *map(str, words)]
-    return subprocess.run(call, capture_output=True, text=True, cwd=HERE.parent, timeout=900)
+    return ended(call, 900, cwd=HERE.parent)
 
 
 def test_five_thousand_mutants_are_answers_or_one_line(tmp_path):

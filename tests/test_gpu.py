@@ -5,7 +5,6 @@ import json
 import lzma
 import os
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import ended
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ def gpu(tmp_path, *flags, environment=None):
     """(exit code, the document, what was printed) of the command on the CPU."""
     call = [sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json"]
     values = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
-    ran = subprocess.run([*map(str, call), *flags], capture_output=True, text=True, timeout=1600, env=values)
+    ran = ended([*call, *flags], 1000, env=values)
     return ran.returncode, json.loads((tmp_path / "gpu.json").read_text()), ran.stdout + ran.stderr
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections import namedtuple
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_a_saved_monitor_goes_on_where_it_was():
 def _one_process(rank, store, out):
     from torch import distributed
 
-    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", f"file://{store}", timeout=timedelta(seconds=120), rank=rank, world_size=2)
     net = network()
     monitor = Monitor(net[0], every=3, rows=40, log=out / "log.jsonl")
     train(net, monitor, batches(6, 20)[:, rank * 10 : rank * 10 + 10])

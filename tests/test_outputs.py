@@ -46,6 +46,7 @@ def forked(arguments, stdout=None, stderr=None, before=None, closed=()):
     if pid == 0:
         code = 70
         try:
+            signal.alarm(120)
             os.dup2(os.open(stderr, os.O_WRONLY) if stderr else writer, 2)
             os.dup2(os.open(stdout or os.devnull, os.O_WRONLY), 1)
             sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from processes import ended
 from torch import nn
 
 from collapse import InputError
@@ -34,7 +34,7 @@ def report():
     """What tests/ranks.py finds."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-W", "error", str(ROOT / "tests/ranks.py"), str(free_port())]
-    result = subprocess.run(call, capture_output=True, text=True, timeout=300, env=environment)
+    result = ended(call, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

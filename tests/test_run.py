@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import code_of, forked
 from safetensors.torch import load_file
 
 from collapse import InputError, cli
@@ -91,14 +92,12 @@ def test_one_of_two_that_start_at_once_has_the_folder(tmp_path, left):
             held = {"pid": 1, "host": os.uname().nodename, "place": lock._place(), "start": "none"}
             (folder / ".lock").write_text(json.dumps(held))
         for _ in range(2):
-            pids.append(os.fork())
-            if not pids[-1]:
-                os._exit(contend(folder, *pipes))
+            pids.append(forked(contend, folder, *pipes))
         start, tried, leave = pipes
         os.write(start[1], b"..")
         assert os.read(tried[0], 1) + os.read(tried[0], 1) == b".."
         os.write(leave[1], b"..")
-        assert sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids) == [0, 2], race
+        assert sorted(map(code_of, pids)) == [0, 2], race
         for number in [end for pipe in pipes for end in pipe]:
             os.close(number)
 

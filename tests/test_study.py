@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import ended
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -206,11 +207,11 @@ def results(tmp_path_factory):
     """One run on the digits, and its result under the name of every other."""
     folder = tmp_path_factory.mktemp("study")
     command = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "0.34"]
-    ran = subprocess.run([*command, "--only", "linear-depth2-s0"], cwd=folder, capture_output=True, text=True)
+    ran = ended([*command, "--only", "linear-depth2-s0"], cwd=folder)
     assert ran.returncode == 0, ran.stderr
     results = folder / f"runs/study-{study.PRESET}-x0.34/results"
     content = (results / "linear-depth2-s0.npz").read_bytes()
-    again = subprocess.run([*command, "--only", "linear-depth2-s0"], cwd=folder, capture_output=True, text=True)
+    again = ended([*command, "--only", "linear-depth2-s0"], cwd=folder)
     assert (again.returncode, again.stdout) == (0, "")
     assert (results / "linear-depth2-s0.npz").read_bytes() == content
     for name in study.plan(study.PRESET):
@@ -378,7 +379,7 @@ def test_the_page_quotes_what_the_result_files_hold():
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
     command = [sys.executable, EXPERIMENTS / "study.py", *arguments]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    ran = ended(command, cwd=tmp_path)
     assert ran.returncode == 2
     assert message in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
@@ -386,7 +387,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
 
 def test_nothing_to_draw_is_one_line(tmp_path):
     command = [sys.executable, EXPERIMENTS / "table1.py", "--plot-only", "--out", tmp_path / "none.json"]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    ran = ended(command)
     assert ran.returncode == 2
     assert len(ran.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

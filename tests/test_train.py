@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from processes import code_of, ended, forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
@@ -195,7 +195,7 @@ def test_lives_and_deaths_of_a_run(tmp_path):
     """Forked from one program, so that they are quick: see lives.py."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     call = [sys.executable, str(ROOT / "tests/lives.py"), str(tmp_path)]
-    result = subprocess.run(call, capture_output=True, text=True, timeout=240, env=environment)
+    result = ended(call, env=environment)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     # Lives that ended by SIGKILL, or saved on SIGTERM, at places drawn among all where a run steps or writes.
@@ -219,7 +219,7 @@ def test_two_processes_train_as_one(tmp_path):
     flags = "--preset digits --data sklearn:digits --device cpu --epochs 2 --precision float32 --log-every 1"
     for name, start in (("one", [sys.executable]), ("two", torchrun)):
         call = [*start, "-m", "collapse", "train", *flags.split(), "--out", str(tmp_path / name)]
-        ran = subprocess.run(call, capture_output=True, text=True, timeout=200, env=environment)
+        ran = ended(call, env=environment)
         assert ran.returncode == 0, ran.stderr
     one, two = ([line["loss"] for line in lines(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 18
@@ -231,7 +231,7 @@ def test_two_processes_train_as_one(tmp_path):
         "sys.exit(cli.main([*sys.argv[1:], '--held', str(100 + int(os.environ['RANK']))]))\n"
     )
     call = [*torchrun, str(odd), "train", *flags.split(), "--out", str(tmp_path / "odd")]
-    ran = subprocess.run(call, capture_output=True, text=True, timeout=200, env=environment)
+    ran = ended(call, env=environment)
     assert ran.returncode != 0
     assert "collapse: rank 1 has another configuration, options" in ran.stderr
     assert not (tmp_path / "odd").exists()
@@ -340,16 +340,12 @@ def test_only_what_a_killed_writer_left_is_removed(digits, tmp_path):
 
 def test_a_worker_that_outlives_its_run_does_not_hold_it(tmp_path):
     run, (started, start), (over, end) = Run(tmp_path, {}, {}), os.pipe(), os.pipe()
-    if (pid := os.fork()) == 0:
-        signal.alarm(60)
-        os.write(start, b".")
-        os.read(over, 1)
-        os._exit(0)
+    pid = forked(lambda: os.write(start, b".") - len(os.read(over, 1)))
     os.read(started, 1)
     run.close()
     Run(tmp_path, {}, {}).close()
     os.write(end, b".")
-    assert os.waitpid(pid, 0)[1] == 0
+    assert code_of(pid) == 0
 
 
 def test_neighbours_are_counted_without_spectra(digits, tmp_path):
