@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collapse.spectra.comparison import Comparison, compare
     from collapse.spectra.covariance import Covariance
     from collapse.spectra.measure import layer_spectra, spectrum
+    from collapse.spectra.scale import references
     from collapse.training.result import Trained, train
 
 _HOME = {
@@ -51,6 +52,7 @@ _HOME = {
     "plots": "collapse.plots",
     "report": "collapse.diagnosis.onepage",
     "probe": "collapse.probes.calls",
+    "references": "collapse.spectra.scale",
     "spectrum": "collapse.spectra.measure",
     "theory": "collapse.theory",
     "train": "collapse.training.result",
@@ -78,6 +80,7 @@ __all__ = [
     "metrics",
     "plots",
     "probe",
+    "references",
     "report",
     "spectrum",
     "theory",

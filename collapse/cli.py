@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     spectrum.add_spectrum(commands)
     spectrum.add_compare(commands)
+    spectrum.add_references(commands)
     checkpoint.add_inspect(commands)
     checkpoint.add_embed(commands)
     diagnose.add_diagnose(commands)

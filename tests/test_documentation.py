@@ -174,6 +174,11 @@ def test_the_site_builds_without_a_warning_and_lists_every_public_name(tmp_path)
     assert len(metrics.__all__) > 25
     assert set(metrics.__all__) <= of("api_metrics.html")
     assert (tmp_path / "figures/floor.png").exists()
+    for notebook in ROOT.glob("notebooks/*.ipynb"):  # each is a page with its text, code and outputs
+        page = (tmp_path / f"notebooks/{notebook.stem}.html").read_text()
+        assert page.count("data:image/png;base64,") >= 1
+        assert "%pip" not in page
+        assert f"{notebook.name}</a>" in page
 
 
 def test_one_version_everywhere():
@@ -194,6 +199,31 @@ def test_the_outputs_that_are_shown_are_those_printed(tmp_path, monkeypatch, cap
         shown = [line for block in re.findall("```text\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
         assert len(shown) > 5
         assert [line for line in shown if line.strip() != "..." and line not in printed.splitlines()] == []
+
+
+def test_the_messages_that_the_questions_quote_are_those_of_the_code():
+    quoted = re.findall(r'^\*\*"(.+?)"\.\*\*', (ROOT / "docs/faq.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 12
+    said = [
+        " ".join(text.value.split())
+        for path in (ROOT / "collapse").rglob("*.py")
+        for text in ast.walk(ast.parse(path.read_text()))
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+    ]
+    assert [message for message in quoted if not any(message in text for text in said)] == []
+
+
+def test_the_cheat_sheet_has_every_metric():
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/cheatsheet.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named == {name for name in collapse.spectra.METRICS if not re.search(r"_1e-", name)}
+
+
+def test_every_figure_of_the_gallery_has_its_command():
+    page = (ROOT / "docs/gallery.md").read_text()
+    scripts = set(re.findall(r"`python (experiments/\w+\.py)`", page))
+    assert {f"experiments/figure{k}.py" for k in (1, 2, 3, 4, 5, 6, "7a", "7b", 8, 9, 10, 11)} <= scripts
+    assert {"experiments/table1.py", "experiments/table2.py", "experiments/appendix_d0.py"} <= scripts
 
 
 ARRAYS = re.compile(r"\b(NDArray|ArrayLike|Tensor)\b")

@@ -8,6 +8,7 @@ from collapse import InputError
 from collapse.commands.guard import images_of, protect, recipe, sources
 from collapse.commands.shared import (
     above_zero,
+    add_against,
     add_model,
     add_result,
     count,
@@ -18,6 +19,7 @@ from collapse.commands.shared import (
     share,
     show,
     still_free,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -76,9 +78,7 @@ def add_report(commands: Any) -> None:
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
     command.add_argument("--force", action="store_true", help="replace an existing page")
-    command.add_argument(
-        "--against", nargs="+", default=[], metavar="RESULT", help="results of collapse spectrum (.json) beside it"
-    )
+    add_against(command)
     _add_views(command)
     add_model(command)
 
@@ -124,3 +124,4 @@ def _report(options: argparse.Namespace, result: "Diagnosis") -> None:
 
     still_free(options, options.report)
     save_text(options.report, page(result))
+    tell(f"wrote {options.report}")

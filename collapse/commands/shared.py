@@ -113,6 +113,14 @@ def add_result(command: argparse.ArgumentParser) -> Any:
     return output
 
 
+def add_against(command: argparse.ArgumentParser) -> None:
+    """Others to compare with."""
+    command.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME",
+        help="compare with: names of `collapse references`, results of collapse spectrum (.json), folders of such",
+    )  # fmt: skip
+
+
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -213,6 +221,7 @@ def deliver(
         with _later(errors):
             still_free(options, options.out)
             document = save(options.out) if save else save_text(options.out, document)
+            tell(f"wrote {options.out}")
     for step in (lambda: show(document if options.json else text), *more):
         with _later(errors):
             step()

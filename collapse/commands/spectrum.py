@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from collapse import GateError, InputError
 from collapse.commands.guard import images_of, protect, sources
 from collapse.commands.shared import (
+    add_against,
     add_measure,
     add_model,
     add_output,
@@ -22,6 +23,7 @@ from collapse.commands.shared import (
     progress,
     reading_of,
     still_free,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +38,11 @@ def add_spectrum(commands: Any) -> None:
         description="Singular values of the covariance of embeddings, and the rank metrics that follow from them.",
         epilog="example: collapse spectrum resnet50.pth imagenet/val --plot spectrum.png --out spectrum.json",
     )
-    command.set_defaults(run=_spectrum)
-    command.add_argument("source", metavar="SOURCE", help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]")
+    command.set_defaults(run=_spectrum, usual=command.get_default)
+    command.add_argument(
+        "source", metavar="SOURCE",
+        help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]; or a result (.json), to show it again",
+    )  # fmt: skip
     command.add_argument("images", metavar="IMAGES", nargs="?", help="for a checkpoint: images, texts or sounds")
     command.add_argument(
         "--layer", default="representation", help="representation (default), projector, a module's name, or all"
@@ -54,6 +59,7 @@ def add_spectrum(commands: Any) -> None:
         help="of inner layers: K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
     add_output(command)
+    add_against(command)
     gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
     for word in ("under", "over"):
         gates.add_argument(
@@ -82,26 +88,101 @@ def add_compare(commands: Any) -> None:
     add_model(command)
 
 
+def add_references(commands: Any) -> None:
+    """The arguments of `collapse references`."""
+    command = commands.add_parser(
+        "references",
+        help="spectra of known networks, as a scale",
+        description="Spectra of known networks, as a scale for yours: those of the package, or of folders of results.",
+        epilog="example: collapse references --plot references.png",
+    )
+    command.set_defaults(run=_references, layer="representation")
+    command.add_argument(
+        "places", metavar="PLACE", nargs="*", help="names, results of collapse spectrum (.json), or folders of such"
+    )
+    add_output(command)
+
+
+def _references(options: argparse.Namespace) -> None:
+    from collapse.spectra.comparison import comparison
+    from collapse.spectra.scale import described, references
+
+    protect(sources(*options.places), {"--out": options.out, "--plot": options.plot}, options.force)
+    check_plot(options.plot)
+    known = references(*options.places)
+    found = comparison(known)
+    draw = [lambda: _draw(options, known)] if options.plot else []
+    deliver(options, found.to_json(), described(known), *draw)
+
+
 def _spectrum(options: argparse.Namespace) -> None:
     from collapse.results import to_json
     from collapse.spectra import SPECTRA
+    from collapse.spectra.scale import references
 
     beside = options.out.with_suffix(".npz") if options.out and options.vectors else None
     written = {"--out": options.out, "--vectors": beside, "--plot": options.plot}
-    protect([*sources(options.source, options.weights or ""), *images_of(options.images)], written, options.force)
+    read = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
+    protect(read, written, options.force)
     check_plot(options.plot)
     if options.vectors and (not options.out or options.layer == "all"):
         raise InputError("--vectors wants --out FILE.json, beside which the directions are kept, and one --layer")
-    results = _measured(options)
-    whole = options.layer == "all"
+    others = references(*options.against) if options.against else {}
+    results = _stored(options) or _measured(options)
+    whole = options.layer == "all" or len(results) > 1
     document = (
         {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
     )
-    notes = [note for result in results for note in result.warnings]
-    draw = [lambda: _draw(options, {result.name: result for result in results})] if options.plot else []
-    text = report(results[0]) if len(results) == 1 else by_depth(results)
+    text, notes = _told(results, others)
+    named = {result.name: result for result in results}
+    draw = partial(_draw_depth, options, results) if whole else partial(_draw, options, {**named, **others})
     gates = partial(_gate, results, dict(options.fail_under), dict(options.fail_over))
-    deliver(options, to_json(document), text, *draw, gates, save=None if whole else results[0].write, notes=notes)
+    steps = [draw, gates] if options.plot else [gates]
+    deliver(options, to_json(document), text, *steps, save=None if whole else results[0].write, notes=notes)
+
+
+# What a stored result can be shown with; every other flag is of measuring.
+SHOWING = {"source", "plot", "kind", "log10", "log_index", "json", "out", "force", "against", "fail_under", "fail_over",
+           "run", "usual"}  # fmt: skip
+
+
+def _stored(options: argparse.Namespace) -> "list[Spectrum]":
+    """The spectra of a result that is shown again; none of a source that is to be measured.
+
+    Raises InputError: a flag of measuring, which a result does not follow.
+    """
+    from collapse.spectra.result import load_results
+
+    source = options.source
+    if not source.endswith(".json") or source.endswith(".index.json") or not Path(source).is_file():
+        return []
+    results = load_results(Path(source))
+    odd = next((n for n, value in vars(options).items() if n not in SHOWING and value != options.usual(n)), None)
+    if odd is not None:
+        raise InputError(
+            f"{source}: is a result, already measured; leave out {'IMAGES' if odd == 'images' else f'{odd}='}"
+        )
+    return results
+
+
+def _told(results: "list[Spectrum]", others: "dict[str, Spectrum]") -> tuple[str, list[str]]:
+    """The verdict on one spectrum or on the last layer, the numbers, and the table beside others; and the warnings."""
+    from collapse.results.screen import paragraph
+    from collapse.spectra.comparison import comparison, text
+    from collapse.spectra.scale import verdict
+
+    last, notes = results[-1], [note for result in results for note in result.warnings]
+    names = (last.source.get(key) for key in ("path", "architecture", "layer"))
+    what = " ".join(map(str, filter(None, names))) or "array"
+    parts = [
+        f"{what}\n{paragraph(verdict(last, others or None))}\n",
+        report(last) if len(results) == 1 else by_depth(results),
+    ]
+    if others:
+        compared = comparison({"this": last, **others})
+        parts.append(text(compared))
+        notes += [note for note in compared.notes() if not any(note in row["warnings"] for row in compared.rows)]
+    return "\n".join(parts), notes
 
 
 def _gate(results: "list[Spectrum]", under: dict[str, float], over: dict[str, float]) -> None:
@@ -149,14 +230,18 @@ def _compare(options: argparse.Namespace) -> None:
     if options.plot and options.kind == "noise":
         raise InputError("--kind noise draws a single spectrum; give it to collapse spectrum")
     found: dict[str, Spectrum] = {}
+    deep: dict[str, list[Spectrum]] = {}
     for source in options.sources:
-        for result in _read(options, source):
+        results = _read(options, source)
+        if len(results) > 1:
+            deep[_unused(Path(source).name, source, deep)] = results
+        for result in results:
             found[_unused(result.name, source, found)] = result
     if len(found) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
     compared = comparison(found)
-    draw = [lambda: _draw(options, found)] if options.plot else []
-    deliver(options, compared.to_json(), text(compared), *draw, notes=compared.notes())
+    draw = partial(_draw_layers, options, deep) if len(deep) > 1 else partial(_draw, options, found)
+    deliver(options, compared.to_json(), text(compared), *([draw] if options.plot else []), notes=compared.notes())
 
 
 def _unused(name: str, source: str, taken: Container[str]) -> str:
@@ -181,47 +266,65 @@ def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
 def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:
     from collapse import plots
 
+    ax = plots.draw(spectra, options.kind, None, options.log10, options.log_index)
+    _save(options, ax.figure)
+
+
+def _draw_depth(options: argparse.Namespace, results: "Sequence[Spectrum]") -> None:
+    """Ranks by layer."""
+    from collapse import plots
+
+    with plots.style():
+        _, ax = plots.figure(plots.TEXT, 3)
+        ranks = {name: [getattr(s, name) for s in results] for name in ("numerical_rank", "rankme", "effective_rank")}
+        plots.plot_rank_by_depth(ax, [str(s.source["layer"]) for s in results], ranks, [s.dim for s in results])
+        plots.legend_outside(ax)
+    _save(options, ax.figure)
+
+
+def _draw_layers(options: argparse.Namespace, deep: "dict[str, list[Spectrum]]") -> None:
+    """A panel a layer, with the curves of all sources that have it, above the floor."""
+    from collapse import plots
+
+    layers: dict[str, dict[str, Any]] = {}
+    for name, results in deep.items():
+        for s in results:
+            layers.setdefault(str(s.source["layer"]), {})[name] = s.singular_values * (s.singular_values > s.floor)
+    _save(options, plots.draw_layers(layers, options.log10, options.log_index))
+
+
+def _save(options: argparse.Namespace, figure: Any) -> None:
+    from collapse import plots
+
     still_free(options, options.plot)
-    if options.layer == "all":
-        with plots.style():
-            _, ax = plots.figure(plots.TEXT, 3)
-            layers = [str(s.source["layer"]) for s in spectra.values()]
-            measures = [s.metrics() for s in spectra.values()]
-            ranks = {name: [m[name] for m in measures] for name in ("numerical_rank", "rankme", "effective_rank")}
-            plots.plot_rank_by_depth(ax, layers, ranks, [s.dim for s in spectra.values()])
-    else:
-        ax = plots.draw(spectra, options.kind, None, options.log10, options.log_index)
-    plots.save_figure(ax.figure, options.plot.with_suffix(""), [options.plot.suffix])
+    plots.save_figure(figure, options.plot.with_suffix(""), [options.plot.suffix])
+    tell(f"wrote {options.plot}")
 
 
 def by_depth(results: "Sequence[Spectrum]") -> str:
     """A line a layer for a reader."""
-    lines = [f"{'layer':<20}{'rows':>9}{'width':>7}{'num. rank':>11}{'rankme':>9}{'eff. rank':>11}{'collapsed':>11}"]
-    for result in results:
-        m = result.metrics()
-        lines.append(
-            f"{result.source['layer']:<20}{result.n:>9}{result.dim:>7}{m['numerical_rank']:>11}{m['rankme']:>9.2f}"
-            f"{m['effective_rank']:>11.2f}{m['collapsed_dimensions']:>11}"
-        )
-    return "\n".join(lines) + "\n"
+    from collapse.results.screen import fitted
+
+    rows = [("layer", "rows", "width", "num. rank", "rankme", "eff. rank", "collapsed")]
+    for s in results:
+        ranks = (f"{s.numerical_rank}", f"{s.rankme:.2f}", f"{s.effective_rank:.2f}")
+        rows.append((str(s.source["layer"]), str(s.n), str(s.dim), *ranks, str(s.collapsed_dimensions)))
+    return f"{fitted(rows)}\n"
 
 
-def report(result: "Spectrum") -> str:
-    """A spectrum for a reader: what was measured, the metrics, the warnings."""
-    document = result.to_dict()
-    source = document["source"]
-    what = " ".join(filter(None, (source["path"], source["architecture"], source["layer"])))
-    values = result.singular_values
-    lines = [
-        what or "array",
-        f"{result.n} embeddings of {result.dim} dimensions, "
-        f"{'L2-normalised' if result.l2_normalized else 'as they are'}; method {result.method}",
+def report(s: "Spectrum") -> str:
+    """A spectrum for a reader: what was measured, and the metrics."""
+    from collapse.results.screen import paragraph
+
+    values, errors = s.singular_values, s.errors["metrics"] if s.errors else {}
+    how = f"{'L2-normalised' if s.l2_normalized else 'as they are'}; method {s.method}"
+    said = (
+        f"{s.n} embeddings of {s.dim} dimensions, {how}",
         f"singular values of the covariance: {values[0]:.4g} (largest) ... {values[-1]:.4g} (smallest)",
-        f"below {result.floor:.2g} is rounding; collapsed is below {result.threshold:g} of the largest",
-        "",
-    ]
-    errors = result.errors["metrics"] if result.errors else {}
-    for name, value in document["metrics"].items():
+        f"below {s.floor:.2g} is rounding; collapsed is below {s.threshold:g} of the largest",
+    )
+    lines = [*map(paragraph, said), ""]
+    for name, value in s.metrics().items():
         shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
         lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from collapse import InputError
 from collapse.diagnosis import Diagnosis, diagnose
@@ -14,11 +14,9 @@ from collapse.diagnosis.page import STYLE, rows, sections
 from collapse.results import save_text
 from collapse.results.outputs import spare
 from collapse.spectra import Spectrum
-from collapse.spectra.comparison import spectra_of
 from collapse.spectra.measure import layer_spectra
+from collapse.spectra.scale import HALF, NARROW, TENTH, headline, placed, references, share, takes_images
 
-# Lines of the headline: conventions, not theorems; the page says so.
-HALF, TENTH, NARROW = 0.5, 0.1, 2.0
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 PAGE = """
@@ -47,14 +45,6 @@ document.querySelectorAll('svg.spectrum').forEach(svg => {
   });
 });
 """
-
-
-class Headline(NamedTuple):
-    """What it comes to: a colour (green, amber, red, unknown), a sentence, and what to do first."""
-
-    colour: str
-    text: str
-    act: str
 
 
 ADVICE = {
@@ -100,7 +90,7 @@ def report(
         source: a checkpoint's path, FILE.py:NAME, what `collapse.load` gave, or any torch.nn.Module.
         images: as for `collapse.spectrum`; an iterator, which can be read once only, is refused.
         out: the page, .html or .htm.
-        against: results of `collapse spectrum`, as paths or `Spectrum`, that are drawn beside it.
+        against: what `collapse.references` takes: names, results, folders, `Spectrum`; they are drawn beside it.
         views, temperature, augmentations, views_file: as for `collapse.diagnose`; of texts and sounds without
             augmentations or views_file there is no diagnosis.
         threshold: collapsed is below it times the largest singular value, or variance.
@@ -115,9 +105,10 @@ def report(
         raise InputError(f"{path}: a report is .html")
     if isinstance(images, Iterator):
         raise InputError("images: an iterator can be read once, and a report reads images twice; give a path or a list")
+    against = list(against)
     for text in filter(None, (source if isinstance(source, (str, PathLike)) else None, *_paths(against))):
         spare(str(text), path)
-    others = beside(against)
+    others = references(*against) if against else {}
     layers = layer_spectra(source, images, threshold=threshold, **options)
     given = {"augmentations": augmentations, "views_file": views_file}
     told = {"views": views, "temperature": temperature, "threshold": threshold, **given}
@@ -128,55 +119,27 @@ def report(
     return path
 
 
-def takes_images(source: Mapping[str, Any]) -> bool:
-    """Whether the network of a result takes images, which can be augmented without the caller."""
-    return not {"frames", "max_length", "sampling_rate"} & (source.get("preprocessing") or {}).keys()
-
-
 def _paths(against: Iterable[Any]) -> list[Any]:
     return [other for other in against if isinstance(other, (str, PathLike))]
 
 
-def beside(against: Iterable[Any]) -> dict[str, Spectrum]:
-    """The spectra that a report is drawn beside, by name. Raises InputError: no result of `collapse spectrum`."""
-    named: dict[str, Spectrum] = {}
-    for other in against:
-        for each in [other] if isinstance(other, Spectrum) else spectra_of(str(other)):
-            name, count = each.name, 2
-            while name in named:
-                name, count = f"{each.name} ({count})", count + 1
-            named[name] = each
-    return named
-
-
-def headline(s: Spectrum, found: Diagnosis | None) -> Headline:
-    """What it comes to.
-
-    Cannot tell: no more rows than dimensions.  Red: complete collapse, or more than half of the dimensions collapsed.
-    Amber: some are, or the effective rank is below a tenth of the width.  Green: neither.
-    """
-    rank, gone, d = s.effective_rank, s.collapsed_dimensions, s.dim
-    advice = "\n".join(text for _, text in advised(found)[:1]) if found else ADVICE["undiagnosed"]
-    if s.n - 1 < d:
-        text = f"Cannot tell: {s.n} images can show at most {s.n - 1} of {d} directions."
-        return Headline("unknown", text, ADVICE["images"].format(advised=10 * d))
-    if math.isnan(rank) or rank < NARROW:
-        shown = "nothing varies" if math.isnan(rank) else f"effective rank {rank:.1f} of {d}"
-        return Headline("red", f"Complete collapse: {shown}.", ADVICE["constant"])
-    told = f"{gone} of {d} dimensions are collapsed (below {s.threshold:g} of the largest); effective rank {rank:.1f}"
-    if gone > HALF * d:
-        return Headline("red", f"Dimensional collapse: {told}.", advice)
-    if gone or rank < TENTH * d:
-        what = "Some dimensions are collapsed" if gone else "No dimension is collapsed, but few carry the variance"
-        return Headline("amber", f"{what}: {told}.", advice)
-    return Headline("green", f"No dimensional collapse: {told}.", ADVICE["none"])
+def first_step(s: Spectrum, found: Diagnosis | None) -> str:
+    """What to do first."""
+    colour = headline(s).colour
+    if colour == "unknown":
+        return ADVICE["images"].format(advised=10 * s.dim)
+    if colour == "green":
+        return ADVICE["none"]
+    if not s.effective_rank >= NARROW:
+        return ADVICE["constant"]
+    return advised(found)[0][1] if found else ADVICE["undiagnosed"]
 
 
 def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mapping[str, Spectrum]) -> str:
     """The page as text."""
     s = layers["representation"]
     name = str(s.source.get("path") or s.source.get("architecture") or "a network")
-    head, title = headline(s, found), html.escape(f"Collapse of {name}")
+    head, title = headline(s), html.escape(f"Collapse of {name}")
     return "\n".join(
         [
             "<!doctype html>",
@@ -185,7 +148,7 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mappin
             f"<style>{STYLE}{PAGE}</style></head><body>",
             f"<h1>{title}</h1>",
             f'<p class="headline {head.colour}"><strong>{html.escape(head.text)}</strong><br>',
-            f"{html.escape(head.act)}</p>",
+            f"{html.escape(first_step(s, found))}</p>",
             *(
                 f"<p>Warning: {html.escape(note)}</p>"
                 for note in dict.fromkeys([*s.notes(), *(found.notes() if found else [])])
@@ -193,7 +156,8 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mappin
             "<h2>Spectrum of the representation</h2>",
             drawn({"this network": s, **others}),
             '<p id="value" aria-live="polite"></p>',
-            f"<p>{html.escape(s.sentence())} Singular values of the covariance, of unit rows, over their index. Below "
+            f"<p>{html.escape(f'{s.sentence()} {placed(s)}')}</p>",
+            "<p>Singular values of the covariance, of unit rows, over their index. Below "
             "the dotted line a dimension counts as collapsed; below the grey line is rounding.</p>",
             _metrics({"this network": s, **others}),
             "<h2>Rank by layer</h2>",
@@ -227,11 +191,11 @@ def drawn(spectra: Mapping[str, Spectrum], width: int = 720, height: int = 320) 
         parts += _curve(name, s, COLOURS[index % len(COLOURS)], x, y)
     first = next(iter(spectra.values()))
     largest = float(first.singular_values[0]) or 1.0
-    for share, dash, what in (
+    for height_of, dash, what in (
         (first.threshold, "2 4", f"threshold: {first.threshold:g} of the largest"),
         (first.floor / largest, "none", f"floor of rounding: {first.floor:.3g}"),
     ):
-        at = y(share)
+        at = y(height_of)
         parts.append(
             f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" stroke="#888" '
             f'stroke-dasharray="{dash}">'
@@ -295,6 +259,7 @@ SCALE = {
 
 def _metrics(spectra: Mapping[str, Spectrum]) -> str:
     rows = [("rows", *(f"{s.n:,}" for s in spectra.values()), ""), ("d", *(str(s.dim) for s in spectra.values()), "")]
+    rows.append(("effective_rank / d", *(_percent(share(s)) for s in spectra.values()), "compares across widths"))
     rows += [
         (name, *("undefined" if s.metrics()[name] != s.metrics()[name] else f"{s.metrics()[name]:.4g}"
                  for s in spectra.values()), scale)
@@ -303,12 +268,16 @@ def _metrics(spectra: Mapping[str, Spectrum]) -> str:
     return _table(("metric", *spectra, "scale"), rows)
 
 
+def _percent(part: float) -> str:
+    return "-" if part != part else f"{part:.1%}"
+
+
 def _layers(layers: Mapping[str, Spectrum]) -> str:
     rows = []
     for name, s in layers.items():
         rank = s.effective_rank
-        share = "" if rank != rank else f"{rank / s.dim:.1%}"
-        rows.append((name, str(s.dim), "-" if rank != rank else f"{rank:.2f}", share, str(s.collapsed_dimensions)))
+        shown = "-" if rank != rank else f"{rank:.2f}"
+        rows.append((name, str(s.dim), shown, _percent(share(s)), str(s.collapsed_dimensions)))
     return _table(("layer", "width", "effective rank", "of width", "collapsed"), rows)
 
 

@@ -1,6 +1,5 @@
 """A diagnosis in words: one paragraph, and a table."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,8 @@ import numpy as np
 
 from collapse.diagnosis.result import Block, Diagnosis, rank_lost
 from collapse.metrics.attribution import CAUSES, LINE, at_other_lines
+from collapse.results.screen import fitted, paragraph
+from collapse.spectra.scale import headline
 
 
 def verdict(blocks: Sequence[Block], about: Mapping[str, Any]) -> str:
@@ -136,14 +137,18 @@ def _doubts(block: Block, n: int) -> str:
     return " ".join(text)
 
 
+# Heads where the screen is narrow.
+SHORT = {"eff. rank": "rank", "augmentation": "augm.", "implicit": "impl.", "rounding": "round."}
+
+
 def table(found: Diagnosis) -> str:
-    """A line a block, and the verdict."""
-    heads = ("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES)
-    rows = [heads, *map(cells, found.blocks)]
-    sizes = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join([row[0].ljust(sizes[0]), *map(str.rjust, row[1:], sizes[1:])]) for row in rows]
-    paragraph = textwrap.fill(found.verdict, 110)
-    return "\n".join([*lines, "", paragraph]) + "\n"
+    """What it comes to and what to do, a line a block, and the verdict in full."""
+    block = found.blocks[-1]
+    counts = block.found.counts()
+    lost = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES[1:] if counts[cause])
+    brief = headline(block.spectrum).text + (f" Of {block.spectrum.dim} directions are lost: {lost}." if lost else "")
+    rows = [("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES), *map(cells, found.blocks)]
+    return "\n".join([paragraph(brief), "", fitted(rows, SHORT), "", paragraph(found.verdict)]) + "\n"
 
 
 def cells(block: Block) -> tuple[str, ...]:

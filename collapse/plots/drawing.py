@@ -95,9 +95,10 @@ def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, lo
     Raises InputError: an unknown kind, or "noise" for several.
     """
     spectra = {plain(name): spectrum for name, spectrum in spectra.items()}
+    many = len(spectra) > 6
     with style():
         if ax is None:
-            _, ax = figure()
+            _, ax = figure(TEXT if many else COLUMN, max(2.4, 0.14 * len(spectra) + 0.6))
         if kind == "spectrum":
             values = {name: s.singular_values for name, s in spectra.items()}
             errors = {name: np.asarray(s.errors["singular_values"]) for name, s in spectra.items() if s.errors}
@@ -108,7 +109,53 @@ def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, lo
             plot_noise(ax, *((s.singular_values, s.n) for s in spectra.values()))
         else:
             raise InputError(f"plot: got kind {kind!r}, expected spectrum, explained, or noise for a single spectrum")
+        legend_outside(ax, many)
     return ax
+
+
+def legend_outside(ax: Any, right: bool = False) -> None:
+    """Move the legend, if there is one, off the data: above the axes, or to their right."""
+    if ax.get_legend() is None:
+        return
+    handles, labels = ax.get_legend_handles_labels()
+    if right:
+        ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1, 0.5))
+        return
+    letters = 20 * ax.figure.get_size_inches()[0] - 4 * len(labels)  # of 7 points, beside the lines of the legend
+    columns = max(1, int(letters // (max(map(len, labels)) + 4)))
+    ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(labels), columns))
+
+
+def draw_layers(layers: Mapping[str, Mapping[str, ArrayLike]], log10: bool = False, log_index: bool = False) -> Any:
+    """Small multiples: a panel a layer with each network's singular values (d,), descending; returns the figure.
+
+    layers: layer -> network -> values. A network has one colour in all panels; the legend stands above them.
+    """
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(name for curves in layers.values() for name in curves))
+    columns = min(4, len(layers))
+    lines = -(-len(layers) // columns)
+    log = np.log10 if log10 else np.log
+    with style():
+        fig, axes = figure(TEXT, 1.35 * lines + 0.5, columns, lines, sharey=True, squeeze=False)
+        colors = dict(zip(names, cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])))
+        for ax, (layer, curves) in zip(axes.flat, layers.items(), strict=False):
+            for name, given in curves.items():
+                values = np.asarray(given, dtype=float)
+                values = values[values > 0]
+                ax.plot(np.arange(1, len(values) + 1), log(values), color=colors[name], label=plain(name))
+            ax.set_title(plain(layer))
+            if log_index:
+                ax.set_xscale("log")
+        for ax in axes.flat[len(layers) :]:
+            ax.remove()
+        handles = [plt.Line2D([], [], color=colors[name], label=plain(name)) for name in names]
+        fig.legend(handles=handles, loc="outside upper center", ncols=min(3, len(names)))
+        kind = r"$\log_{10}$" if log10 else r"$\ln$"
+        fig.supxlabel("index of the singular value", fontsize=8)
+        fig.supylabel(f"{kind} singular value", fontsize=8)
+    return fig
 
 
 def plot_spectra(

@@ -25,6 +25,7 @@ from collapse.results import (
     value_of,
     versions,
 )
+from collapse.results.screen import fitted, paragraph
 from collapse.spectra.measure import KEYWORDS, reading, spectrum
 from collapse.spectra.result import METRICS, Spectrum, load_results
 
@@ -218,24 +219,23 @@ def subspaces(name_a: str, a: Spectrum, name_b: str, b: Spectrum) -> dict[str, A
     }
 
 
+# Heads where the screen is narrow.
+SHORT = {"eff. rank": "eff.", "particip.": "part.", "num. rank": "num.", "collapsed": "coll."}
+
+
 def text(found: Comparison) -> str:
     """The comparison for a reader."""
-    width = max(4, *(len(row["name"]) for row in found.rows))
-    head = f"{'':<{width}}{'rows':>9}{'dim':>6}" + "".join(f"{text:>11}" for text in COLUMNS.values())
-    lines = [head]
-    for row in found.rows:
-        cells = (_cell(row[name]) for name in COLUMNS)
-        lines.append(f"{row['name']:<{width}}{row['n']:>9}{row['dim']:>6}" + "".join(f"{cell:>11}" for cell in cells))
+    rows = [("", "rows", "dim", *COLUMNS.values())]
+    rows += [(r["name"], str(r["n"]), str(r["dim"]), *(_cell(r[name]) for name in COLUMNS)) for r in found.rows]
+    told = []
     for pair in found.subspaces:
-        lines.append(
+        line = (
             f"{pair['variance_within']:.1%} of the variance of {pair['a']} lies in the first {pair['k']} directions of "
             f"{pair['b']} (largest angle {math.degrees(pair['angle']):.1f} degrees)"
-            + (
-                f"; collapsed directions overlap {pair['collapsed_overlap']:.3f}"
-                * (not math.isnan(pair["collapsed_overlap"]))
-            )
         )
-    return "\n".join(lines) + "\n"
+        overlap = pair["collapsed_overlap"]
+        told.append(paragraph(line if math.isnan(overlap) else f"{line}; collapsed directions overlap {overlap:.3f}"))
+    return "\n".join([fitted(rows, SHORT), *told]) + "\n"
 
 
 def _cell(value: float) -> str:
