@@ -377,3 +377,21 @@ def test_the_matrix_and_the_constant_columns_are_those_of_the_rows(method, devic
     np.testing.assert_array_equal(np.flatnonzero(total.constant(noisy)), [2, 5, 6, 7])
     with pytest.raises(InputError, match="at least 2"):
         Covariance(8).matrix()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_come_in_tiles_and_stay_as_they_are(normalize):
+    """Five tiles at once: the mean drifts with the rows; and a row far from the others comes alone, before them."""
+    z = np.random.default_rng(0).standard_normal((2100, 120)).astype(np.float32)
+    rounding = 2 * math.sqrt(120) * EPS  # of the largest, as the floor says
+    drift, outlier = z + np.linspace(0, 1e4, len(z), dtype=np.float32)[:, None], z.copy()
+    outlier[0] = 1e7
+    for rows_, cut in ((drift, 0), (drift, 700), (outlier, 1)):
+        kept = rows_.copy()
+        total = Covariance(120, normalize=normalize).update(rows_[:cut]).update(rows_[cut:])
+        np.testing.assert_array_equal(rows_, kept)
+        exact = rows_.astype(np.float64)
+        if normalize:
+            exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+        values = np.linalg.svd(exact - exact.mean(0), compute_uv=False) ** 2 / (len(z) - 1)
+        np.testing.assert_allclose(total.spectrum().singular_values, values, rtol=0, atol=rounding * values[0])

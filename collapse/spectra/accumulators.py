@@ -4,8 +4,8 @@
 mean^T would cancel where the mean dominates, as it does after a ReLU.  Squaring halves the digits, so eigenvalues below
 some 2^-52 of the largest are rounding.  `Triangle` keeps the R of a QR decomposition of [1 Z] instead (TSQR): with the
 ones first, R[1:, 1:] is the triangle of the centred rows, and nothing is squared.
-Both take finite rows (b, d) of numpy, and join: shards in one process, or processes of torch.distributed.  On a device
-the same is done by streams.py.
+Both take finite float64 rows (b, d) of numpy, best as many at a time as `tile` says, and join: shards in one process,
+or processes of torch.distributed.  On a device the same is done by streams.py.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError
+from collapse.files.rows import BLOCK
 from collapse.spectra.result import EPS
 
 LARGEST, SMALLEST = 1e150, 1e-140  # of entries whose squares, summed, stay in float64's range
@@ -28,28 +29,35 @@ def refuse_range(name: str, largest: float) -> None:
         raise InputError(f"{name}: squares of entries below {SMALLEST:.0e} vanish in float64; scale them up")
 
 
+def tile(dim: int) -> int:
+    """Rows that are added at a time: in the cache from conversion to product, and enough for a product to be fast."""
+    return max(1, (1 << 16) // dim, min(max(512, dim), BLOCK // dim))
+
+
 class Gram:
     """n, mean (d,) and scatter (d, d), its lower triangle, of the rows seen."""
 
     def __init__(self, dim: int) -> None:
         self.n, self.mean, self.scatter = 0, np.zeros(dim), np.zeros((dim, dim), order="F")
-        self.centred = np.zeros((0, dim))  # kept between blocks: fresh memory costs as much as the pass over it
 
     def add(self, z: NDArray) -> None:
-        """Add rows z (b, d), finite."""
+        """Add rows z (b, d), finite float64, which are overwritten."""
         from scipy.linalg.blas import dsyr, dsyrk
 
-        if len(self.centred) < len(z):
-            self.centred = np.empty(z.shape)
-        centred, one = self.centred[: len(z)], np.ones(len(z))
-        # Near the mean first, in the precision of the rows; what it misses is found exactly and taken off at the end.
-        near = np.asarray(one.astype(z.dtype) @ z / len(z), np.float64)
-        np.subtract(z, near, out=centred)
-        missed = one @ centred / len(z)
+        b, one = len(z), np.ones(len(z))
+        # The mean of at least as many rows serves as well as their own, and a pass over them is saved.
+        near = self.mean if (common := self.n >= b) else one @ z / b
+        z -= near
+        missed = one @ z / b  # what it misses is found exactly and taken off at the end
         # One triangle of z^T z, added in place: half of a product, and no second matrix.
-        self.scatter = dsyrk(1.0, centred.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
-        self.scatter = dsyr(-float(len(z)), missed, a=self.scatter, lower=1, overwrite_a=1)
-        self._move(len(z), near + missed)
+        self.scatter = dsyrk(1.0, z.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
+        # About the common mean the new scatter is this less a share b / (n + b) of what was missed, at most a half.
+        weight = b * b / (self.n + b) if common else float(b)
+        self.scatter = dsyr(-weight, missed, a=self.scatter, lower=1, overwrite_a=1)
+        if common:
+            self.n, self.mean = self.n + b, near + missed * (b / (self.n + b))
+        else:
+            self._move(b, near + missed)
 
     def join(self, other: "Gram") -> None:
         """Add another's rows."""

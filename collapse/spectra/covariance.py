@@ -16,7 +16,7 @@ from collapse.arguments import choice, device_of, flag, share, whole
 from collapse.errors import warn
 from collapse.files.rows import blocks, check_memory, is_tensor
 from collapse.metrics import marchenko_pastur_edges
-from collapse.spectra.accumulators import LARGEST, SMALLEST, Gram, Triangle, refuse_range
+from collapse.spectra.accumulators import LARGEST, SMALLEST, Gram, Triangle, refuse_range, tile
 from collapse.spectra.result import EPS, Spectrum
 
 METHODS = ("auto", "covariance", "qr")
@@ -63,6 +63,7 @@ class Covariance:
         self.dim, self.method, self.normalize, self.device, self.name = dim, method, normalize, device, name
         self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
         self._zero_rows = 0
+        self._room = np.empty((0, dim))
         self._sum = self._make_sum()
 
     def _make_sum(self) -> Any:
@@ -115,12 +116,23 @@ class Covariance:
 
     def add(self, roundoff: float, rows: Any) -> None:
         """Add rows that `checked` has passed."""
-        for part in blocks(rows) if self.device is None else [rows]:
-            if self.normalize and self.device is None:
-                part, zero_rows = _unit_rows(part)
-                self._zero_rows += zero_rows
-            self._sum.add(part)
+        if self.device is None:
+            for start in range(0, len(rows), tile(self.dim)):
+                self._sum.add(self._float64(rows[start : start + tile(self.dim)]))
+        else:
+            self._sum.add(rows)
+        if len(rows):
             self.roundoff = max(self.roundoff, roundoff)
+
+    def _float64(self, rows: NDArray) -> NDArray:
+        """A tile of rows, over their norms if so wished, in memory that is kept: fresh memory costs a pass over it."""
+        if len(self._room) < len(rows):
+            self._room = np.empty(rows.shape)
+        z = self._room[: len(rows)]
+        np.copyto(z, rows)
+        if self.normalize:
+            self._zero_rows += _normalize(z)
+        return z
 
     def _rows(self, z: Any) -> tuple[float, Any]:
         """(unit roundoff of z's dtype, z as float32 or float64 of numpy, or as floating on the device)."""
@@ -334,14 +346,15 @@ def require_memory(
         check_memory(name, needed, what, hint)
 
 
-def _unit_rows(z: NDArray) -> tuple[NDArray, int]:
-    """Rows over their norms in float64, and how many are zero and stay so."""
-    z = np.array(z, np.float64)
-    square = np.einsum("ij,ij->i", z, z)
+def _normalize(z: NDArray) -> int:
+    """Divide float64 rows by their norms, in place; how many are zero and stay so."""
+    with np.errstate(over="ignore"):
+        square = np.vecdot(z, z)
     odd = ~((square > 1e-250) & (square < 1e250))
     if odd.any():  # squares of 1e-200 or 1e200 leave float64's range: divide by the largest entry first
         largest = abs(z[odd]).max(1)
-        z[odd] = z[odd] / (largest + (largest == 0))[:, None]
+        z[odd] /= (largest + (largest == 0))[:, None]
         square[odd] = (z[odd] ** 2).sum(1)
     zero = square == 0
-    return z / ((square + zero) ** 0.5)[:, None], int(zero.sum())
+    z *= ((square + zero) ** -0.5)[:, None]
+    return int(zero.sum())
