@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from collapse import InputError
 from collapse.results.screen import fitted, paragraph
-from collapse.spectra.comparison import spectra_of
-from collapse.spectra.result import Spectrum
+from collapse.spectra.result import Spectrum, load_results
 
 FOLDER = Path(__file__).with_name("reference")
 CIFAR = "4,096 of the 10,000 test images of CIFAR-10"
@@ -67,14 +66,14 @@ def _found(place: Any) -> Iterator[tuple[str, Spectrum]]:
             raise InputError(f"{path}: holds no result; write some: collapse spectrum ... --out {path}/NAME.json")
         yield from ((result.stem, one) for result in results for one in _last(result))
     elif path.suffix == ".json":
-        yield from ((one.name, one) for one in spectra_of(path))
+        yield from ((one.name, one) for one in load_results(path))
     else:
         raise InputError(f"{place}: is no reference and no result; there are {', '.join(ABOUT)}")
 
 
 def _last(result: Path) -> list[Spectrum]:
     """The spectrum of a result, or the last of those of all layers."""
-    return spectra_of(result)[-1:]
+    return load_results(result)[-1:]
 
 
 def share(s: Spectrum) -> float:
