@@ -27,7 +27,10 @@ class Augment(Protocol):
 def augmentations_of(
     net: Encoder, first: Tensor, path: str | None, given: str | Sequence[Augment] | None
 ) -> tuple[Sequence[Augment], dict[str, Any]]:
-    """(augmentations, their description) for the images of a first batch."""
+    """(augmentations, their description) for the images (b, 3, h, w) of a first batch.
+
+    Raises InputError: no such preset, no functions with their number of draws, other images, or none that say a size.
+    """
     if given is not None and not isinstance(given, str):
         if not given or not all(callable(one) and hasattr(one, "DRAWS") for one in given):
             raise InputError("augmentations= is no list of functions of images and draws, with their number DRAWS")
