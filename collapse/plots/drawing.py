@@ -260,10 +260,12 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
 
     spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour of HEAD_COLORS.
     """
+    import seaborn as sns
+
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
-        index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
-        (line,) = ax.plot(index, logs.mean(0), dashes, color=HEAD_COLORS.get(name), label=name)
-        ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        index = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
+        sns.lineplot(x=index.ravel(), y=np.log(values).ravel(), errorbar=("pi", 100), linestyle=dashes, label=name,
+                     color=HEAD_COLORS.get(name), err_kws={"linewidth": 0}, ax=ax)  # fmt: skip
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()
 
