@@ -144,7 +144,7 @@ def diagnose(scenario: str, layers: list[NDArray], noise: NDArray, seed: int, im
     x = torch.as_tensor(rng.standard_normal((images, DIM))).float()
     found = collapse.diagnose(
         net, x, views=4, augmentations=[Noise(rotations[0] * noise)], threshold=THRESHOLD, seed=seed, batch_size=4096
-    ).blocks[-1].found  # fmt: skip
+    ).blocks[-1].attribution  # fmt: skip
     made = rotations[0]
     for layer in net:
         if isinstance(layer, nn.Linear):

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from collapse import InputError
 from collapse.metrics import marchenko_pastur_density, marchenko_pastur_edges, noise_variance
 from collapse.results import printable
-from collapse.results.outputs import whole
+from collapse.results.outputs import atomic_write
 
 COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column paper
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -51,7 +51,7 @@ def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")
 
     try:
         with style(), ExitStack() as files:
-            partials = [files.enter_context(whole(stem.with_name(stem.name + suffix))) for suffix in suffixes]
+            partials = [files.enter_context(atomic_write(stem.with_name(stem.name + suffix))) for suffix in suffixes]
             for suffix, partial in zip(suffixes, partials, strict=True):
                 # No date in the file: the same data gives the same bytes.
                 about = {"CreationDate": None} if suffix == ".pdf" else None
