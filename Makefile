@@ -7,7 +7,7 @@
 #                benchmarks/gpu.py; with the python3 that is there, nothing is installed
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
-# make mutants   do the tests notice a broken formula? a sample of mutants, 20 minutes
+# make mutants   do the tests notice a broken formula? a sample of mutants, half an hour
 # make fuzz      COUNT=200000 damaged files of all formats, of a SEED; half an hour, at low priority; it goes on
 
 PYTHON ?= python3

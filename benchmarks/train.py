@@ -36,9 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from collapse.recipes.config import Config, make_config
 from collapse.results import provenance, save_text, to_json
 from collapse.training.data import Labelled, of_arrays, open_data
-from collapse.training.loader import Plan, batches
+from collapse.training.loader import BatchOrder, batches
 from collapse.training.loop import ahead
-from collapse.training.losses import infonce
+from collapse.training.losses import contrastive_loss
 from collapse.training.state import Options, Training
 
 
@@ -98,7 +98,7 @@ class Bench:
     """One trainer and what is measured of it. A round of a case is `steps` steps; times are seconds a step."""
 
     def __init__(self, config: Config, data: Labelled, options: Options, steps: int) -> None:
-        self.plan = Plan(len(data), config.batch_size, 1 << 20, config.seed)
+        self.plan = BatchOrder(len(data), config.batch_size, 1 << 20, config.seed)
         self.training = Training(config, len(data.classes), self.plan, options)
         self.device, self.config, self.steps = options.device, config, steps
         first = next(iter(batches(data, self.plan, self.training.augmentations, 0, 0, self.device)))
@@ -131,7 +131,7 @@ class Bench:
 
     def loss(self) -> None:
         z = torch.randn(2, self.config.batch_size, self.training.config.dim, device=self.device, requires_grad=True)
-        infonce(z[0], z[1], 0.1).backward()
+        contrastive_loss(z[0], z[1], 0.1).backward()
 
     def optimiser(self) -> None:
         for p in self.training.network.parameters():
@@ -175,7 +175,7 @@ def matrix_rate(device: str) -> float:
 def decode_rate(data: Labelled, seconds: float = 3.0) -> float:
     """Images a second that one process decodes and crops twice."""
     config = make_config("imagenet", batch_size=32)
-    plan = Plan(len(data), 32, 1 << 20, 0)
+    plan = BatchOrder(len(data), 32, 1 << 20, 0)
     views = (config.augmentation(0), config.augmentation(1))
     start, count = time.perf_counter(), 0
     for batch in batches(data, plan, views, 0, 0):

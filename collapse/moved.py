@@ -1,4 +1,4 @@
-"""Modules by their old names, for one release: each is found with the names that its homes of today have.
+"""Old names, for one release, each with a warning that says the new one: of modules, functions and attributes.
 
 `collapse.compare` was a module and is a function: `import collapse.compare` would put a module in the function's place.
 So the function itself is what is found there, with the names of the old module on it.
@@ -6,7 +6,7 @@ So the function itself is what is found there, with the names of the old module 
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -23,6 +23,14 @@ MOVED = {
     "collapse.outputs": ("collapse.results.outputs",),
     "collapse.training.config": ("collapse.recipes.config",),
     "collapse.training.views": ("collapse.recipes.views",),
+}
+RENAMED = {
+    "collapse.checkpoints": {"Taps": "LayerHooks"},
+    "collapse.models.encoder": {"Taps": "LayerHooks"},
+    "collapse.results.outputs": {"whole": "atomic_write"},
+    "collapse.training.loader": {"Plan": "BatchOrder"},
+    "collapse.training.losses": {"infonce": "contrastive_loss"},
+    "collapse.training.network": {"checkpoint_blocks": "recompute_blocks"},
 }
 
 
@@ -51,6 +59,7 @@ def exec_module(module: ModuleType) -> None:
     warnings.warn(f"{name} is {today} now", DeprecationWarning, stacklevel=2)
     for home in homes:
         vars(module).update((key, value) for key, value in vars(home).items() if not key.startswith("_"))
+        vars(module).update((old, vars(home)[new]) for old, new in RENAMED.get(home.__name__, {}).items())
 
 
 def _document(spectra: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,3 +71,32 @@ def _table(document: Mapping[str, Any]) -> str:
     """`collapse.spectra.comparison.text` of such a document."""
     home = import_module("collapse.spectra.comparison")
     return str(home.text(home.Comparison(list(document["rows"]), list(document["subspaces"]))))
+
+
+class Renamed:
+    """An attribute of a class by its old name; `name` is that of today."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __set_name__(self, owner: type, old: str) -> None:
+        self.old = f"{owner.__name__}.{old}"
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        warnings.warn(f"{self.old} is {self.name} now", DeprecationWarning, stacklevel=2)
+        return getattr(instance, self.name)
+
+
+def renamed(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module of `RENAMED`."""
+
+    def find(old: str) -> Any:
+        if old not in RENAMED[module]:
+            raise AttributeError(f"module {module!r} has no attribute {old!r}")
+        new = RENAMED[module][old]
+        warnings.warn(f"{module}.{old} is {new} now", DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], new)
+
+    return find

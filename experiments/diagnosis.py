@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -143,7 +144,7 @@ def diagnose(scenario: str, layers: list[NDArray], noise: NDArray, seed: int, im
     x = torch.as_tensor(rng.standard_normal((images, DIM))).float()
     found = collapse.diagnose(
         net, x, views=4, augmentations=[Noise(rotations[0] * noise)], threshold=THRESHOLD, seed=seed, batch_size=4096
-    ).blocks[-1].found  # fmt: skip
+    ).blocks[-1].attribution  # fmt: skip
     made = rotations[0]
     for layer in net:
         if isinstance(layer, nn.Linear):
@@ -204,20 +205,15 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     """The confusion table over all scenarios, and the signal fractions of the two mechanisms."""
     fig, (ax, beside) = plots.figure(plots.TEXT, 2.7, columns=2)
     table = arrays["confusion"].sum(0)
-    ax.imshow(np.log1p(table), cmap="Blues", aspect="auto")
-    for (row, column), count in np.ndenumerate(table):
-        dark = np.log1p(count) > 0.6 * np.log1p(table.max())
-        ax.text(column, row, str(count), ha="center", va="center", fontsize=7, color="white" if dark else "0.2")
-    ax.set_xticks(range(5), CAUSES, rotation=30, ha="right")
-    ax.set_yticks(range(5), CAUSES)
+    sns.heatmap(np.log1p(table), annot=table, fmt="d", cmap="Blues", cbar=False, yticklabels=CAUSES,
+                annot_kws={"fontsize": 7}, ax=ax)  # fmt: skip
+    ax.set_xticks(ax.get_xticks(), CAUSES, rotation=30, ha="right")
     ax.set(xlabel="answer", ylabel="truth")
-    bins = np.linspace(0, 1, 41)
-    for cause in ("augmentation", "implicit"):
-        values = arrays["fractions"][arrays["truth"] == cause]
-        beside.hist(values, bins, color=plots.CAUSE_COLORS[cause], label=cause, alpha=0.8)
+    sns.histplot(x=arrays["fractions"], hue=arrays["truth"], hue_order=["augmentation", "implicit"],
+                 palette=plots.CAUSE_COLORS, bins=np.linspace(0, 1, 41), alpha=0.8, linewidth=0, ax=beside)  # fmt: skip
     beside.axvline(0.5, color="0.4", linewidth=0.8, linestyle=":")
     beside.set(xlabel="signal fraction", ylabel="collapsed directions", yscale="log")
-    beside.legend(title="truth")
+    sns.move_legend(beside, "upper left", title="truth")
     return fig
 
 

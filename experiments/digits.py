@@ -37,7 +37,7 @@ from collapse.experiment import Arrays, Meta, main
 from collapse.recipes import views
 from collapse.recipes.config import Config, make_config
 from collapse.results import to_json
-from collapse.results.outputs import whole
+from collapse.results.outputs import atomic_write
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
 from collapse.training import losses, network, optim
@@ -165,7 +165,7 @@ def write_images(folder: Path) -> None:
         path = folder / str(label) / f"{index:04d}.png"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 Image.fromarray(image[0].numpy()).save(partial)
 
 

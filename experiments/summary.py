@@ -201,27 +201,27 @@ def claims_text(pairs: Sequence[Meta]) -> str:
 
 def draw_tables(found: Meta) -> Any:
     """A point a seed and a line for their mean; a row a head, a colour a regime."""
+    import seaborn as sns
+
     tables = {regime: found[regime]["rows"] for regime in TITLES if regime in found}
-    labels = [f"{study.LABELS[row['name']]}, {len(row['seeds'])} seeds" for row in tables["chosen"]]
-    order = [row["name"] for row in tables["chosen"]]
+    labels = {row["name"]: f"{study.LABELS[row['name']]}, {len(row['seeds'])} seeds" for row in tables["chosen"]}
     fig, axes = plots.figure(plots.TEXT, 1.2 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
         "effective_rank": ("effective rank of r", 1),
         "signal_fraction": ("signal fraction of r", 1),
     }
-    places = np.linspace(0.15 * (len(tables) - 1), -0.15 * (len(tables) - 1), len(tables)) / 1.5
+    runs = [(regime, row, k) for regime, table in tables.items() for row in table for k in range(len(row["seeds"]))]
+    place = {"y": [row["name"] for _, row, _ in runs], "hue": [titled(found[r]["config"], r) for r, _, _ in runs]}
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
-        for k, (regime, table) in enumerate(tables.items()):
-            for row in table:
-                values = factor * np.array(row[key], float)
-                y = len(labels) - 1 - order.index(row["name"]) + places[k]
-                title = titled(found[regime]["config"], regime) if row is table[0] else None
-                ax.plot(values, np.full(len(values), y), "o", color=f"C{k}", alpha=0.4, markersize=3)
-                ax.plot(values.mean(), y, "|", color=f"C{k}", markersize=10, markeredgewidth=2, label=title)
-        ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels[::-1])
-        ax.margins(y=0.1)
+        values = factor * np.array([row[key][k] for _, row, k in runs], float)
+        how = {"x": values, "order": list(labels), "ax": ax, **place}
+        sns.stripplot(**how, dodge=True, jitter=False, alpha=0.4, size=3, legend=False)
+        sns.pointplot(**how, dodge=0.8 - 0.8 / len(tables), errorbar=None, linestyle="none", marker="|", markersize=10,
+                      markeredgewidth=2, legend=ax is axes[0])  # fmt: skip
+        ax.set(xlabel=label, ylabel="", yticks=range(len(labels)), yticklabels=labels.values())
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    axes[0].get_legend().remove()
     return fig
 
 

@@ -91,12 +91,12 @@ def asked(layers: list[NDArray], noise: NDArray, seed: int, images: int) -> tupl
         network(layers, rotations, False, seed), x, views=4, augmentations=[Noise(rotations[0] * noise)],
         threshold=THRESHOLD, temperature=TEMPERATURE, seed=seed, batch_size=4096,
     )  # fmt: skip
-    found, line = diagnosis.blocks[-1].found, diagnosis.about["line"]
+    found, line = diagnosis.blocks[-1].attribution, diagnosis.provenance["line"]
     made = rotations[0]
     for k, W in enumerate(layers):
         made = rotations[k + 1] @ W @ rotations[k].T @ made
     causes, fractions = answers(found, made * np.sqrt(1 + noise**2), False)
-    thin = np.isin(fractions, found.fractions[found.thin])
+    thin = np.isin(fractions, found.fractions[found.undecided])
     return causes, fractions, thin, float(line)
 
 

@@ -203,7 +203,7 @@ def test_what_is_drawn_is_what_is_stored(z, net, pixels, tmp_path):
     ax = found.plot()
     heights = np.array([bar.get_height() for bar in ax.patches])
     widths = [block.spectrum.dim for block in found.blocks]
-    shares = [[block.found.counts()[cause] / block.spectrum.dim for block in found.blocks]
+    shares = [[block.attribution.counts()[cause] / block.spectrum.dim for block in found.blocks]
               for cause in collapse.diagnosis.result.CAUSES]  # fmt: skip
     np.testing.assert_allclose(heights, np.ravel(shares))
     assert len(heights) == 5 * len(widths)

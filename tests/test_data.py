@@ -24,7 +24,7 @@ from collapse.images import Preprocessing, as_bytes
 from collapse.recipes.config import make_config
 from collapse.recipes.views import Augmentation
 from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
-from collapse.training.loader import Plan, Unreadable, batches
+from collapse.training.loader import BatchOrder, Unreadable, batches
 
 
 def noise(n, height, width, seed=0):
@@ -162,7 +162,7 @@ def test_16_bit_grey_is_scaled_for_training_as_for_evaluation(tmp_path):
         Image.fromarray(np.full((24, 20 + index), top, np.uint16)).save(path)
     data = open_data(tmp_path, "train")
     whole = Augmentation(20, scale=(1, 1), ratio=1.0, flip=0, jitter=0, grayscale=0)
-    (batch,) = batches(data, Plan(2, 2, 1, 0), (whole,), 0, 0)
+    (batch,) = batches(data, BatchOrder(2, 2, 1, 0), (whole,), 0, 0)
     for index, pixels in zip(batch.images, batch.pixels, strict=True):
         assert torch.equal(pixels[0], as_bytes(Preprocessing(20, 20).pixels(data.images.open(int(index)))))
 
@@ -207,7 +207,7 @@ def test_a_lost_image_is_replaced_alike_in_memory_and_by_workers_and_the_way_sta
     (folder / "train/a/03.png").mkdir()
     (folder / "train/a/03.png/x.png").symlink_to("nowhere")
     data = open_data(folder, "train")
-    kept, plan = to_memory(data, 2), Plan(12, 12, 2, 0)
+    kept, plan = to_memory(data, 2), BatchOrder(12, 12, 2, 0)
     assert isinstance(kept.images, Pixels)
     whole = Augmentation(20, scale=(1, 1), ratio=24 / 20, flip=0, jitter=0, grayscale=0)
     for here, there in zip(batches(kept, plan, (whole,), 0, 0), batches(data, plan, (whole,), 0, 2), strict=True):
@@ -422,23 +422,23 @@ def test_an_array_of_images_that_lies_is_one_line(tmp_path, in_child, x, message
 
 
 def test_the_plan_shows_every_image_once_an_epoch_however_many_processes_share_it():
-    alone = list(Plan(26, 8, 3, seed=5).batches(0))
+    alone = list(BatchOrder(26, 8, 3, seed=5).batches(0))
     assert [epoch for epoch, _ in alone] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for epoch in range(3):
         seen = np.concatenate([images for e, images in alone if e == epoch])
         assert len(set(seen.tolist())) == 24
     assert not np.array_equal(alone[0][1], alone[3][1])
-    shared = [list(Plan(26, 8, 3, 5, rank, 2).batches(0)) for rank in range(2)]
+    shared = [list(BatchOrder(26, 8, 3, 5, rank, 2).batches(0)) for rank in range(2)]
     for (_, whole), *parts in zip(alone, *shared, strict=True):
         np.testing.assert_array_equal(whole, np.concatenate([images for _, images in parts]))
     for first in (1, 3, 5, 8):
-        for (epoch, images), (e, i) in zip(Plan(26, 8, 3, 5).batches(first), alone[first:], strict=True):
+        for (epoch, images), (e, i) in zip(BatchOrder(26, 8, 3, 5).batches(first), alone[first:], strict=True):
             assert epoch == e
             np.testing.assert_array_equal(images, i)
 
 
 def test_workers_make_the_same_crops(jpegs):
-    data, plan = open_data(jpegs, "train"), Plan(20, 8, 2, 0)
+    data, plan = open_data(jpegs, "train"), BatchOrder(20, 8, 2, 0)
     views = (Augmentation(24), Augmentation(24, scale=(0.5, 1)))
     alone = list(batches(data, plan, views, 1, 0))
     workers = list(batches(data, plan, views, 1, 2))
@@ -450,7 +450,7 @@ def test_workers_make_the_same_crops(jpegs):
 
 
 def test_the_death_of_a_worker_is_one_line(jpegs):
-    running = batches(open_data(jpegs, "train"), Plan(20, 2, 1000, 0), (Augmentation(24),), 0, 2)
+    running = batches(open_data(jpegs, "train"), BatchOrder(20, 2, 1000, 0), (Augmentation(24),), 0, 2)
     next(running)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(InputError, match=r"a loader process died .*; try workers=0"):
@@ -463,7 +463,7 @@ def test_a_damaged_jpeg_is_replaced(jpegs, tmp_path):
     path = tmp_path / "set/train/a/00.jpg"
     path.write_bytes(path.read_bytes()[:300])
     data = open_data(tmp_path / "set", "train")
-    (batch,) = batches(data, Plan(20, 20, 1, 0), (Augmentation(24),), 0, 0)
+    (batch,) = batches(data, BatchOrder(20, 20, 1, 0), (Augmentation(24),), 0, 0)
     assert len(batch.unreadable) == 1
     assert "00.jpg: not a readable image" in batch.unreadable[0]
     # Its place is the next one's, label and all.
@@ -471,7 +471,7 @@ def test_a_damaged_jpeg_is_replaced(jpegs, tmp_path):
     for path in (tmp_path / "set/train").rglob("*.*"):
         path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="ten images in a row"):
-        next(batches(open_data(tmp_path / "set", "train"), Plan(20, 20, 1, 0), (Augmentation(24),), 0, 0))
+        next(batches(open_data(tmp_path / "set", "train"), BatchOrder(20, 20, 1, 0), (Augmentation(24),), 0, 0))
 
 
 @pytest.mark.parametrize(("n", "limit"), [(20, 10), (5000, 50)])

@@ -24,7 +24,7 @@ from collapse.models.backbones import make_backbone
 from collapse.recipes.config import make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import loop, parallel
-from collapse.training.loader import Batch, Plan
+from collapse.training.loader import Batch, BatchOrder
 from collapse.training.loop import Ask, ahead
 from collapse.training.state import Options, Training
 
@@ -65,7 +65,7 @@ def graphs(monkeypatch):
 
 
 def training_of(config, **options):
-    return Training(config, 10, Plan(160, 16, 2, 0), Options(**options))
+    return Training(config, 10, BatchOrder(160, 16, 2, 0), Options(**options))
 
 
 def step_of(training):

@@ -81,10 +81,10 @@ def test_augmentation_has_the_negative_eigenvalues_of_signal_minus_augmentation(
     assert counts["implicit"] == (difference > 0).sum()
     assert sum(counts.values()) == d
     # The directions of the collapsed are those of no shared signal and no shared augmentation, and span their subspace.
-    U = found.directions[:, found.judged()]
+    U = found.directions[:, found.collapsed()]
     assert np.linalg.norm(U - collapsed @ (collapsed.T @ U)) < 1e-8 * math.sqrt(d)
     for M in (S, A):
-        form = U.T @ M @ U / np.sqrt(np.outer(*2 * [found.variances[found.judged()]]))
+        form = U.T @ M @ U / np.sqrt(np.outer(*2 * [found.variances[found.collapsed()]]))
         assert abs(form - np.diag(form.diagonal())).max(initial=0) < 1e-6
 
 
@@ -99,7 +99,7 @@ def test_a_linear_map_moves_no_direction_across_the_line(d, seed):
     pulled = W.T @ found.directions
     at_input = np.einsum("ij,ij->j", pulled, S @ pulled) / np.einsum("ij,ij->j", pulled, (S + A) @ pulled)
     np.testing.assert_allclose(found.fractions, at_input, atol=1e-8)
-    judged = found.judged()
+    judged = found.collapsed()
     np.testing.assert_array_equal(found.causes[judged] == "augmentation", at_input[judged] < 0.5)
 
 
@@ -170,9 +170,11 @@ def test_one_pass_gives_what_all_rows_at_once_give():
         expected = scipy.linalg.eigh(S, S + A, eigvals_only=True)[::-1].clip(0)
         np.testing.assert_allclose(block.signal_fraction, expected, atol=1e-5)
     again = collapse.diagnose(net, [x[:11], x[11:]], views=3, augmentations=[noise], seed=5, batch_size=96)
-    np.testing.assert_allclose(again.blocks[-1].found.variances, found.blocks[-1].found.variances, rtol=1e-6)
+    np.testing.assert_allclose(
+        again.blocks[-1].attribution.variances, found.blocks[-1].attribution.variances, rtol=1e-6
+    )
     other = collapse.diagnose(net, x, views=3, augmentations=[noise], seed=6)
-    assert abs(other.blocks[-1].found.variances / found.blocks[-1].found.variances - 1).max() > 1e-3
+    assert abs(other.blocks[-1].attribution.variances / found.blocks[-1].attribution.variances - 1).max() > 1e-3
 
 
 def test_each_kind_of_collapse_is_told_from_the_others():
@@ -186,9 +188,9 @@ def test_each_kind_of_collapse_is_told_from_the_others():
     x = torch.tensor(rng.standard_normal((600, d)) @ V.T).float()
     found = collapse.diagnose(net, x, augmentations=[Noise(noise, V)], threshold=1e-2, batch_size=256)
     block = found.blocks[-1]
-    assert block.found.counts() == {"alive": 11, "augmentation": 3, "implicit": 2, "rounding": 3, "dead": 2}
-    assert not block.found.thin.any()
-    directions = U.T @ block.found.directions[:16, block.found.of("augmentation")]
+    assert block.attribution.counts() == {"alive": 11, "augmentation": 3, "implicit": 2, "rounding": 3, "dead": 2}
+    assert not block.attribution.undecided.any()
+    directions = U.T @ block.attribution.directions[:16, block.attribution.of("augmentation")]
     # With 600 images each is off by a correlation of some 1 / sqrt(600) with each of 16 others.
     assert (directions[8:11] ** 2).sum() / (directions**2).sum() > 1 - 3 * 16 / 600
     for text in ("outweighs signal along 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
@@ -205,8 +207,8 @@ def test_a_known_temperature_moves_the_line():
     fractions = np.repeat([1 / 1.01, 0.6], 4)
     for temperature, cause in ((None, "implicit"), (0.2, "implicit"), (1.0, "augmentation")):
         found = collapse.diagnose(linear(np.diag(scale)), x, temperature=temperature, **how)
-        assert found.blocks[-1].found.counts()[cause] == 4
-        line = found.about["line"]
+        assert found.blocks[-1].attribution.counts()[cause] == 4
+        line = found.provenance["line"]
         if temperature is None:
             assert line == 0.5
         else:  # temperature times what lies above the line is 1, up to the error of 4,000 images
@@ -265,10 +267,10 @@ def test_any_module_is_read_where_it_can_be_and_comes_back_in_its_mode():
     found = collapse.diagnose(net, torch.randn(60, 6), views=2, augmentations=views)
     assert [module.training for module in net.modules()] == modes
     assert [block.layer for block in found.blocks] == ["body", "representation"]
-    notes = [note.split(":")[0] for note in found.about["warnings"]]
+    notes = [note.split(":")[0] for note in found.provenance["warnings"]]
     assert notes[:3] == ["layer rnn", "layer unused", "layer mixer"]
     flat = collapse.diagnose(nn.Flatten(), torch.randn(60, 6), views=2, augmentations=views)
-    assert sum(flat.blocks[-1].found.counts().values()) == 6
+    assert sum(flat.blocks[-1].attribution.counts().values()) == 6
 
 
 def test_a_batch_norm_of_something_else_is_not_folded_in():
@@ -393,14 +395,15 @@ def test_bad_input_is_one_line(capsys, resnet18, photos, tmp_path):
 def test_a_page_says_what_a_name_means_and_escapes_it():
     net = linear(np.diag([1.0, 1e-3]))
     found = collapse.diagnose(net, torch.randn(40, 2), views=2, augmentations=[Noise(np.full(2, 0.1))], threshold=1e-3)
-    found.about["source"]["path"] = "<b>.pth"
+    found.provenance["source"]["path"] = "<b>.pth"
     assert "&lt;b&gt;.pth" in page(found)
     assert "<b>" not in page(found)
 
 
 def test_complete_collapse_is_all_units_dead_and_nothing_is_made_up():
     found = collapse.diagnose(linear(np.zeros((3, 4))), torch.randn(40, 4), views=2, augmentations=[Noise(np.ones(4))])
-    assert found.blocks[-1].found.counts() == {"alive": 0, "augmentation": 0, "implicit": 0, "rounding": 0, "dead": 3}
+    counts = found.blocks[-1].attribution.counts()
+    assert counts == {"alive": 0, "augmentation": 0, "implicit": 0, "rounding": 0, "dead": 3}
     document = json.loads(found.to_json())
     assert document["blocks"][-1]["signal_fraction"] == [None] * 3
     assert document["blocks"][-1]["lidar"] is None

@@ -234,7 +234,7 @@ def test_a_result_of_python_spares_its_source_too(inputs, monkeypatch):
 
 def leave(path, pid):
     """What a writer of `path` with this number would leave."""
-    with outputs.whole(path) as partial:
+    with outputs.atomic_write(path) as partial:
         name = partial.name.replace(f"-{os.getpid()}-", f"-{pid}-")
         path.with_name(name).write_text("half")
     return path.with_name(name)
@@ -258,7 +258,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         file.write_text("theirs")
     linked = tmp_path / name.replace(name[-21:-5], "f" * 16)
     linked.symlink_to(kept[0])
-    with outputs.whole(path) as first, outputs.whole(path) as second:
+    with outputs.atomic_write(path) as first, outputs.atomic_write(path) as second:
         assert first != second
         first.write_text("one")
         second.write_text("two")
@@ -274,8 +274,8 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
 def test_a_killed_command_leaves_no_file_for_ever(tmp_path, z):
     out = tmp_path / "s.json"
     program = (
-        "import os, signal, sys; from pathlib import Path; from collapse.results.outputs import whole\n"
-        "with whole(Path(sys.argv[1])) as partial: os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path; from collapse.results.outputs import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as partial: os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program, out]).returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".collapse-*"))) == 1
@@ -287,7 +287,7 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
     path, victim = tmp_path / "a.json", tmp_path / "victim"
     victim.write_text("precious")
     monkeypatch.setattr(outputs.secrets, "token_hex", lambda size: "0" * 2 * size)
-    with outputs.whole(path) as partial:
+    with outputs.atomic_write(path) as partial:
         partial.write_text("")
     path.unlink()
     partial.symlink_to(victim)

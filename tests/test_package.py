@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import collapse
 from collapse import InputError
-from collapse.moved import MOVED
+from collapse.diagnosis import Block
+from collapse.metrics.attribution import Attribution
+from collapse.models.encoder import Module
+from collapse.moved import MOVED, RENAMED
 from collapse.results import load_result, r_squared, save_result, save_text, strict, to_json
-from collapse.results.outputs import whole
+from collapse.results.outputs import atomic_write
 
 PACKAGE = Path(collapse.__file__).parent
 
@@ -126,6 +130,33 @@ def test_old_names_of_modules_are_found_for_one_release():
         ]
         assert public
         assert all(getattr(old, n) is getattr(today[0], n) for n in public if name != "collapse.compare")
+        for home in today:
+            assert all(getattr(old, n) is getattr(home, new) for n, new in RENAMED.get(home.__name__, {}).items())
+
+
+def test_old_names_of_functions_and_attributes_are_found_for_one_release():
+    modules = [(module, old, new) for module, names in RENAMED.items() for old, new in names.items()]
+    for name, old, new in modules:
+        module = importlib.import_module(name)
+        with pytest.warns(DeprecationWarning, match=f"{name}.{old} is {new} now"):
+            assert getattr(module, old) is getattr(module, new)
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = module.nothing
+    attribution = Attribution(
+        np.eye(2), np.array(["alive", "implicit"]), np.ones(2), np.ones(2), np.array([False, True])
+    )
+    diagnosis = collapse.Diagnosis([Block(None, attribution, np.ones(2), 1.0)], {"views": 2}, "")
+    for thing, old, new in (
+        (attribution, "thin", "undecided"),
+        (diagnosis, "about", "provenance"),
+        (diagnosis.blocks[0], "found", "attribution"),
+        (collapse.Accuracy(4, 3, 2), "about", "provenance"),
+        (Module(torch.nn.Linear(2, 2)).layer("representation"), "taps", "hooks"),
+    ):
+        with pytest.warns(DeprecationWarning, match=f"{type(thing).__name__}.{old} is {new} now"):
+            assert getattr(thing, old) is getattr(thing, new)
+    with pytest.warns(DeprecationWarning, match="judged is collapsed now"):
+        assert attribution.judged().tolist() == [False, True]
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -155,7 +186,7 @@ def test_a_result_holds_how_it_was_made(tmp_path):
 
 
 def _write_half(path, error):
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("half")
         raise error
 

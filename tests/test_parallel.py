@@ -17,8 +17,8 @@ from torch import nn
 from collapse import InputError
 from collapse.recipes.config import make_config
 from collapse.training import parallel
-from collapse.training.losses import infonce
-from collapse.training.network import Network, backward, checkpoint_blocks
+from collapse.training.losses import contrastive_loss
+from collapse.training.network import Network, backward, recompute_blocks
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,29 +66,29 @@ def test_the_loss_is_the_mean_over_anchors_and_directions_of_the_papers_formula(
             rest = [similar(b[j]) for j in range(9)]
             rest += [similar(a[j]) for j in range(9) if j != i] if negatives == "all" else []
             terms.append(-math.log(similar(b[i]) / sum(rest)))
-    assert infonce(z, z_prime, 0.1, negatives).item() == pytest.approx(sum(terms) / len(terms), rel=1e-13)
+    assert contrastive_loss(z, z_prime, 0.1, negatives).item() == pytest.approx(sum(terms) / len(terms), rel=1e-13)
 
 
 def test_the_loss_is_float32_under_autocast_and_groups_are_averaged():
     z, z_prime = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    plain = infonce(z, z_prime, 0.1)
+    plain = contrastive_loss(z, z_prime, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = infonce(z, z_prime, 0.1)
-        half = infonce(z.bfloat16(), z_prime.bfloat16(), 0.1)
+        inside = contrastive_loss(z, z_prime, 0.1)
+        half = contrastive_loss(z.bfloat16(), z_prime.bfloat16(), 0.1)
     assert torch.equal(inside, plain)
     assert half.dtype == torch.float32
-    groups = infonce(z.unflatten(1, (2, 4)), z_prime.unflatten(1, (2, 4)), 0.1)
+    groups = contrastive_loss(z.unflatten(1, (2, 4)), z_prime.unflatten(1, (2, 4)), 0.1)
     assert groups == pytest.approx(
-        (infonce(z[:, :4], z_prime[:, :4], 0.1) + infonce(z[:, 4:], z_prime[:, 4:], 0.1)) / 2
+        (contrastive_loss(z[:, :4], z_prime[:, :4], 0.1) + contrastive_loss(z[:, 4:], z_prime[:, 4:], 0.1)) / 2
     )
 
 
 def test_identical_far_apart_views_have_no_loss():
     z = torch.eye(6)
-    assert infonce(z, z, 0.01).item() < 1e-6
-    assert infonce(torch.ones(6, 3), torch.ones(6, 3), 0.1).item() == pytest.approx(math.log(6), abs=1e-6)
+    assert contrastive_loss(z, z, 0.01).item() < 1e-6
+    assert contrastive_loss(torch.ones(6, 3), torch.ones(6, 3), 0.1).item() == pytest.approx(math.log(6), abs=1e-6)
     with pytest.raises(InputError, match="negatives"):
-        infonce(z, z, 0.1, "some")
+        contrastive_loss(z, z, 0.1, "some")
 
 
 def grads_of(config, change=lambda net: None, norms=True):
@@ -105,13 +105,13 @@ def grads_of(config, change=lambda net: None, norms=True):
 def test_checkpointing_changes_no_bit_of_gradients_and_batch_norm_statistics():
     config = make_config("digits", head="mlp")
     plain = grads_of(config)
-    again = grads_of(config, lambda net: checkpoint_blocks(net.backbone))
+    again = grads_of(config, lambda net: recompute_blocks(net.backbone))
     assert torch.equal(plain[0], again[0])
     for mine, theirs in zip(plain[1:], again[1:], strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     with pytest.raises(InputError, match="no residual blocks"):
-        checkpoint_blocks(nn.Linear(2, 2))
+        recompute_blocks(nn.Linear(2, 2))
 
 
 def test_gradient_caching_is_exact_without_batch_norm_and_another_thing_with_it():

@@ -9,7 +9,7 @@ from torchvision.models import get_model
 
 import collapse
 from collapse.checkpoints import library
-from collapse.checkpoints.plan import frame
+from collapse.checkpoints.plan import on_meta
 from collapse.models.backbones import make_backbone
 from collapse.recipes.config import make_config
 from collapse.training.network import Network, save_encoder
@@ -44,11 +44,11 @@ def taken(net, images):
 @pytest.mark.parametrize("arch", NAMES)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_a_network_has_one_width_trained_loaded_and_named(arch):
-    full = frame(lambda: whole(arch)).eval().to("meta")
+    full = on_meta(lambda: whole(arch)).eval().to("meta")
     side = 224 if "vit" in arch or "levit" in arch or "mixer" in arch or "former" in arch else 96
     images = torch.zeros(1, 3, side, side, device="meta")
     width = taken(full, images).shape
-    for net in (frame(lambda: make_backbone(arch, side)), frame(lambda: library.make(arch.removeprefix("timm:")))):
+    for net in (on_meta(lambda: make_backbone(arch, side)), on_meta(lambda: library.make(arch.removeprefix("timm:")))):
         assert net.eval()(images).shape == width == (1, net.width)
         assert net.state_dict().keys() <= full.state_dict().keys()
     assert library.roots_of(arch.removeprefix("timm:"), full.state_dict()) == [""]

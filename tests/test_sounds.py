@@ -196,7 +196,7 @@ def test_a_diagnosis_and_the_commands(tmp_path, heard, capsys, monkeypatch):
     held = written(tmp_path / "in")
     net = str(heard[0])
     found = collapse.diagnose(net, "in", augmentations=quieter, views=2)
-    assert found.about["images"]["count"] == 5
+    assert found.provenance["images"]["count"] == 5
     for number, samples in enumerate(held):
         for view in range(2):
             made = quieter(samples.copy(), np.random.default_rng([0, number, view]))

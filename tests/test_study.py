@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,8 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from collapse import plots
+from collapse.metrics.attribution import CAUSES
 from collapse.models.heads import make_head
 from collapse.recipes.config import make_config
 from collapse.results import load_result
@@ -27,6 +30,7 @@ from collapse.training.network import Network, save_encoder
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
+import diagnosis  # noqa: E402
 import predictors  # noqa: E402
 import study  # noqa: E402
 import summary  # noqa: E402
@@ -383,6 +387,40 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert ran.returncode == 2
     assert message in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_drawn_table_has_a_point_a_seed_and_their_mean_beside_them():
+    found = json.loads((EXPERIMENTS / "results/table1.json").read_text())
+    tables = [found[regime]["rows"] for regime in summary.TITLES if regime in found]
+    figure = summary.draw_tables(found)
+    for ax, key, factor in zip(
+        figure.axes, ("probe_top1", "effective_rank", "signal_fraction"), (100, 1, 1), strict=True
+    ):
+        rows = [factor * np.array(row[key], float) for table in tables for row in table]
+        rows = [row for row in rows if not np.isnan(row).all()]
+        points = np.concatenate([np.ma.getdata(one.get_offsets()) for one in ax.collections])
+        points = points[~np.isnan(points).any(1)]
+        np.testing.assert_allclose(np.sort(points[:, 0]), np.sort(np.concatenate(rows)))
+        means = np.concatenate([line.get_xydata() for line in ax.lines])
+        means = means[~np.isnan(means).any(1)]
+        np.testing.assert_allclose(np.sort(means[:, 0]), np.sort([row.mean() for row in rows]))
+        for x, y in means:
+            assert points[np.isclose(points[:, 1], y, atol=1e-6), 0].mean() == pytest.approx(x)
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "2-layer projector, 3 seeds"
+
+
+def test_the_drawn_confusion_has_truth_in_rows_and_the_histogram_counts_by_truth():
+    confusion = np.arange(50).reshape(2, 5, 5)
+    truth = np.array(["augmentation"] * 3 + ["implicit"] * 2)
+    arrays = {"confusion": confusion, "truth": truth, "fractions": np.array([0.1, 0.11, 0.4, 0.9, 0.99])}
+    ax, beside = diagnosis.draw({}, arrays).axes
+    assert [text.get_text() for text in ax.texts] == [str(count) for count in confusion.sum(0).ravel()]
+    assert [text.get_text() for text in ax.get_yticklabels()] == list(CAUSES)
+    assert [text.get_text() for text in ax.get_xticklabels()] == list(CAUSES)
+    for cause in ("augmentation", "implicit"):
+        color = matplotlib.colors.to_rgb(plots.CAUSE_COLORS[cause])
+        bars = [bar for bar in beside.patches if bar.get_height() and bar.get_facecolor()[:3] == color]
+        assert sum(bar.get_height() for bar in bars) == (truth == cause).sum()
 
 
 def test_nothing_to_draw_is_one_line(tmp_path):

@@ -270,8 +270,8 @@ def test_a_diagnosis_of_texts_takes_the_callers_views(tmp_path, bert, capsys, mo
     again = [[doubled(text, np.random.default_rng([0, n, v])) for v in range(3)] for n, text in enumerate(texts)]
     (tmp_path / "views.jsonl").write_text("\n".join(map(json.dumps, again)))
     same = collapse.diagnose(bert, views_file="views.jsonl")
-    assert found.about["images"]["count"] == same.about["images"]["count"] == 20
-    assert found.about["views"] == same.about["views"] == 3
+    assert found.provenance["images"]["count"] == same.provenance["images"]["count"] == 20
+    assert found.provenance["views"] == same.provenance["views"] == 3
     for one, other in zip(found.blocks, same.blocks, strict=True):
         np.testing.assert_allclose(one.signal_fraction, other.signal_fraction, atol=1e-3)
     equal = collapse.diagnose(bert, views_file=[[text, text] for text in texts]).blocks[-1].signal_fraction

@@ -32,7 +32,7 @@ from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
 from collapse.recipes.config import Config, load_preset, make_config, presets
 from collapse.training.data import of_arrays, open_data
-from collapse.training.losses import infonce
+from collapse.training.losses import contrastive_loss
 from collapse.training.network import Network, save_encoder
 from collapse.training.optim import learning_rate
 from collapse.training.run import Run, Signals
@@ -285,9 +285,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good_s
 
     def poisoned(*arguments):
         seen.append(1)
-        return infonce(*arguments) * (math.nan if len(seen) == 6 else 1)
+        return contrastive_loss(*arguments) * (math.nan if len(seen) == 6 else 1)
 
-    monkeypatch.setattr("collapse.training.network.infonce", poisoned)
+    monkeypatch.setattr("collapse.training.network.contrastive_loss", poisoned)
     with pytest.raises(InputError, match="epoch 1, step 5: the loss is nan"):
         list(train(tmp_path, config, data_of(digits, 200), options=options))
     assert torch.load(tmp_path / "resume.pt", weights_only=True)["step"] == 4
@@ -557,7 +557,7 @@ def test_directclr_sends_gradient_through_the_first_entries_only(digits):
     network = Network(replace(TINY, method="directclr", head="none"), 10)
     r = network.backbone(TINY.preprocessing().normalize(digits[0][:32]))
     r.retain_grad()
-    infonce(network.projector(r), network.projector(r.flip(0)), 0.1).backward()
+    contrastive_loss(network.projector(r), network.projector(r.flip(0)), 0.1).backward()
     assert (r.grad[:, :8] != 0).any()
     assert (r.grad[:, 8:] == 0).all()
 

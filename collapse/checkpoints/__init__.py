@@ -11,6 +11,9 @@ returned.
 from collapse.checkpoints.loading import inspect, load, loaded
 from collapse.checkpoints.plan import Overrides
 from collapse.checkpoints.report import Checkpoint
-from collapse.models.encoder import Encoder, Layer, Module, Taps
+from collapse.models.encoder import Encoder, Layer, LayerHooks, Module
+from collapse.moved import renamed
 
-__all__ = ["Checkpoint", "Encoder", "Layer", "Module", "Overrides", "Taps", "inspect", "load", "loaded"]
+__all__ = ["Checkpoint", "Encoder", "Layer", "LayerHooks", "Module", "Overrides", "inspect", "load", "loaded"]
+
+__getattr__ = renamed(__name__)

@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
+from collapse.checkpoints.huggingface import (
+    checked_on_meta,
+    config_of,
+    filled,
+    outermost,
+    refuse_choices,
+    state_of,
+    taking,
+)
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import at_size
@@ -53,14 +61,14 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
 
     Raises InputError: a config far larger than the weights, or a flag that such an encoder lacks.
     """
-    refuse_flags(clues, "clips", ("dim", "pool", "projector"))
+    refuse_choices(clues, "clips", ("dim", "pool", "projector"))
     values = clues.configs["config.json"]
     config, model = config_of(name, len(tensors), values)
     length = whole(f"config.json: {LENGTHS[name]}", getattr(config, LENGTHS[name]), 1, MOST) or 1
     size = side(f"config.json: {SIZES[name]}", getattr(config, SIZES[name])) or 224
     norm = "fc_norm.weight" in tensors and getattr(config, "use_mean_pooling", False)
     create = partial(_made, model, config, name, config.hidden_size if norm else 0)
-    framed(create, name, tensors)
+    checked_on_meta(create, name, tensors)
     net, used = filled(model, config, {}, tensors, clues.notes)
     if name == "vjepa2":
         net, used = net.encoder, tuple(key for key in used if key.startswith(("encoder.", "vjepa2.encoder.")))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Clues, Plan, frame, unusable
+from collapse.checkpoints.plan import Clues, Plan, on_meta, unusable
 from collapse.checkpoints.preprocessing import BICUBIC, HALVES, at_size
 from collapse.checkpoints.settings import shown, side
 from collapse.files.containers import first_line
@@ -122,7 +122,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     Raises InputError: a config far larger than the weights, or tensors that are missing or of another shape.
     """
     create, size, pooling = _network(name, tensors, clues)
-    light = framed(create, name, tensors)
+    light = checked_on_meta(create, name, tensors)
     net, used = filled(create.args[0], create.args[1], create.args[2], tensors, clues.notes)
     root, weights = state_of(net, used)
     pixels = at_size(HABITS.get(name, BICUBIC), size)
@@ -233,7 +233,7 @@ def _check(name: str, value: Any, tensors: int, depth: int = 0) -> None:
         raise InputError(f"config.json: {name} is {shown(value)}, which no network has")
 
 
-def refuse_flags(clues: Clues, kind: str, names: Sequence[str]) -> None:
+def refuse_choices(clues: Clues, kind: str, names: Sequence[str]) -> None:
     """Raise InputError if the caller gives one of these, of which an encoder of this kind has none."""
     name = next((name for name in names if getattr(clues.given, name) is not None), None)
     if name is not None:
@@ -251,13 +251,13 @@ def taking(given: str) -> Iterator[None]:
         raise InputError(f"the network takes no {given} ({first_line(error)})") from error
 
 
-def framed(create: Callable[[], nn.Module], name: str, tensors: Mapping[str, Tensor]) -> Any:
+def checked_on_meta(create: Callable[[], nn.Module], name: str, tensors: Mapping[str, Tensor]) -> Any:
     """The network of a checked config without its weights, which says what it is.
 
     Raises InputError: values that no such network has, or one that is far larger than the file's tensors.
     """
     try:
-        light = frame(create)
+        light = on_meta(create)
     except Exception as error:  # its code fails in its own ways, all the config's fault
         raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
     held = sum(tensor.numel() for tensor in tensors.values())

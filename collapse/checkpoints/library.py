@@ -22,7 +22,7 @@ from torchvision import models as tv
 
 from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
-from collapse.checkpoints.plan import Clues, Plan, frame, refuse_flags
+from collapse.checkpoints.plan import Clues, Plan, on_meta, refuse_flags
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole
 from collapse.files.containers import Contents, first_line
@@ -198,7 +198,7 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def _exact(name: str, root: str, tensors: Mapping[str, Tensor]) -> bool:
     if name not in _versions(name.removesuffix(IN_A_ROW)):
         return False
-    net = frame(partial(make, name))
+    net = on_meta(partial(make, name))
     state, keys = net.state_dict(), _keys(name, net)
     return all(root + keys[k] in tensors and tensors[root + keys[k]].shape == t.shape for k, t in state.items())
 
@@ -208,7 +208,7 @@ def write_index() -> None:
     lines = []
     of_tv = [f"torchvision:{name}" for name in tv.list_models(tv)]
     for name in [*timm.list_models(), *of_tv, *(f"{name}{IN_A_ROW}" for name in of_tv)]:
-        net = frame(partial(make, name))
+        net = on_meta(partial(make, name))
         shapes = {_keys(name, net)[key]: tuple(t.shape) for key, t in net.state_dict().items()}
         lines.append(f"{fingerprint(shapes)} {name}")
     INDEX.write_text("\n".join(lines) + "\n")
@@ -251,7 +251,7 @@ def _keys(name: str, net: nn.Module) -> dict[str, str]:
 def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[str]:
     """The roots under which the file has every tensor of a network."""
     try:
-        net = frame(partial(make, name, options))
+        net = on_meta(partial(make, name, options))
     except Exception as error:  # the library's code refuses arguments in many ways, all the config's fault
         raise InputError(f"config.json: model_args: no {name} has these ({first_line(error)})") from error
     state = list(_keys(name, net).values())
@@ -263,7 +263,7 @@ def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[s
 def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> Plan:
     """The plan of a library's network for the tensors under a root."""
     create = partial(make, name, options)
-    light = frame(create)
+    light = on_meta(create)
     names = {root + file: own for own, file in _keys(name, light).items()}
     names = {key: names.get(key, key.removeprefix(root)) for key in tensors if key.startswith(root)}
     weights = Weights({own: tensors[key] for key, own in names.items()}, {own: (key,) for key, own in names.items()})

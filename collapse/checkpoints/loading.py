@@ -19,7 +19,7 @@ from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
-from collapse.checkpoints.plan import Clues, Overrides, Plan, build, frame, refuse_flags
+from collapse.checkpoints.plan import Clues, Overrides, Plan, build, on_meta, refuse_flags
 from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
 from collapse.checkpoints.report import Checkpoint
@@ -154,7 +154,7 @@ def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
         raise InputError(f"its header names the network {shown(arch)}, which is not known here")
     try:
         make = partial(make_backbone, arch, int(about["image_size"]), (), tuple(map(int, about["planes"])))
-        net = frame(make)
+        net = on_meta(make)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"its header names an impossible network ({first_line(error)})") from error
     mine = {key: tensor for key, tensor in tensors.items() if not key.startswith("projector.")}

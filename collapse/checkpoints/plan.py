@@ -151,7 +151,7 @@ def build(plan: Plan) -> tuple[nn.Module, set[str], list[str]]:
     Raises InputError: a tensor is missing or misshapen, or such a network cannot be.
     """
     try:
-        module = frame(plan.make)
+        module = on_meta(plan.make)
     except Exception as error:  # the libraries' code refuses impossible sizes in many ways, all the file's fault
         raise InputError(f"not {plan.architecture}, such a network cannot be: {first_line(error)}") from error
     expected, given = module.state_dict(), {**plan.constants, **plan.weights.tensors}
@@ -189,7 +189,7 @@ class _NoValues(TorchFunctionMode):
         return func(*args, **named)
 
 
-def frame(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     """The network without memory for its weights, or with it where its code cannot do without."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
+from collapse.checkpoints.huggingface import (
+    checked_on_meta,
+    config_of,
+    filled,
+    outermost,
+    refuse_choices,
+    state_of,
+    taking,
+)
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import choice, flag, shown, text, whole
@@ -133,14 +141,14 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     Raises InputError: a config far larger than the weights.
     """
     assert clues.folder is not None
-    refuse_flags(clues, "texts", NONE)
+    refuse_choices(clues, "texts", NONE)
     place = folders.rooted(clues.folder)
     config, model = config_of(name, len(tensors), _of_config(name, clues.configs["config.json"]), _class(name))
     said = _reading(clues.folder, name, clues)
     takes = "add_pooling_layer" in inspect.signature(model.__init__).parameters
     more = {"add_pooling_layer": False} if takes else {}
     create = partial(_made, model, config, more, said.modes, said.after)
-    light = framed(create, name, {**tensors, **said.tensors})
+    light = checked_on_meta(create, name, {**tensors, **said.tensors})
     net, used = filled(model, config, more, tensors, clues.notes)
     root, weights = state_of(net, used)
     weights = Weights({**weights.tensors, **said.tensors}, weights.keys)

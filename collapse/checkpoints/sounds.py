@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.checkpoints.huggingface import config_of, filled, framed, outermost, refuse_flags, state_of, taking
+from collapse.checkpoints.huggingface import (
+    checked_on_meta,
+    config_of,
+    filled,
+    outermost,
+    refuse_choices,
+    state_of,
+    taking,
+)
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import number, shown, text, whole
 from collapse.files.containers import first_line
@@ -89,12 +97,12 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
 
     Raises InputError: a config far larger than the weights.
     """
-    refuse_flags(clues, "sounds", NONE)
+    refuse_choices(clues, "sounds", NONE)
     values = clues.configs["config.json"]
     inner = "clap_audio_model" if name == "clap" else name
     config, model = config_of(inner, len(tensors), _audio(name, values), _class(name))
     create = partial(_made, model, config, name)
-    framed(create, name, tensors)
+    checked_on_meta(create, name, tensors)
     net, used = filled(model, config, {}, tensors, clues.notes)
     if name == "whisper":
         net, used = net.encoder, tuple(key for key in used if key.startswith(("encoder.", "model.encoder.")))

@@ -111,11 +111,11 @@ def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) ->
     from collapse.encoders.embedding import rows_of
     from collapse.files.imagesets import line_of
     from collapse.results import command, to_json, versions
-    from collapse.results.outputs import NpyWriter, digest, whole
+    from collapse.results.outputs import NpyWriter, atomic_write, digest
 
     chosen = {name: getattr(options, name) for name in ("limit", "sample", "seed")}
     how = {"layer": options.layer, **chosen, **reading_of(options)}
-    with whole(about) as text, whole(listed) as lines, whole(options.out) as rows:
+    with atomic_write(about) as text, atomic_write(listed) as lines, atomic_write(options.out) as rows:
         with NpyWriter(rows) as writer, rows_of(options.source, options.images, **how) as (net, pixels, batches):
             for batch in batches:
                 writer.write(batch)

@@ -42,7 +42,7 @@ class LayerCovariances:
         self.notes = [f"layer {name}: gives no one vector an image, left out" for name in left]
         self.net, self.names, self.views, self.how = net, [*(n for n in net.blocks if n in fit), *last], views, how
         self.maps = {name: found for name in last if (found := last_map(net, name, start[:2], how))}
-        self.taps = [*self.names, *(INPUT + name for name, _ in self.maps.values())]
+        self.places = [*self.names, *(INPUT + name for name, _ in self.maps.values())]
         self.errors, more = errors_of(net, self.names, start[:16], False, how)
         self.notes += more
         self.on = None if how["device"] == "cpu" else how["device"]
@@ -53,7 +53,7 @@ class LayerCovariances:
 
     def add(self, batches: Iterable[Tensor]) -> None:
         """Add the start and all further batches, the views of an image one after another."""
-        for rows in embed_layers(self.net, self.taps, chain([self.start], batches), **self.how):
+        for rows in embed_layers(self.net, self.places, chain([self.start], batches), **self.how):
             for name, z in rows.items():
                 self.waiting.setdefault(name, []).append(z)
             self.images += len(z) // self.views

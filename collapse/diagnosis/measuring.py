@@ -70,7 +70,7 @@ def diagnose(
     Examples:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
         >>> found = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
-        >>> [(block.layer, sum(block.found.counts().values())) for block in found.blocks]
+        >>> [(block.layer, sum(block.attribution.counts().values())) for block in found.blocks]
         [('1', 4), ('representation', 4)]
     """
     known("diagnose", options, READING, ("views", "threshold", "temperature", "augmentations", "views_file"))
@@ -109,7 +109,7 @@ def diagnose(
         "augmentation": recipe,
     }
     result = _diagnosis(measured, pixels, about)
-    warn(result.about["warnings"])
+    warn(result.provenance["warnings"])
     return result
 
 

@@ -284,7 +284,7 @@ def _layers(layers: Mapping[str, Spectrum]) -> str:
 def advised(found: Diagnosis) -> list[tuple[str, str]]:
     """(cause and how many directions, what to do) of each cause in the last layer, the largest first."""
     block = found.blocks[-1]
-    counts, through = block.found.counts(), block.last_map or {}
+    counts, through = block.attribution.counts(), block.last_map or {}
     causes = sorted(("augmentation", "implicit", "rounding", "dead"), key=lambda cause: -counts[cause])
     told = []
     for cause in (cause for cause in causes if counts[cause]):
@@ -313,7 +313,7 @@ def _advice(found: Diagnosis) -> str:
 def _provenance(s: Spectrum, found: Diagnosis | None) -> str:
     source, images = s.source, s.images or {}
     network, pictures = str(source.get("path") or "NETWORK"), str(images.get("path") or "IMAGES")
-    about = found.about if found else None
+    about = found.provenance if found else None
     facts = {
         "network": f"{source.get('architecture')}, {network}",
         "sha256": source.get("sha256") or "-",

@@ -48,7 +48,7 @@ figure { margin: 1em 0; break-inside: avoid } figcaption { color: #555; font-siz
 
 def page(found: Diagnosis) -> str:
     """The report, one HTML file that needs nothing else."""
-    about = found.about
+    about = found.provenance
     source = about["source"]
     name = source["path"] or source["architecture"]
     facts = {
@@ -107,7 +107,7 @@ def _layers(found: Diagnosis) -> str:
     head = "".join(f"<th>{_text(text)}</th>" for text in heads)
     body = ""
     for block in found.blocks:
-        mark = ' class="collapsed"' if block.found.counts()["alive"] < block.spectrum.dim else ""
+        mark = ' class="collapsed"' if block.attribution.counts()["alive"] < block.spectrum.dim else ""
         body += f"<tr{mark}>" + "".join(f"<td>{_text(text)}</td>" for text in cells(block)) + "</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -141,7 +141,7 @@ def _figure(fig: Any, caption: str) -> str:
 def _spectrum_figure(block: Block) -> Any:
     from collapse import plots
 
-    found = block.found
+    found = block.attribution
     limits = block.spectrum.floor, block.spectrum.threshold * float(block.spectrum.singular_values[0])
     with plots.style():
         fig, axes = plots.figure(plots.TEXT, 2.6, columns=2)

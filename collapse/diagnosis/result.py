@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from collapse import InputError
 from collapse.metrics.attribution import CAUSES, Attribution, at_other_lines
+from collapse.moved import Renamed
 from collapse.results import (
     Result,
     command,
@@ -23,21 +24,22 @@ from collapse.results import (
 from collapse.spectra import Spectrum
 
 SCHEMA = "collapse.diagnosis/1"
-LISTS = ("blocks", "rank_lost", "verdict", "command", "versions", "schema")  # of the document, beside `about`
+LISTS = ("blocks", "rank_lost", "verdict", "command", "versions", "schema")  # of the document, beside `provenance`
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Block(Result):
     """What was found at one layer.
 
-    spectrum: of all rows, not normalised.  found: its directions by cause.  signal_fraction: (d,) generalised
+    spectrum: of all rows, not normalised.  attribution: its directions by cause.  signal_fraction: (d,) generalised
     eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv
     2312.04000).  last_map: of the last layers, how their last linear map treats what is collapsed
     (attribution.through), or None.
     """
 
     spectrum: Spectrum
-    found: Attribution
+    attribution: Attribution
+    found = Renamed("attribution")
     signal_fraction: NDArray
     lidar: float
     last_map: dict[str, Any] | None = None
@@ -49,29 +51,29 @@ class Block(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of the document collapse.diagnosis/1."""
-        judged = self.found.judged()
+        judged = self.attribution.collapsed()
         return {
             "layer": self.layer,
             "spectrum": self.spectrum.to_dict(),
             "signal_fraction": self.signal_fraction,
             "lidar": self.lidar,
             "rankme": self.spectrum.metrics()["rankme"],
-            "attribution": self.found.counts(),
-            "undecided": int(self.found.thin.sum()),
-            "augmentation_at_line": at_other_lines(self.found),
-            "alive": {"signal_fraction": self.found.fractions[self.found.of("alive")]},
+            "attribution": self.attribution.counts(),
+            "undecided": int(self.attribution.undecided.sum()),
+            "augmentation_at_line": at_other_lines(self.attribution),
+            "alive": {"signal_fraction": self.attribution.fractions[self.attribution.of("alive")]},
             "collapsed": {
-                "cause": self.found.causes[judged],
-                "variance": self.found.variances[judged],
-                "signal_fraction": self.found.fractions[judged],
-                "undecided": self.found.thin[judged],
+                "cause": self.attribution.causes[judged],
+                "variance": self.attribution.variances[judged],
+                "signal_fraction": self.attribution.fractions[judged],
+                "undecided": self.attribution.undecided[judged],
             },
             "last_map": self.last_map,
         }
 
     def sentence(self) -> str:
         """How many directions are alive."""
-        counts = self.found.counts()
+        counts = self.attribution.counts()
         gone = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES[1:] if counts[cause])
         return f"{self.layer}, {counts['alive']} of {self.spectrum.dim} directions are alive{'; ' * bool(gone)}{gone}."
 
@@ -133,7 +135,7 @@ def rank_lost(blocks: Sequence[Block]) -> list[dict[str, Any]]:
                 "from": before.layer,
                 "to": after.layer,
                 "effective_rank": [b.spectrum.effective_rank for b in pair],
-                "alive": [b.found.counts()["alive"] for b in pair],
+                "alive": [b.attribution.counts()["alive"] for b in pair],
                 "width": [b.spectrum.dim for b in pair],
             }
         )
@@ -144,12 +146,13 @@ def rank_lost(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 class Diagnosis(Result):
     """The blocks in the order of the forward pass, how they were measured, and what it comes to.
 
-    about: source, images, views, seed, threshold, augmentation, warnings, as in the document collapse.diagnosis/1.
+    provenance: source, images, views, seed, threshold, augmentation, warnings, as in the document collapse.diagnosis/1.
     verdict: one paragraph with the numbers it rests on.
     """
 
     blocks: list[Block]
-    about: dict[str, Any]
+    provenance: dict[str, Any]
+    about = Renamed("provenance")
     verdict: str
     command: list[str] = field(default_factory=command)
     versions: Mapping[str, str] = field(default_factory=lambda: versions("numpy", "scipy", "torch", "torchvision"))
@@ -162,7 +165,7 @@ class Diagnosis(Result):
         """The document of schema collapse.diagnosis/1, with values that may still be NaN."""
         return {
             "schema": SCHEMA,
-            **self.about,
+            **self.provenance,
             "blocks": [block.to_dict() for block in self.blocks],
             "rank_lost": self.rank_lost(),
             "verdict": self.verdict,
@@ -172,11 +175,11 @@ class Diagnosis(Result):
 
     def inputs(self) -> list[str]:
         """The network and the images."""
-        return [path for path in (self.about["source"].get("path"), self.about["images"]["path"]) if path]
+        return [path for path in (self.provenance["source"].get("path"), self.provenance["images"]["path"]) if path]
 
     def notes(self) -> list[str]:
         """The warnings."""
-        return list(self.about["warnings"])
+        return list(self.provenance["warnings"])
 
     def sentence(self) -> str:
         """What the verdict begins with."""
@@ -186,7 +189,7 @@ class Diagnosis(Result):
         """A row a block: width, effective rank, and its directions by cause."""
         rows: list[tuple[str, ...]] = [("layer", "width", "eff. rank", *CAUSES)]
         for block in self.blocks:
-            counts, name = block.found.counts(), block.layer
+            counts, name = block.attribution.counts(), block.layer
             numbers = (str(block.spectrum.dim), f"{block.spectrum.effective_rank:.2f}", *map(str, counts.values()))
             rows.append((name if len(name) < 18 else f"...{name[-14:]}", *numbers))
         return rows
@@ -198,7 +201,7 @@ class Diagnosis(Result):
         with plots.style():
             if ax is None:
                 _, ax = plots.figure(plots.TEXT, 2.8)
-            counts = {cause: [block.found.counts()[cause] for block in self.blocks] for cause in CAUSES}
+            counts = {cause: [block.attribution.counts()[cause] for block in self.blocks] for cause in CAUSES}
             widths = [block.spectrum.dim for block in self.blocks]
             ranks = [block.spectrum.effective_rank for block in self.blocks]
             plots.plot_causes_by_depth(ax, [block.layer for block in self.blocks], counts, widths, ranks)

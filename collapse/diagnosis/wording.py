@@ -20,7 +20,7 @@ def verdict(blocks: Sequence[Block], about: Mapping[str, Any]) -> str:
 
 
 def _alive(block: Block) -> str:
-    alive, d = block.found.counts()["alive"], block.spectrum.dim
+    alive, d = block.attribution.counts()["alive"], block.spectrum.dim
     threshold = block.spectrum.threshold
     text = f"{block.layer}: {alive} of {d} directions hold at least {threshold:g} of the largest variance"
     rank = block.spectrum.metrics()["effective_rank"]
@@ -28,7 +28,7 @@ def _alive(block: Block) -> str:
     if alive == d:
         return f"{text}: nothing is collapsed at this threshold."
     text += f", {d - alive} hold less or lie below the floor."
-    fractions = block.found.fractions[block.found.of("alive")]
+    fractions = block.attribution.fractions[block.attribution.of("alive")]
     return text + (f" Median signal fraction of the alive: {np.median(fractions):.2f}." if alive else "")
 
 
@@ -42,28 +42,29 @@ def _many(count: int, one: str, several: str) -> str:
 
 
 def _augmentation(block: Block, line: float) -> str:
-    chosen = block.found.of("augmentation")
+    chosen = block.attribution.of("augmentation")
     if not chosen.any():
         return ""
+    fractions = _range(block.attribution.fractions[chosen])
     if line != LINE:
         return (
-            f"Augmentation takes {chosen.sum()}: their signal fraction ({_range(block.found.fractions[chosen])}) lies "
+            f"Augmentation takes {chosen.sum()}: their signal fraction ({fractions}) lies "
             f"below {line:.2f}, under which a cosine loss of this temperature lets no direction live."
         )
     return (
         f"Augmentation outweighs signal along {chosen.sum()}: there the views of an image differ more than images do "
-        f"(signal fraction {_range(block.found.fractions[chosen])})."
+        f"(signal fraction {fractions})."
     )
 
 
 def _implicit(block: Block, line: float) -> str:
-    chosen = block.found.of("implicit")
+    chosen = block.attribution.of("implicit")
     if not chosen.any():
         return ""
     why = "signal outweighs augmentation" if line == LINE else f"their signal lies above {line:.2f}"
     text = (
         f"Implicit regularisation is left for {chosen.sum()}: {why} "
-        f"(signal fraction {_range(block.found.fractions[chosen])}), and yet they are small."
+        f"(signal fraction {_range(block.attribution.fractions[chosen])}), and yet they are small."
     )
     through = block.last_map
     if through is None or through["gain"] is None:
@@ -82,7 +83,7 @@ def _implicit(block: Block, line: float) -> str:
 
 
 def _silent(block: Block) -> str:
-    counts, text = block.found.counts(), []
+    counts, text = block.attribution.counts(), []
     if counts["rounding"]:
         text.append(
             f"{_many(counts['rounding'], 'lies', 'lie')} at or below the floor ({block.spectrum.floor:.2g}), where "
@@ -119,14 +120,14 @@ def _depth(blocks: Sequence[Block]) -> str:
 
 
 def _doubts(block: Block, n: int) -> str:
-    judged, undecided = int(block.found.judged().sum()), int(block.found.thin.sum())
+    judged, undecided = int(block.attribution.collapsed().sum()), int(block.attribution.undecided.sum())
     text = []
     if undecided:
         text.append(
             f"The evidence is thin: {n} images leave open on which side {undecided} of the {judged} attributed "
             "directions lie."
         )
-    lines = at_other_lines(block.found)
+    lines = at_other_lines(block.attribution)
     if lines["1/3"] != lines["2/3"]:
         text.append(
             f"With the line at a signal fraction of 1/3 or 2/3 instead of 1/2, {lines['1/3']} or {lines['2/3']} would "
@@ -144,7 +145,7 @@ SHORT = {"eff. rank": "rank", "augmentation": "augm.", "implicit": "impl.", "rou
 def table(found: Diagnosis) -> str:
     """What it comes to and what to do, a line a block, and the verdict in full."""
     block = found.blocks[-1]
-    counts = block.found.counts()
+    counts = block.attribution.counts()
     lost = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES[1:] if counts[cause])
     brief = headline(block.spectrum).text + (f" Of {block.spectrum.dim} directions are lost: {lost}." if lost else "")
     rows = [("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES), *map(cells, found.blocks)]
@@ -152,7 +153,7 @@ def table(found: Diagnosis) -> str:
 
 
 def cells(block: Block) -> tuple[str, ...]:
-    measures, counts = block.spectrum.metrics(), block.found.counts()
+    measures, counts = block.spectrum.metrics(), block.attribution.counts()
     ranks = (measures["effective_rank"], measures["rankme"], block.lidar)
     return (
         block.layer,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from collapse.moved import Renamed
 from collapse.results import (
     Result,
     command,
@@ -35,13 +36,14 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 class Accuracy(Result):
     """How many of n images have their class among the k most likely, k = 1 and 5.
 
-    correct1, correct5: counts.  about: what was measured, as in the documents collapse.probe/1 and collapse.knn/1.
+    correct1, correct5: counts.  provenance: what was measured, as in the documents collapse.probe/1 and collapse.knn/1.
     """
 
     correct1: int
     correct5: int
     n: int
-    about: Mapping[str, Any] = field(default_factory=lambda: {"schema": "collapse.accuracy/1"})
+    about = Renamed("provenance")
+    provenance: Mapping[str, Any] = field(default_factory=lambda: {"schema": "collapse.accuracy/1"})
     command: list[str] = field(default_factory=command)
     versions: Mapping[str, str] = field(default_factory=lambda: versions("torch", "torchvision"))
 
@@ -84,20 +86,20 @@ class Accuracy(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The document of schema collapse.probe/1 or collapse.knn/1."""
-        return {**self.about, **self.as_dict(), "command": self.command, "versions": self.versions}
+        return {**self.provenance, **self.as_dict(), "command": self.command, "versions": self.versions}
 
     def inputs(self) -> list[str]:
         """The network."""
-        path = self.about.get("source", {}).get("path")
+        path = self.provenance.get("source", {}).get("path")
         return [path] if path else []
 
     def notes(self) -> list[str]:
         """The warnings."""
-        return list(self.about.get("warnings", []))
+        return list(self.provenance.get("warnings", []))
 
     def sentence(self) -> str:
         """The share that is right, and how sure it is."""
-        (low, high), name = self.top1_interval, Path(str(self.about.get("source", {}).get("path") or "")).name
+        (low, high), name = self.top1_interval, Path(str(self.provenance.get("source", {}).get("path") or "")).name
         first = f"{100 * self.top1:.2f} % of {self.n} images are right (95 %: {100 * low:.2f} to {100 * high:.2f})"
         return f"{name}{', ' * bool(name)}{first}, {100 * self.top5:.2f} % among the first five."
 

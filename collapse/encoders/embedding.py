@@ -55,7 +55,7 @@ def rows_of(
             found = passes(part, batches, net.preprocess, how.device, how.precision)
             yield net, pixels, _watched((z.cpu().numpy() for z in found), pixels)
     finally:
-        part.taps.remove()
+        part.hooks.remove()
 
 
 def _watched(rows: Iterator[NDArray], pixels: Any) -> Iterator[NDArray]:

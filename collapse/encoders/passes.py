@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.images import Preprocessing
-from collapse.models.encoder import Encoder, Module, Taps, given_by
+from collapse.models.encoder import Encoder, LayerHooks, Module, given_by
 
 PRECISIONS = ("float32", "bf16")
 
@@ -65,7 +65,7 @@ def embed_layers(
     """
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
-    taps = Taps(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
+    hooks = LayerHooks(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
     try:
         for pixels in batches:
             x = entered(net.preprocess, pixels, device, dtype)
@@ -73,10 +73,10 @@ def embed_layers(
                 rows = {"representation": net(x)}
                 if "projector" in names and net.projector is not None:
                     rows["projector"] = net.projector(rows["representation"])
-            rows |= taps.rows
+            rows |= hooks.rows
             yield {name: rows[name] for name in names}
     finally:
-        taps.remove()
+        hooks.remove()
 
 
 def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any) -> dict[str, NDArray]:

@@ -32,6 +32,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from collapse.moved import Renamed
+
 CAUSES = ("alive", "augmentation", "implicit", "rounding", "dead")
 LINE = 0.5  # of the signal fraction: there S - A changes its sign; see above
 
@@ -43,14 +45,16 @@ class Attribution:
     directions: (d, d) float64 unit columns: alive ones by descending variance, then the others in the order of CAUSES.
     causes: (d,) of CAUSES.  variances: (d,) of C along each.
     fractions: (d,) signal fraction S / T along each, in 0..1; NaN for rounding and dead ones.
-    thin: (d,) whether so few images leave open on which side of LINE a collapsed direction lies.
+    undecided: (d,) whether so few images leave open on which side of LINE a collapsed direction lies.
     """
 
     directions: NDArray
     causes: NDArray
     variances: NDArray
     fractions: NDArray
-    thin: NDArray
+    undecided: NDArray
+    thin = Renamed("undecided")
+    judged = Renamed("collapsed")
 
     def counts(self) -> dict[str, int]:
         """How many directions each cause has; together d."""
@@ -60,7 +64,7 @@ class Attribution:
         """(d,) bool: the directions of a cause."""
         return self.causes == cause
 
-    def judged(self) -> NDArray:
+    def collapsed(self) -> NDArray:
         """(d,) bool: collapsed directions whose cause is told by their signal fraction."""
         return self.of("augmentation") | self.of("implicit")
 
@@ -88,7 +92,7 @@ def attribute(
     """Apply the rule above, with the line between augmentation and implicit at a signal fraction of `line`.
 
     total, signal, augmentation: (d, d) C, S and A.  dead: (d,) bool, constant units.  floor: variances up to it are
-    rounding.  threshold: collapsed is below it times the largest variance.  n, views: for `thin`.
+    rounding.  threshold: collapsed is below it times the largest variance.  n, views: for `Attribution.undecided`.
     """
     d, live = len(total), np.flatnonzero(~dead)
     values, vectors = _descending(total[np.ix_(live, live)])
@@ -167,7 +171,7 @@ def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDA
 
 
 def through(
-    weight: NDArray, signal: NDArray, augmentation: NDArray, floor: float, found: Attribution
+    weight: NDArray, signal: NDArray, augmentation: NDArray, floor: float, attribution: Attribution
 ) -> dict[str, Any]:
     """How the last linear map treats its input, for the directions whose cause the output does not show.
 
@@ -190,7 +194,7 @@ def through(
     lost = right[gains * values[0] <= floor]
     negative = np.linalg.eigvalsh(lost @ (signal - augmentation) @ lost.T) < 0
     made = {"killed": len(lost), "killed_augmentation": int(negative.sum())}
-    pulled = weight.T @ found.directions[:, found.of("implicit")]
+    pulled = weight.T @ attribution.directions[:, attribution.of("implicit")]
     square = np.einsum("ij,ij->j", pulled, pulled)
     if pulled.shape[1] == 0 or not square.all() or values[0] <= 0:
         return {**dict.fromkeys(("explained", "gain", "input", "alignment", "chance")), **made}
@@ -198,7 +202,7 @@ def through(
     k = min(pulled.shape)
     span = np.linalg.svd(pulled / np.sqrt(square), full_matrices=False)[0][:, :k]
     return {
-        "explained": float(np.median(variance / found.variances[found.of("implicit")])),
+        "explained": float(np.median(variance / attribution.variances[attribution.of("implicit")])),
         "gain": float(np.median(square) / gains[0]),
         "input": float(np.median(variance / square) / values[0]),
         "alignment": float(np.linalg.norm(vectors[:, len(vectors) - k :].T @ span) ** 2 / k),
@@ -207,7 +211,7 @@ def through(
     }
 
 
-def at_other_lines(found: Attribution) -> Mapping[str, int]:
+def at_other_lines(attribution: Attribution) -> Mapping[str, int]:
     """How many directions augmentation would have with the line elsewhere: is the answer the data's or the line's?"""
-    judged = found.fractions[found.judged()]
+    judged = attribution.fractions[attribution.collapsed()]
     return {name: int((judged < line).sum()) for name, line in (("1/3", 1 / 3), ("1/2", LINE), ("2/3", 2 / 3))}

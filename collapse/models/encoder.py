@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.images import Preprocessing
+from collapse.moved import Renamed, renamed
 
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.
 BLOCK = re.compile(r"(.+\.)?(layer\d+\.\d+|blocks\.\d+|stages\.\d+\.\d+|encoder_layer_\d+|features\.\d+\.\d+)")
@@ -128,7 +129,7 @@ def given_by(net: Encoder, output: Any) -> Any:
     return output
 
 
-class Taps:
+class LayerHooks:
     """Hooks on inner layers of an encoder that keep the rows (n, d) of its last forward pass, until `remove`.
 
     Feature maps become their mean over positions; of a transformer's tokens those are taken that its representation
@@ -208,6 +209,8 @@ class Layer(nn.Module):
     Raises InputError: the projector is asked for and there is none, or it is not read.
     """
 
+    taps = Renamed("hooks")
+
     def __init__(self, net: Encoder, name: str) -> None:
         super().__init__()
         self.net, self.name = net, name
@@ -215,17 +218,17 @@ class Layer(nn.Module):
             projector = net.report.get("projector_problem")
             why = f"its projector is not read: {projector}" if projector else "has no projector"
             raise InputError(f'{net.report["path"]}: {why}; use layer="representation"')
-        self.taps = Taps(net, [] if name in ("representation", "projector") else [name])
+        self.hooks = LayerHooks(net, [] if name in ("representation", "projector") else [name])
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> (n, d). Raises InputError if the layer gives no one vector an image."""
-        self.taps.rows.clear()
+        self.hooks.rows.clear()
         r = self.net(images)
         if self.name == "representation":
             return r
         if self.name == "projector" and self.net.projector is not None:
             return self.net.projector(r)
-        seen = self.taps.rows.pop(self.name, None)
+        seen = self.hooks.rows.pop(self.name, None)
         if seen is None or len(seen) != len(images):
             raise InputError(f"layer {self.name}: gives no one vector an image; there are {', '.join(self.net.blocks)}")
         return seen
@@ -234,3 +237,6 @@ class Layer(nn.Module):
 def _offered(net: Encoder) -> list[str]:
     parts = [name for name, _ in net.backbone.named_children()]
     return [*parts, *(name for name in net.blocks if name not in parts)]
+
+
+__getattr__ = renamed(__name__)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from collapse import InputError
 from collapse.metrics import marchenko_pastur_density, marchenko_pastur_edges, noise_variance
 from collapse.results import printable
-from collapse.results.outputs import whole
+from collapse.results.outputs import atomic_write
 
 COLUMN, TEXT = 3.25, 6.75  # inches: a column, and the text of a two-column paper
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -51,7 +51,7 @@ def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")
 
     try:
         with style(), ExitStack() as files:
-            partials = [files.enter_context(whole(stem.with_name(stem.name + suffix))) for suffix in suffixes]
+            partials = [files.enter_context(atomic_write(stem.with_name(stem.name + suffix))) for suffix in suffixes]
             for suffix, partial in zip(suffixes, partials, strict=True):
                 # No date in the file: the same data gives the same bytes.
                 about = {"CreationDate": None} if suffix == ".pdf" else None
@@ -260,10 +260,12 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
 
     spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour of HEAD_COLORS.
     """
+    import seaborn as sns
+
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
-        index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
-        (line,) = ax.plot(index, logs.mean(0), dashes, color=HEAD_COLORS.get(name), label=name)
-        ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+        index = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
+        sns.lineplot(x=index.ravel(), y=np.log(values).ravel(), errorbar=("pi", 100), linestyle=dashes, label=name,
+                     color=HEAD_COLORS.get(name), err_kws={"linewidth": 0}, ax=ax)  # fmt: skip
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()
 

@@ -125,4 +125,4 @@ class _Task:
         notes = [*dict.fromkeys([*self.net.report["warnings"], *self.train.warnings, *self.val.warnings])]
         about = {"schema": f"collapse.{kind}/1", "source": self.net.source("representation"), "data": self.data}
         warn(notes)
-        return replace(found, about={**about, **how, "warnings": notes})
+        return replace(found, provenance={**about, **how, "warnings": notes})

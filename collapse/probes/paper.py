@@ -15,7 +15,7 @@ from collapse.encoders.passes import embed
 from collapse.models.encoder import Encoder
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training.data import Labelled, to_memory
-from collapse.training.loader import Plan, Unreadable, batches
+from collapse.training.loader import BatchOrder, Unreadable, batches
 from collapse.training.optim import learning_rate
 
 
@@ -32,7 +32,7 @@ def probe_paper(
     train = to_memory(train, workers)
     size = net.preprocess.crop or net.preprocess.resize or np.asarray(train.images.open(0)).shape[0]
     augmentation = Augmentation(size, jitter=0.0, grayscale=0.0)
-    plan = Plan(len(train), batch_size, epochs, seed)
+    plan = BatchOrder(len(train), batch_size, epochs, seed)
     width = net.report.get("feature_dim") or _width(net, val, device)
     classifier = nn.Linear(width, len(train.classes)).to(device)
     nn.init.zeros_(classifier.weight)

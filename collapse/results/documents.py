@@ -24,7 +24,7 @@ from collapse.files import limits
 from collapse.files.descriptor import opened
 from collapse.files.npy import array_of
 from collapse.files.zips import Zip
-from collapse.results.outputs import spare, whole
+from collapse.results.outputs import atomic_write, spare
 
 EXPERIMENT = "collapse.experiment/1"
 LARGEST = 1e304  # of a number in a document: its product with a dimension is finite, its square never taken
@@ -203,7 +203,7 @@ def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> 
 
 def save_text(path: Path, text: str) -> str:
     """Write `text` to `path`, whole or not at all; returns it."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
@@ -215,7 +215,7 @@ def provenance() -> dict[str, Any]:
 
 def save_result(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
     """Write named arrays and `meta` (plus schema, command and versions) to an npz file, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         write_npz(partial, meta, **arrays)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from collapse import InputError
 from collapse.files.descriptor import opened
+from collapse.moved import renamed
 
 LEFTOVER = re.compile(r"\.collapse-(?P<target>[0-9a-f]{12})-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,9})-[0-9a-f]{16}(\..*)?")
 _LONGEST = 16  # bytes of an ending that a hidden name keeps, since some writers choose the format by it
@@ -28,7 +29,7 @@ _writing: set[str] = set()  # hidden names that this process is writing to
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, and vanishes when it does not.
 
     Raises InputError: no such folder, `path` is not a file, or the disk does not take it; the old file is kept.
@@ -181,3 +182,6 @@ class NpyWriter:
             self._file.seek(0)
             self._file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", self.HEADER - 10))
             self._file.write(text.ljust(self.HEADER - 11).encode() + b"\n")
+
+
+__getattr__ = renamed(__name__)

@@ -87,7 +87,7 @@ def chosen(net: Encoder, layers: str | Sequence[str]) -> list[str]:
     if isinstance(layers, str) or not layers or not all(isinstance(name, str) for name in layers):
         raise InputError(f"layers= is {layers!r}, expected all, or a list of names")
     for name in layers:
-        net.layer(name).taps.remove()  # refuses an unknown name with the list of those that are
+        net.layer(name).hooks.remove()  # refuses an unknown name with the list of those that are
     order = [*(name for name, _ in net.backbone.named_modules() if name), *ENDS]
     return [name for name in order if name in layers]
 

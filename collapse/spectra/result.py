@@ -33,7 +33,7 @@ from collapse.results import (
     versions,
     write_npz,
 )
-from collapse.results.outputs import digest, spare, whole
+from collapse.results.outputs import atomic_write, digest, spare
 from collapse.spectra.parts import check_files, check_possible, errors_of, images_of, source_of, versions_of
 
 EPS = float(np.finfo(np.float64).eps)
@@ -266,7 +266,7 @@ class Spectrum(Result):
             return save_text(path, self.to_json())
         if beside == path:
             raise InputError(f"{path}: the directions are kept there; give the result a name that ends in .json")
-        with whole(path) as text, whole(beside) as directions:  # the JSON is replaced last
+        with atomic_write(path) as text, atomic_write(beside) as directions:  # the JSON is replaced last
             write_npz(directions, {"schema": VECTORS, "spectrum": path.name}, vectors=self.vectors)
             document = to_json({**self.to_dict(), "files": {beside.name: digest(directions)}})
             text.write_text(document, encoding="utf-8")

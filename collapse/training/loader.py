@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
 from collapse.images import Preprocessing, as_bytes, rgb
+from collapse.moved import renamed
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training.data import Labelled, Pixels, open_next
 
@@ -29,7 +30,7 @@ def order(seed: int, epoch: int, n: int) -> NDArray:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchOrder:
     """Which images each step takes: `batch_size` of n a step over all processes, of which this one takes a part."""
 
     n: int
@@ -133,7 +134,7 @@ class _Sampler:
 
 def batches(
     data: Labelled,
-    plan: Plan,
+    plan: BatchOrder,
     augmentations: tuple[Augmentation, ...],
     first: int,
     workers: int,
@@ -172,3 +173,6 @@ def batches(
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise InputError(f"a loader process died ({str(error)[:150]}); try workers=0 or a larger /dev/shm") from error
+
+
+__getattr__ = renamed(__name__)

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collapse import InputError
+from collapse.moved import renamed
 from collapse.recipes.config import NEGATIVES
 from collapse.training.parallel import gather, rank
 
 
-def infonce(z: Tensor, z_prime: Tensor, temperature: float, negatives: str = "other") -> Tensor:
+def contrastive_loss(z: Tensor, z_prime: Tensor, temperature: float, negatives: str = "other") -> Tensor:
     """Mean over this process's anchors and both directions of -ln softmax(cos / temperature)[positive]: a scalar.
 
     The mean over processes of what each returns is the loss of the whole batch, and so are gradients, as
@@ -53,3 +54,6 @@ def _loss(queries: tuple[Tensor, Tensor], keys: tuple[Tensor, ...], temperature:
             logits = torch.cat([logits, own.scatter(1, positives[:, None], -torch.inf)], 1)
         terms.append(F.cross_entropy(logits, positives))
     return (terms[0] + terms[1]) / 2
+
+
+__getattr__ = renamed(__name__)

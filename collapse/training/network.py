@@ -22,10 +22,11 @@ from collapse import InputError
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import default_dim, head_tensors, make_head
 from collapse.models.resnet import ResNet, zero_last_norms
+from collapse.moved import renamed
 from collapse.recipes.config import Config
 from collapse.results import to_json
-from collapse.results.outputs import whole
-from collapse.training.losses import infonce
+from collapse.results.outputs import atomic_write
+from collapse.training.losses import contrastive_loss
 
 
 class Network(nn.Module):
@@ -85,7 +86,7 @@ def frozen_statistics(net: nn.Module) -> Iterator[None]:
                 setattr(norm, name, value)
 
 
-def checkpoint_blocks(net: nn.Module) -> None:
+def recompute_blocks(net: nn.Module) -> None:
     """Keep only what enters each residual block; the backward pass computes the rest again, to the same bits.
 
     Raises InputError: the network has no residual blocks.
@@ -110,7 +111,7 @@ def backward(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], lab
         return _cached(net, network, views, labels, half)
     with half:
         z, z_prime, logits = net(*views)
-    loss = infonce(z, z_prime, config.temperature, config.negatives)
+    loss = contrastive_loss(z, z_prime, config.temperature, config.negatives)
     (loss + F.cross_entropy(logits.float(), labels) if network.classes else loss).backward()
     return loss.detach()
 
@@ -126,7 +127,7 @@ def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labe
     with torch.no_grad(), frozen_statistics(network), half:
         embedded = [network(first, second)[:2] for first, second in zip(*parts[:2], strict=True)]
     z, z_prime = (torch.cat(rows).detach().requires_grad_() for rows in zip(*embedded, strict=True))
-    loss = infonce(z, z_prime, config.temperature, config.negatives)
+    loss = contrastive_loss(z, z_prime, config.temperature, config.negatives)
     grads = [grad.chunk(config.chunks) for grad in torch.autograd.grad(loss, (z, z_prime))]
     for k, (first, second, label) in enumerate(zip(*parts, strict=True)):
         waits = isinstance(net, nn.parallel.DistributedDataParallel) and k < config.chunks - 1
@@ -186,7 +187,7 @@ def save_encoder(path: Path, network: Network) -> None:
     known = asdict(network.backbone.shape) if isinstance(network.backbone, ResNet) else None
     architecture = known or {"arch": config.arch, "image_size": config.image_size, "planes": config.planes}
     facts = {"architecture": architecture, "preprocessing": preprocess.as_dict(), "training": config.as_dict()}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         # One entry: safetensors writes several in random order, and equal runs shall give equal bytes.
         partial.write_bytes(save(tensors, {"collapse": to_json(facts)}))  # save_file's is closed to other users
 
@@ -194,3 +195,6 @@ def save_encoder(path: Path, network: Network) -> None:
 def finite(losses: list[float]) -> int | None:
     """Position of the first loss that is not finite, or None."""
     return next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+
+
+__getattr__ = renamed(__name__)

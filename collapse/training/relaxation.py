@@ -26,7 +26,7 @@ from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.heads import Subvector
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
-from collapse.training.losses import infonce
+from collapse.training.losses import contrastive_loss
 
 DEAD = 1e-3  # a share of the largest below which a direction counts as dead, beside the floor of rounding
 CLEAR = 10.0  # times that floor, whose estimate lies among the values that rounding leaves
@@ -161,7 +161,7 @@ class Relaxation:
         M = self.seen().detach().requires_grad_()
         weights = list(self.rest.parameters())
         z, z_prime = (self.rest(rows @ M.T) for rows in self.pairs())
-        G, *others = torch.autograd.grad(infonce(z, z_prime, self.temperature), [M, *weights])
+        G, *others = torch.autograd.grad(contrastive_loss(z, z_prime, self.temperature), [M, *weights])
         with torch.no_grad():
             rate = share * self.rate
             H = rate * G * self.inverse

@@ -29,7 +29,7 @@ from collapse.files import containers
 from collapse.files.descriptor import opened
 from collapse.recipes.config import Config
 from collapse.results import load_json, read_npz, save_text, strict, to_json, versions
-from collapse.results.outputs import LEFTOVER, whole
+from collapse.results.outputs import LEFTOVER, atomic_write
 from collapse.training.lock import Lock
 
 SCHEMA = 2  # of the folder, and of resume.pt
@@ -179,7 +179,7 @@ class Run:
         torch.save({"schema": SCHEMA, "version": __version__, **state}, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).digest()
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             with open(partial, "wb") as file:
                 file.write(content)
                 file.write(digest)
@@ -230,7 +230,7 @@ class Run:
             sound = [line for line in kept.splitlines(keepends=True) if log_line(line) is not None]
             if b"".join(sound) != kept:
                 self.keep_aside(path, "the run goes on with its other lines")
-                with whole(path) as partial:
+                with atomic_write(path) as partial:
                     partial.write_bytes(b"".join(sound))
             else:
                 with open(path, "ab") as file:
@@ -269,7 +269,7 @@ class Run:
         elif stored is not None:
             kept = stored["steps"] < step
             new = {name: np.concatenate([stored[name][kept], value]) for name, value in new.items()}
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             np.savez(partial, **new)  # type: ignore[arg-type]
 
 

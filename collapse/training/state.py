@@ -14,8 +14,8 @@ from collapse import InputError
 from collapse.recipes.config import Config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import parallel
-from collapse.training.loader import Batch, Plan
-from collapse.training.network import Network, backward, checkpoint_blocks, finite
+from collapse.training.loader import Batch, BatchOrder
+from collapse.training.network import Network, backward, finite, recompute_blocks
 from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
 
 BUDGET = 0.5  # share of the activations that a compiled network keeps with `checkpoint`
@@ -53,12 +53,12 @@ class Options:
 class Training:
     """A network, its optimizer, the next step, and the losses that no line of the log has yet: what a save holds."""
 
-    def __init__(self, config: Config, classes: int, plan: Plan, options: Options) -> None:
+    def __init__(self, config: Config, classes: int, plan: BatchOrder, options: Options) -> None:
         self.plan, self.options, self.device = plan, options, options.device
         self.network = Network(config, classes)
         self.config = self.network.config
         if options.checkpoint and not options.compile:
-            checkpoint_blocks(self.network.backbone)
+            recompute_blocks(self.network.backbone)
         synchronised = parallel.synchronise(self.network, self.device, options.compile)
         self.network = synchronised.to(self.device)  # type: ignore[assignment]
         self.network = self.network.to(memory_format=torch.channels_last)

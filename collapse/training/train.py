@@ -14,7 +14,7 @@ from collapse import InputError
 from collapse.recipes.config import Config
 from collapse.training import parallel
 from collapse.training.data import Labelled, to_memory
-from collapse.training.loader import Plan
+from collapse.training.loader import BatchOrder
 from collapse.training.loop import Loop
 from collapse.training.network import holds, resolve, save_encoder
 from collapse.training.online import Evaluation
@@ -75,7 +75,7 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def _plan(config: Config, data: Labelled) -> Plan:
+def _plan(config: Config, data: Labelled) -> BatchOrder:
     world = parallel.world()
     if len(data) < config.batch_size:
         raise InputError(f"{len(data)} images, but a batch of {config.batch_size}; lower the batch size")
@@ -84,7 +84,7 @@ def _plan(config: Config, data: Labelled) -> Plan:
     own = config.batch_size // world
     if own % config.chunks:
         raise InputError(f"chunks: {config.chunks} do not divide the {own} images of each of {world} processes")
-    return Plan(len(data), config.batch_size, config.epochs, config.seed, parallel.rank(), world)
+    return BatchOrder(len(data), config.batch_size, config.epochs, config.seed, parallel.rank(), world)
 
 
 def _open_run(folder: Path, training: Training, about: dict[str, Any], former: dict[str, Any]) -> Run | None:
