@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -23,6 +24,7 @@ from torchvision import models, transforms
 
 import collapse
 from collapse import Spectrum, cli
+from collapse.commands.shared import progress
 
 
 def run(capsys, *arguments):
@@ -356,3 +358,14 @@ def test_numbers_of_channels_end_where_what_follows_is_none():
     with pytest.raises(collapse.InputError, match=r"argument --mean: 'net\.pth' is no number"):
         cli.parser().parse_args(["spectrum", "--mean", "net.pth", "photos"])
     assert cli.parser().parse_args(["spectrum", "net.pth", "--mean=.1 .2"]).mean == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(("delay", "shown"), [(0, "0/64"), (60, "")])
+def test_the_bar_of_images_is_there_before_the_first_batch_is_done(monkeypatch, delay, shown):
+    """A diagnosis looks at its first batch several times, which took 40 s of silence with a ResNet-50."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    next(progress(iter([range(64)]), "images", 64, delay))
+    assert shown in screen.getvalue()
+    assert bool(screen.getvalue()) == bool(shown)

@@ -281,11 +281,14 @@ def _discard(stream: Any) -> None:
         os.close(null)
 
 
-def progress(batches: Iterable[T], unit: str, total: int | None) -> Generator[T, None, None]:
-    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows."""
+def progress(batches: Iterable[T], unit: str, total: int | None, delay: float = 0) -> Generator[T, None, None]:
+    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows.
+
+    delay: seconds before it shows at all; without, it stands there while the first batch is made and looked at.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=0.5, disable=None) as bar:
+    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=delay, disable=None) as bar:
         for batch in batches:
             if INTERRUPTED.is_set():  # python drops an interrupt that comes while it clears up an object
                 raise KeyboardInterrupt

@@ -218,7 +218,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bar_of_rows(batches: Iterable[Any]) -> Iterable[Any]:
-    return progress(batches, "rows", None)
+    return progress(batches, "rows", None, delay=0.5)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from collapse import InputError
 from collapse.files import limits, pictures
 from collapse.files.pictures import UnreadableImage
 
+LOOKED_AT = frozenset((*pictures.ENDINGS, ""))  # endings of the files that may be images
 Picture = Image.Image | NDArray  # of 8 bits a channel as Pillow has it; any other as numbers, (h, w, c)
 
 
@@ -74,11 +75,13 @@ def ending_of(name: str) -> str:
 
 def may_be_image(name: str) -> bool:
     """Whether a file of this name is looked at: it has the ending of an image, or none."""
-    return ending_of(name) in (*pictures.ENDINGS, "")
+    return ending_of(name) in LOOKED_AT
 
 
 def hidden(name: str) -> bool:
     """Whether a part of a name hides it: a leading dot, or the folder in which macOS keeps what it knows of files."""
+    if "/." not in (rooted := f"/{name}") and "/__MACOSX" not in rooted:
+        return False
     return any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in name.split("/"))
 
 

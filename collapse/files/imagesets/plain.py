@@ -10,6 +10,7 @@ from collapse.files import limits, pictures
 from collapse.files.descriptor import Descriptor, opened
 from collapse.files.imagesets import stacks
 from collapse.files.imagesets.base import (
+    LOOKED_AT,
     ImageSet,
     Picture,
     by_bytes,
@@ -39,10 +40,11 @@ class _Files(ImageSet):
         for name in found:
             if hidden(name):
                 continue
-            if may_be_image(name) and (ending_of(name) or pictures.kind_of(self._head(name))):
+            ending = ending_of(name)
+            if ending in LOOKED_AT and (ending or pictures.kind_of(self._head(name))):
                 self.names.append(name)
             else:
-                (arrays if ending_of(name) == ".npy" else self.left_out).append(name)
+                (arrays if ending == ".npy" else self.left_out).append(name)
         if self.names:
             self.left_out += arrays
         else:
