@@ -4,6 +4,7 @@ Exit 0 done, 2 bad input, 3 a gate that was not passed, 130 interrupted; 1 is a 
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from traceback import clear_frames
 from typing import Any, NoReturn
 
 from collapse import CollapseWarning, GateError, InputError, __version__
@@ -69,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         autocomplete(parser())
     INTERRUPTED.clear()
-    before = signal.signal(signal.SIGINT, interrupt)
+    before, unraised = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
+    # An interrupt that comes while Python clears up is told there, and kept in INTERRUPTED.
+    sys.unraisablehook = lambda found: None if INTERRUPTED.is_set() else unraised(found)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as end:  # of --help and --version
         return int(end.code or 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        _let_go(stop)
         return _end("interrupted", 130)
     except GateError as error:
         return _end(str(error), 3)
@@ -89,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(text, 2)
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = unraised
 
 
 def explained(error: Exception) -> str | None:
@@ -102,6 +108,13 @@ def explained(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded for arrays
         return "the device has not enough memory; give a smaller --batch-size, or another --device"
     return None
+
+
+def _let_go(stop: BaseException) -> None:
+    """Free what the interrupted calls hold while nobody hears of a library's half-made objects, as torch's loaders."""
+    clear_frames(stop.__traceback__)
+    stop.__traceback__ = stop.__context__ = None
+    gc.collect()
 
 
 def _end(text: str, code: int) -> int:
