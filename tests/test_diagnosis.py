@@ -392,6 +392,32 @@ def test_bad_input_is_one_line(capsys, resnet18, photos, tmp_path):
     assert (tmp_path / "file.html").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("scale", "noise", "n", "said"),
+    [
+        ([1, 1, 1, 1e-3], [0.1, 0.1, 0.1, 2e-4], 300, "use a nonlinear projector"),
+        ([1, 1, 1, 1e-3], [0.1, 0.1, 0.1, 5.0], 300, "weaken crops or colour jitter"),
+        ([1, 1, 1, 0], [0.1, 0.1, 0.1, 0.1], 300, "lower the learning rate"),
+        ([*np.eye(4)[:3], [1, 1, 1, 0]], [0.1, 0.1, 0.1, 0.1], 300, "erases 1 directions"),
+        ([1, 1, 1, 1], [0.1, 0.1, 0.1, 0.1], 300, "nothing has to be done for rank"),
+        ([1, 1, 1, 1], [0.1, 0.1, 0.1, 0.1], 2, "measure again with at least 40 images"),
+        ([1, 0, 0, 0], [0.1, 0.1, 0.1, 0.1], 300, "nothing is left to repair"),
+    ],
+)
+def test_the_text_begins_with_what_it_comes_to_and_what_to_do(scale, noise, n, said):
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    scale = np.array(scale, float)
+    net = linear(np.diag(scale) if scale.ndim == 1 else scale)
+    how = {"augmentations": [Noise(np.array(noise))], "views": 2, "threshold": 1e-4}
+    found = collapse.diagnose(net, x[:, :4], **how)
+    brief, numbers = table(found).split("\n\n")[:2]
+    first, act = brief.split("To do: ")
+    assert said in " ".join(act.split())
+    assert 1 <= len(re.findall(r"[.](?= |$)", " ".join(first.split()))) <= 3
+    assert ("Cannot tell" in first) == (n == 2)
+    assert numbers.startswith("layer")
+
+
 def test_a_page_says_what_a_name_means_and_escapes_it():
     net = linear(np.diag([1.0, 1e-3]))
     found = collapse.diagnose(net, torch.randn(40, 2), views=2, augmentations=[Noise(np.full(2, 0.1))], threshold=1e-3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from collapse import InputError
 from collapse.diagnosis import Diagnosis, diagnose
+from collapse.diagnosis.advice import ADVICE, advised, first_step, step
 from collapse.diagnosis.page import STYLE, rows, sections
 from collapse.results import save_text
 from collapse.results.outputs import spare
@@ -45,27 +46,6 @@ document.querySelectorAll('svg.spectrum').forEach(svg => {
   });
 });
 """
-
-
-ADVICE = {
-    "images": "Measure again with at least {advised:,} images (10 for each dimension). Nothing else here is sure.",
-    "constant": "The network gives nearly one vector for all images. Look at the loss, its temperature and a "
-    "stop-gradient or predictor first, then at the learning rate; complete collapse leaves nothing to repair.",
-    "augmentation": "Augmentation outweighs signal along the collapsed directions (mechanism one of arXiv 2110.09348). "
-    "Weaken the crops or the colour jitter, or train with a lower temperature, which lets weaker directions live. "
-    "Caveat: weaker views may cost accuracy; a probe decides.",
-    "implicit": "Signal outweighs augmentation along them, and yet they are small (mechanism two: several linear "
-    "layers shrink small singular values). Put the loss behind a projector, or use DirectCLR; fewer linear layers in "
-    "a row, or less weight decay, help too. Caveat: this cause is found by elimination.",
-    "rounding": "They lie below the floor of rounding. Embed in float32, or give method=qr, before you conclude.",
-    "killed": "The last linear map erases {killed} directions of its input; along {killed_augmentation} of them "
-    "augmentation outweighs signal, which is mechanism one run to its end. Measure the layer before it: what is lost "
-    "there is lost for good. Then weaken the views, or put the loss behind a projector.",
-    "dead": "They are constant units, as a ReLU that never fires. Lower the learning rate or the weight decay, or "
-    "start again from another seed; they can be taken out without loss.",
-    "undiagnosed": "Nothing says why: give views of each (views_file= or augmentations=), and causes are told apart.",
-    "none": "Nothing has to be done for rank. Rank is necessary, not sufficient: put a probe beside it.",
-}
 
 
 def report(
@@ -123,18 +103,6 @@ def _paths(against: Iterable[Any]) -> list[Any]:
     return [other for other in against if isinstance(other, (str, PathLike))]
 
 
-def first_step(s: Spectrum, found: Diagnosis | None) -> str:
-    """What to do first."""
-    colour = headline(s).colour
-    if colour == "unknown":
-        return ADVICE["images"].format(advised=10 * s.dim)
-    if colour == "green":
-        return ADVICE["none"]
-    if not s.effective_rank >= NARROW:
-        return ADVICE["constant"]
-    return advised(found)[0][1] if found else ADVICE["undiagnosed"]
-
-
 def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mapping[str, Spectrum]) -> str:
     """The page as text."""
     s = layers["representation"]
@@ -148,7 +116,8 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mappin
             f"<style>{STYLE}{PAGE}</style></head><body>",
             f"<h1>{title}</h1>",
             f'<p class="headline {head.colour}"><strong>{html.escape(head.text)}</strong><br>',
-            f"{html.escape(first_step(s, found))}</p>",
+            f"{html.escape(step(s, found))}</p>",
+            f"<p>{html.escape(first_step(s, found))}</p>",
             *(
                 f"<p>Warning: {html.escape(note)}</p>"
                 for note in dict.fromkeys([*s.notes(), *(found.notes() if found else [])])
@@ -279,19 +248,6 @@ def _layers(layers: Mapping[str, Spectrum]) -> str:
         shown = "-" if rank != rank else f"{rank:.2f}"
         rows.append((name, str(s.dim), shown, _percent(share(s)), str(s.collapsed_dimensions)))
     return _table(("layer", "width", "effective rank", "of width", "collapsed"), rows)
-
-
-def advised(found: Diagnosis) -> list[tuple[str, str]]:
-    """(cause and how many directions, what to do) of each cause in the last layer, the largest first."""
-    block = found.blocks[-1]
-    counts, through = block.attribution.counts(), block.last_map or {}
-    causes = sorted(("augmentation", "implicit", "rounding", "dead"), key=lambda cause: -counts[cause])
-    told = []
-    for cause in (cause for cause in causes if counts[cause]):
-        erased = cause == "rounding" and through.get("killed")
-        text = ADVICE["killed"].format(**through) if erased else ADVICE[cause]
-        told.append((f"{cause}, {counts[cause]} directions", text))
-    return told or [("all alive", ADVICE["none"])]
 
 
 def _diagnosed(found: Diagnosis | None) -> list[str]:

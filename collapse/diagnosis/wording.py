@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from collapse.diagnosis.advice import step
 from collapse.diagnosis.result import Block, Diagnosis, rank_lost
 from collapse.metrics.attribution import CAUSES, LINE, at_other_lines
 from collapse.results.screen import fitted, paragraph
@@ -149,7 +150,8 @@ def table(found: Diagnosis) -> str:
     lost = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES[1:] if counts[cause])
     brief = headline(block.spectrum).text + (f" Of {block.spectrum.dim} directions are lost: {lost}." if lost else "")
     rows = [("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES), *map(cells, found.blocks)]
-    return "\n".join([paragraph(brief), "", fitted(rows, SHORT), "", paragraph(found.verdict)]) + "\n"
+    act = step(block.spectrum, found)
+    return "\n".join([paragraph(brief), paragraph(act), "", fitted(rows, SHORT), "", paragraph(found.verdict)]) + "\n"
 
 
 def cells(block: Block) -> tuple[str, ...]:
