@@ -17,7 +17,9 @@ exact mean loss of a batch (Barlow Twins, VICReg); narrow, from the rule of whic
 spectral and VICReg, largest c0 for Barlow Twins, which starts small and stops long before it feels its batch.
 What an infinite batch would do is drawn too: in Barlow Twins a finite batch kills what little signal cannot pay for.
 
-R^2 is over what exceeds 1e-3 of the largest in both: the noise of SGD keeps dead directions near e^-8.
+R^2 is over what exceeds 1e-3 of the largest in both: the noise of SGD keeps dead directions at 2e-4 to 2e-3 of it
+(cosine) and 5e-5 to 2e-4 (VICReg), where the flow goes on to nothing.  With all above 1e-6 in both, the score of the
+change falls from 0.995 to 0.910 (cosine) and from 0.999 to 0.942 (VICReg).
 
 Writes losses.npz: c0, ce (16,); steps (T,); for each LOSS the variance of each direction, m c with m the diagonal of
 W^T W: LOSS_simulated and LOSS_predicted (T, 16), LOSS_infinite (16,) at the end, wide; LOSS_narrow (16,), measured at
@@ -126,6 +128,14 @@ def staircase(seed: int) -> tuple[NDArray, NDArray]:
     return t, np.stack(m, axis=1)
 
 
+def scores(measured: NDArray, predicted: NDArray) -> tuple[float, float]:
+    """R^2 of levels and of the change, over what exceeds 1e-3 of the largest in both; (T, 16) from the start on."""
+    seen = np.all([s[1:] > 1e-3 * s[1:].max(1, keepdims=True) for s in (measured, predicted)], axis=0)
+    first = np.broadcast_to(measured[0], measured[1:].shape)[seen]
+    now, expected = measured[1:][seen], predicted[1:][seen]
+    return r_squared(now, expected), r_squared_change(now, expected, first)
+
+
 def simulate(seed: int = 0) -> tuple[Meta, Arrays]:
     """All losses, wide and narrow."""
     at = np.concatenate([[0], np.unique(np.geomspace(10, 4_000, 40).astype(int))])
@@ -139,10 +149,7 @@ def simulate(seed: int = 0) -> tuple[Meta, Arrays]:
         measured, predicted = variances(W), predict(name, descent.lr * at, start)
         if name == "cosine":  # the loss has no scale, and noise lengthens it
             measured, predicted = (s / s.sum(1, keepdims=True) for s in (measured, predicted))
-        seen = np.all([s[1:] > 1e-3 * s[1:].max(1, keepdims=True) for s in (measured, predicted)], axis=0)
-        first = np.broadcast_to(measured[0], measured[1:].shape)[seen]
-        meta["r2"][name] = r_squared(measured[1:][seen], predicted[1:][seen])
-        meta["r2_change"][name] = r_squared_change(measured[1:][seen], predicted[1:][seen], first)
+        meta["r2"][name], meta["r2_change"][name] = scores(measured, predicted)
         chosen, rule = narrow(name, seed), kept(name)
         meta["kept"][name] = int(((chosen.argsort().argsort() >= DIM - NARROW) == (rule > 0)).sum())
         arrays |= {f"{name}_simulated": measured, f"{name}_predicted": predicted, f"{name}_infinite": infinite(name)}

@@ -28,7 +28,11 @@ CASES = {
     "linear, no batch norm, in chunks": {"head": "linear", "arch": "mlp", "planes": (24, 16), "chunks": 2},
     "directclr": {"method": "directclr", "dim": 24},
     "group": {"head": "group"},
-}
+    "barlow-twins": {"method": "barlow-twins", "dim": 8},
+    "vicreg, no batch norm, in chunks": {"method": "vicreg", "head": "linear", "arch": "mlp", "planes": (24, 16),
+                                         "chunks": 2},
+    "byol": {"method": "byol", "head": "linear", "dim": 8, "predictor_dim": 16},
+}  # fmt: skip
 
 
 SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), epochs=2, batch_size=64, lr=1e-3)

@@ -32,8 +32,8 @@ def add_train(commands: Any) -> None:
 
     command = commands.add_parser(
         "train",
-        help="contrastive training: SimCLR with any head, or DirectCLR",
-        description="Train contrastively; the same command goes on with an unfinished RUN. "
+        help="training: SimCLR with any head, DirectCLR, Barlow Twins, VICReg, SimSiam, BYOL",
+        description="Train without labels; the same command goes on with an unfinished RUN. "
         "Under torchrun, `torchrun ... -m collapse train ...`, it uses all processes.",
         epilog="example: collapse train --preset digits --data sklearn:digits --method directclr --out runs/directclr",
     )

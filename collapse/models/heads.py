@@ -1,4 +1,4 @@
-"""The heads of tables 1 and 2 (arXiv 2110.09348): representation r (n, d) -> the embedding z (n, m) of the loss."""
+"""The heads of tables 1 and 2 (arXiv 2110.09348) and of other losses: representation r (n, d) -> embedding (n, m)."""
 
 from typing import Any
 
@@ -51,13 +51,15 @@ class Groups(nn.Module):
         return r[:, self.get_buffer("order")].unflatten(1, (self.COUNT, -1))
 
 
-HEADS = ("none", "linear", "mlp", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal", "group")
+HEADS = ("none", "linear", "mlp", "orthogonal", "diagonal", "lowrank", "lowrank-diagonal", "group", "expander")
 
 
 def default_dim(head: str, width: int) -> int:
-    """The paper's width of the embedding: 128 of a trained head, 360 of 2048 of a fixed low-rank one, else d."""
+    """The papers' width of the embedding: 128 of a trained head, 360 of 2048 of a fixed low-rank one, 4 d, else d."""
     if head in ("linear", "mlp"):
         return 128
+    if head == "expander":
+        return 4 * width
     return max(1, round(width * 360 / 2048)) if head.startswith("lowrank") else width
 
 
@@ -68,7 +70,8 @@ def make_head(name: str, width: int, dim: int, depth: int = 1) -> nn.Module:
     mlp: Linear, BatchNorm, ReLU, Linear, BatchNorm; the linear maps without bias, the hidden width that of r.
     orthogonal: a fixed random rotation of r.  diagonal: a trainable factor an entry.
     lowrank: fixed, `dim` random orthonormal directions of r.  lowrank-diagonal: fixed, its first `dim` entries, which
-    is DirectCLR.  group: 8 groups of entries, see `Groups`.
+    is DirectCLR.  group: 8 groups of entries, see `Groups`.  expander: Linear, BatchNorm, ReLU, twice, and Linear,
+    all `dim` wide, as in Barlow Twins and VICReg: nothing normalises what the loss sees.
     Random ones draw from torch's global generator.
 
     Raises InputError: an unknown name, or a dim that the head cannot have.
@@ -93,6 +96,24 @@ def _mlp(width: int, dim: int, depth: int) -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
 
 
+def _expander(width: int, dim: int, depth: int) -> nn.Module:
+    layers = [
+        layer
+        for before in (width, dim)
+        for layer in (nn.Linear(before, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(*layers, nn.Linear(dim, dim, bias=False))
+
+
+def make_predictor(dim: int, hidden: int) -> nn.Module:
+    """The predictor of SimSiam (arXiv 2011.10566) and BYOL (2006.07733), (n, dim) -> (n, dim): two layers.
+
+    Linear without bias to `hidden`, BatchNorm, ReLU, Linear.
+    """
+    first = [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+    return nn.Sequential(*first, nn.Linear(hidden, dim))
+
+
 def _fixed(width: int, dim: int, depth: int) -> nn.Module:
     layer = nn.Linear(width, dim, bias=False).requires_grad_(False)
     nn.init.orthogonal_(layer.weight)
@@ -108,6 +129,7 @@ _BUILDERS: dict[str, Any] = {
     "diagonal": lambda width, dim, depth: Diagonal(width),
     "lowrank-diagonal": lambda width, dim, depth: Subvector(dim),
     "group": lambda width, dim, depth: Groups(width),
+    "expander": _expander,
 }
 
 

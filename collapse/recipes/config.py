@@ -5,6 +5,7 @@ peak learning rate 4.8, 10 epochs of warm-up, a cosine to a thousandth of the pe
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -17,16 +18,22 @@ if TYPE_CHECKING:  # the command line asks for the flags: without torch, which t
     from collapse.recipes.views import Augmentation
 
 PRESETS = Path(__file__).with_name("presets")
-METHODS, OPTIMIZERS, PRECISIONS = ("simclr", "directclr"), ("lars", "sgd"), ("bf16", "float32")
+CONTRASTIVE, PREDICTED = ("simclr", "directclr"), ("simsiam", "byol")  # the second have a predictor
+METHODS = (*CONTRASTIVE, "barlow-twins", "vicreg", *PREDICTED)
+OPTIMIZERS, PRECISIONS = ("lars", "sgd"), ("bf16", "float32")
 NEGATIVES = ("other", "all")
+OWN = {
+    "temperature": CONTRASTIVE, "negatives": CONTRASTIVE, "redundancy": ("barlow-twins",),
+    "vicreg_weights": ("vicreg",), "predictor_dim": PREDICTED, "target_momentum": ("byol",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
     """All that decides a run's result; the comments say what a value means."""
 
-    method: str = "simclr"  # simclr: the loss sees head(r); directclr: the first dim entries of r
-    head: str = ""  # one of models.HEADS; empty: mlp for simclr, none for directclr
+    method: str = "simclr"  # one of METHODS: their losses see head(r); directclr: the first dim entries of r
+    head: str = ""  # one of models.HEADS; empty: none for directclr, expander for barlow-twins and vicreg, else mlp
     dim: int = 0  # width of the embedding, d0 of a low-rank one; 0: the paper's share of the width
     depth: int = 1  # layers of a linear head
     arch: str = "resnet50"  # see models.make_backbone; of a resnet, these change:
@@ -54,6 +61,10 @@ class Config:
 
     temperature: float = 0.1
     negatives: str = "other"  # other: of the other view, the paper's; all: of both (NT-Xent)
+    redundancy: float = 5e-3  # barlow-twins: lambda, weight of what is beside the diagonal
+    vicreg_weights: tuple[float, float, float] = (25.0, 25.0, 1.0)  # of invariance, variance, covariance
+    predictor_dim: int = 0  # simsiam, byol: hidden width of the predictor; 0: the paper's share
+    target_momentum: float = 0.996  # byol: share of itself that the target keeps a step, at the start; at the end 1
 
     optimizer: str = "lars"
     epochs: int = 100
@@ -106,15 +117,34 @@ class Config:
         for name in ("seed", "warmup", "momentum", "weight_decay", "eta", "final_lr", "classifier_lr", "dim"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        self._check_method()
         if self.batch_size % self.chunks:
             raise InputError(f"chunks: {self.chunks} do not divide the batch of {self.batch_size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"scale: got {self.scale}, expected two shares of the area in rising order")
         return self
 
+    def _check_method(self) -> None:
+        if self.method not in CONTRASTIVE and self.head == "group":
+            raise InputError(f"head group: each group has an InfoNCE of its own; {self.method} takes another head")
+        if self.method in ("barlow-twins", "vicreg") and self.batch_size < 2:
+            raise InputError(f"batch_size: got {self.batch_size}, {self.method} has statistics of 2 images or more")
+        if min(self.redundancy, *self.vicreg_weights, self.predictor_dim) < 0:
+            raise InputError("redundancy, vicreg_weights, predictor_dim: expected 0 or more")
+        if not 0 <= self.target_momentum <= 1:
+            raise InputError(f"target_momentum: got {self.target_momentum}, expected a share, 0 to 1")
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as config.json holds them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Plain values, as config.json holds them: those that the method has."""
+        names = [name for name in asdict(self) if self.method in OWN.get(name, METHODS)]
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+
+
+def refuse_unused(method: str, names: Iterable[str]) -> None:
+    """Raise InputError if one of the values named is of other methods."""
+    for name in names:
+        if method in METHODS and method not in OWN.get(name, METHODS):
+            raise InputError(f"{name}: {method} has none, {' and '.join(OWN[name])} only; leave it out")
 
 
 def _short(value: Any) -> str:
@@ -143,6 +173,8 @@ def load_preset(name: str) -> dict[str, Any]:
         raise InputError(f"{path}: unknown value {unknown[0]!r:.80}; known are {', '.join(sorted(known))}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
+        if "method" in values:
+            refuse_unused(values["method"], values)
         Config(**values).check()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -153,6 +185,7 @@ def make_config(preset: str, **given: Any) -> Config:
     """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion."""
     values = load_preset(preset)
     usual = Config(**values)
+    refuse_unused(given.get("method", usual.method), given)
     if "batch_size" in given and "lr" not in given:
         given["lr"] = usual.lr * given["batch_size"] / usual.batch_size
     return Config(**{**values, **given}).check()

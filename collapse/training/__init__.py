@@ -1,7 +1,7 @@
-"""Contrastive training: SimCLR with every head of the paper, and DirectCLR (arXiv 2110.09348, sections 3 and 6).
+"""Training: SimCLR with every head of the paper, DirectCLR (arXiv 2110.09348, sections 3 and 6), and other losses.
 
 data       images with labels: folders, zips, tar shards, arrays;  loader  their batches, the same for any workers
-network    backbone, head and classifier as one, and one step's gradients;  losses, optim  InfoNCE, LARS, the schedule
+network    backbone, head and classifier as one, and one step's gradients;  losses;  optim  LARS, the schedule
 parallel   several processes as one
 train      the loop;  online  what is measured on the way;  run  the RUN folder: log, spectra, saves
 probes     the paper's linear evaluation

@@ -1,8 +1,9 @@
 """What is trained: backbone, projector and an online linear classifier, and how a step's gradients are made."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,28 +21,31 @@ from torchvision.ops import StochasticDepth
 
 from collapse import InputError
 from collapse.models.backbones import make_backbone
-from collapse.models.heads import default_dim, head_tensors, make_head
+from collapse.models.heads import default_dim, head_tensors, make_head, make_predictor
 from collapse.models.resnet import ResNet, zero_last_norms
 from collapse.moved import renamed
-from collapse.recipes.config import Config
+from collapse.recipes.config import PREDICTED, Config
 from collapse.results import to_json
 from collapse.results.outputs import atomic_write
-from collapse.training.losses import contrastive_loss
+from collapse.training.losses import barlow_twins, contrastive_loss, negative_cosine, vicreg
+
+DEFAULT_HEADS = {"directclr": "none", "barlow-twins": "expander", "vicreg": "expander"}  # else mlp
 
 
 class Network(nn.Module):
     """backbone: images -> r; projector: r -> z; classifier: detached r -> class logits.
 
-    forward: two views (n, 3, h, w) -> z, z_prime, logits of the first view.  Each view is a pass of its own, so each
-    has its own batch norm statistics, as in the paper's trainer.  Dropout and stochastic depth are off: their draws
-    would depend on where a run was interrupted.  Without classes there is no classifier, and no logits.
-    Attribute config: with the head and the width of its embedding filled in.
+    predictor: z -> p, of simsiam and byol.  target: byol's slow copy of backbone and projector, images -> z, else None.
+    Each view is a pass of its own, so each has its own batch norm statistics, as in the paper's trainer.  Dropout and
+    stochastic depth are off: their draws would depend on where a run was interrupted.  Without classes there is no
+    classifier, and no logits.
+    Attribute config: with the head, the width of its embedding and of the predictor filled in.
     """
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
         direct = config.method == "directclr"
-        head = config.head or ("none" if direct else "mlp")
+        head = config.head or DEFAULT_HEADS.get(config.method, "mlp")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = make_backbone(config.arch, config.image_size, config.blocks, config.planes, config.stem)
@@ -52,16 +56,60 @@ class Network(nn.Module):
                     module.p = 0.0
             self.width: int = self.backbone.width  # type: ignore[assignment]
             kind = "lowrank-diagonal" if direct else head
-            dim = config.dim or default_dim(kind, self.width)
+            dim = config.dim or _default_dim(config.method, kind, self.width)
             self.projector = make_head(kind, self.width, dim, config.depth)
             self.classifier = nn.Linear(self.width, classes) if classes else nn.Identity()
+            self.predictor: nn.Module = nn.Identity()
+            if config.method in PREDICTED:
+                hidden = config.predictor_dim or (2 * self.width if config.method == "byol" else max(1, dim // 4))
+                self.predictor = make_predictor(dim, hidden)
+                config = replace(config, predictor_dim=hidden)
+        self.target: nn.Sequential | None = None
+        if config.method == "byol":
+            self.target = deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.classes = classes
         self.config = replace(config, head=head, dim=dim)
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both views (n, 3, h, w) -> their embeddings (n, m), and the first's class scores (n, classes), detached."""
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """Both views (n, 3, h, w) -> what the loss takes, and the first's class scores (n, classes), detached.
+
+        The loss takes both embeddings (n, m); with a predictor both predictions and both targets, without gradient.
+        """
         r = self.backbone(first)
-        return self.projector(r), self.projector(self.backbone(second)), self.classifier(r.detach())
+        z, z_prime, logits = self.projector(r), self.projector(self.backbone(second)), self.classifier(r.detach())
+        if self.config.method not in PREDICTED:
+            return z, z_prime, logits
+        targets = (z.detach(), z_prime.detach())
+        if self.target is not None:
+            with torch.no_grad():
+                targets = self.target(first), self.target(second)
+        return self.predictor(z), self.predictor(z_prime), *targets, logits
+
+    def loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The method's loss of what `forward` gives before the class scores: a scalar."""
+        config, (z, z_prime, *targets) = self.config, outputs
+        if config.method == "barlow-twins":
+            return barlow_twins(z, z_prime, config.redundancy)
+        if config.method == "vicreg":
+            return vicreg(z, z_prime, config.vicreg_weights)
+        if config.method in PREDICTED:
+            cosine = negative_cosine(z, z_prime, *targets)
+            return 4 + 4 * cosine if config.method == "byol" else cosine
+        return contrastive_loss(z, z_prime, config.temperature, config.negatives)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move the target, if there is one: it keeps the share `momentum` of its weights and takes the rest."""
+        if self.target is not None:
+            online: list[Tensor] = [*self.backbone.parameters(), *self.projector.parameters()]
+            torch._foreach_lerp_([*self.target.parameters()], online, 1 - momentum)
+
+
+def _default_dim(method: str, head: str, width: int) -> int:
+    """Width of the embedding: of a two-layer projector that of r in SimSiam, 256 in BYOL, as in their papers."""
+    if head == "mlp" and method in PREDICTED:
+        return 256 if method == "byol" else width
+    return default_dim(head, width)
 
 
 def resolve(config: Config) -> Config:
@@ -100,7 +148,7 @@ def recompute_blocks(net: nn.Module) -> None:
 
 
 def backward(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labels: Tensor, device: str) -> Tensor:
-    """Add the gradients of a batch to the parameters; returns the contrastive loss, detached.
+    """Add the gradients of a batch to the parameters; returns the method's loss, detached.
 
     net: `network`, perhaps compiled and wrapped for several processes.  views: two of (n, 3, h, w); labels: (n,).
     The gradient of the online classifier's loss reaches the classifier alone.
@@ -110,8 +158,8 @@ def backward(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], lab
     if config.chunks > 1:
         return _cached(net, network, views, labels, half)
     with half:
-        z, z_prime, logits = net(*views)
-    loss = contrastive_loss(z, z_prime, config.temperature, config.negatives)
+        *outputs, logits = net(*views)
+    loss = network.loss(outputs)
     (loss + F.cross_entropy(logits.float(), labels) if network.classes else loss).backward()
     return loss.detach()
 
@@ -125,15 +173,16 @@ def _cached(net: nn.Module, network: Network, views: tuple[Tensor, Tensor], labe
     config = network.config
     parts = [part.chunk(config.chunks) for part in (*views, labels)]
     with torch.no_grad(), frozen_statistics(network), half:
-        embedded = [network(first, second)[:2] for first, second in zip(*parts[:2], strict=True)]
-    z, z_prime = (torch.cat(rows).detach().requires_grad_() for rows in zip(*embedded, strict=True))
-    loss = contrastive_loss(z, z_prime, config.temperature, config.negatives)
-    grads = [grad.chunk(config.chunks) for grad in torch.autograd.grad(loss, (z, z_prime))]
+        embedded = [network(first, second)[:-1] for first, second in zip(*parts[:2], strict=True)]
+    outputs = [torch.cat(rows) for rows in zip(*embedded, strict=True)]
+    seen = [rows.requires_grad_() for rows in outputs[:2]]
+    loss = network.loss(outputs)
+    grads = [grad.chunk(config.chunks) for grad in torch.autograd.grad(loss, seen)]
     for k, (first, second, label) in enumerate(zip(*parts, strict=True)):
         waits = isinstance(net, nn.parallel.DistributedDataParallel) and k < config.chunks - 1
         with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with half:
-                z, z_prime, logits = net(first, second)
+                z, z_prime, *_, logits = net(first, second)
             online = [F.cross_entropy(logits.float(), label) / config.chunks] if network.classes else []
             torch.autograd.backward([z, z_prime, *online], [grads[0][k], grads[1][k], *[None for _ in online]])
     return loss.detach()

@@ -16,6 +16,11 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float, last: float
     return peak * share + last * (1 - share)
 
 
+def target_momentum(step: int, steps: int, base: float) -> float:
+    """Share of itself that BYOL's target keeps at a step, from `base` to 1 along half a cosine (arXiv 2006.07733)."""
+    return 1 - (1 - base) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay and adapt; vectors (biases, batch norm, diagonals) do neither. Fixed ones are left."""
     trained = [p for p in net.parameters() if p.requires_grad]

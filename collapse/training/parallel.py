@@ -179,6 +179,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
         self.drop, self.act = (getattr(old, name, nn.Identity()) for name in ("drop", "act"))
         self.load_state_dict(old.state_dict())
+        for mine, theirs in zip(self.parameters(), old.parameters(), strict=True):
+            mine.requires_grad_(theirs.requires_grad)  # DDP waits for all that ask for one
 
     def _check_input_dim(self, input: Tensor) -> None: ...
 

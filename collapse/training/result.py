@@ -126,14 +126,14 @@ def train(
     watch: Callable[[Job], Iterable[Any]] = iter,
     **options: Any,
 ) -> Trained:
-    """Train contrastively in the folder `out`, or go on with what is unfinished there.
+    """Train without labels in the folder `out`, or go on with what is unfinished there.
 
     Args:
         data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_parts` takes: images
             need no labels, without which no classifier is trained beside, and no parts.
         out: the run's folder.
-        method: "simclr" (the default) or "directclr".
-        head: one of models.HEADS; default: mlp for simclr, none for directclr.
+        method: "simclr" (the default), "directclr", "barlow-twins", "vicreg", "simsiam" or "byol".
+        head: one of models.HEADS; default: none for directclr, expander for barlow-twins and vicreg, else mlp.
         preset: where all other values come from: a name, as "digits", or a JSON file; default: the paper's, "imagenet".
         device: "auto", "cpu" or "cuda[:i]"; under torchrun each process takes its own.
         max_pixels, pixel_range: of images, as for `collapse.layer_spectra`.

@@ -337,7 +337,7 @@ def _stored(path: Path) -> dict[str, Any]:
         stored = load_json(path)
         wrote = stored.get("versions", {}).get("dimensional-collapse", "unknown")
         _version(str(stored.get("schema")).removeprefix("collapse.run/"), path, wrote)
-        known = json.loads(to_json(Config().as_dict()))
+        known = json.loads(to_json(vars(Config())))
         unknown = sorted(stored["config"].keys() - known.keys())
         if unknown:
             raise InputError(

@@ -16,7 +16,7 @@ from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import parallel
 from collapse.training.loader import Batch, BatchOrder
 from collapse.training.network import Network, backward, finite, recompute_blocks
-from collapse.training.optim import learning_rate, make_optimizer, parameter_groups
+from collapse.training.optim import learning_rate, make_optimizer, parameter_groups, target_momentum
 
 BUDGET = 0.5  # share of the activations that a compiled network keeps with `checkpoint`
 
@@ -69,6 +69,8 @@ class Training:
         if options.compile:  # the heads gain nothing, and each would be a graph of its own
             torch._functorch.config.activation_memory_budget = BUDGET if options.checkpoint else 1.0
             self.network.backbone.compile()
+            if self.network.target is not None:
+                self.network.target[0].compile()
         self.net = parallel.distributed(self.network)
         self.augmentations = (self.config.augmentation(0), self.config.augmentation(1))
         self.colours = [self._colours(augmentation) for augmentation in self.augmentations]
@@ -85,7 +87,8 @@ class Training:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config, network = self.config, self.network
-        groups = parameter_groups(nn.ModuleList([network.backbone, network.projector]), config.weight_decay)
+        trained = nn.ModuleList([network.backbone, network.projector, network.predictor])
+        groups = parameter_groups(trained, config.weight_decay)
         for group in groups:
             group["peak"] = config.lr
         if network.classes:
@@ -157,12 +160,14 @@ class Training:
     def run_step(self, views: tuple[Tensor, Tensor], labels: Tensor) -> None:
         """One optimiser step on views (b, 3, h, w); nothing is read back from the device."""
         config, per_epoch = self.config, self.plan.per_epoch
+        steps = config.epochs * per_epoch
         for group in self.optimizer.param_groups:
-            schedule = (self.step, config.epochs * per_epoch, config.warmup * per_epoch)
+            schedule = (self.step, steps, config.warmup * per_epoch)
             group["lr"] = learning_rate(*schedule, group["peak"], config.final_lr * group["peak"])
         self.unread.append(backward(self.net, self.network, views, labels, self.device))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.network.follow(target_momentum(self.step, steps, config.target_momentum))
         self.step += 1
 
     def read(self) -> None:

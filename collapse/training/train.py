@@ -1,4 +1,4 @@
-"""Contrastive training: SimCLR with any head, and DirectCLR (arXiv 2110.09348, sections 3 and 6).
+"""Training without labels: SimCLR with any head, DirectCLR (arXiv 2110.09348, sections 3 and 6), and other losses.
 
 `train` goes on where the RUN's last save is, and on a CPU gives the same weights and curve as if it had never stopped:
 batches and draws are functions of (seed, epoch, image, view), the schedule of the step, and all else is in the save.
