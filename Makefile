@@ -5,6 +5,7 @@
 #                in an hour, all with RUNS='*'
 # make gpu       everything that is measured on one GPU, in one command of less than nine minutes: DATA=FILE, see
 #                benchmarks/gpu.py; with the python3 that is there, nothing is installed
+# make peers     speed beside what one would take instead, in one process; their packages are installed for it
 # make notebooks the notebooks, in JupyterLab
 # make docs      the pages of docs/ and the reference, as a site in build/site; a warning is an error
 # make mutants   do the tests notice a broken formula? a sample of mutants, half an hour
@@ -23,7 +24,7 @@ LONGEST := propositions linear_digits figure11
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
 TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis relaxation study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
 
-.PHONY: figures toys study gpu test coverage notebooks docs mutants fuzz clean FORCE
+.PHONY: figures toys study gpu peers test coverage notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
@@ -69,6 +70,9 @@ study: .venv/installed
 gpu:
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(if $(DATA),--data $(DATA)) $(FLAGS)
 
+peers: .venv/installed-peers
+	$(BIN)/python benchmarks/peers.py --out benchmarks/results/peers.json $(FLAGS)
+
 test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -101,7 +105,7 @@ fuzz: .venv/installed-test
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(addprefix .venv/installed-,test notebooks docs mutants): .venv/installed-%: pyproject.toml | .venv/bin/python
+$(addprefix .venv/installed-,test notebooks docs mutants peers): .venv/installed-%: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable ".[$*]"
 	@touch $@ .venv/installed
 
