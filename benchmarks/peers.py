@@ -113,7 +113,7 @@ def optimiser(rng: np.random.Generator, width: int, n: int) -> dict[str, Callabl
         held = [torch.nn.Parameter(torch.randn(width, width)) for _ in range(n)]
         for p in held:
             p.grad = torch.randn_like(p)
-        return kind(held, lr=0.1, momentum=0.9, weight_decay=1e-4, **options).step  # type: ignore[no-any-return]
+        return kind(held, lr=0.1, momentum=0.9, weight_decay=1e-4, **options).step
 
     def timm() -> Call:
         from timm.optim import Lars
