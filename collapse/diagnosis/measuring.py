@@ -68,6 +68,8 @@ def diagnose(
         TypeError: an unknown keyword.
 
     Examples:
+        >>> import torch
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
         >>> found = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
         >>> [(block.layer, sum(block.attribution.counts().values())) for block in found.blocks]
