@@ -57,5 +57,5 @@ def test_a_notebook_installs_draws_and_ends_with_what_to_try(path):
 
 
 def test_every_notebook_is_there():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 7)]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 8)]
     assert Path(FOLDER.parent / "Makefile").read_text().count("jupyter-lab") == 1
