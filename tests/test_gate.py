@@ -69,7 +69,8 @@ def test_the_command_ends_with_3_and_one_line_once_all_is_written(rows, tmp_path
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((tmp_path / "z.json").read_text())
     assert (tmp_path / "z.png").exists()
-    (line,) = (line for line in err.splitlines() if not line.startswith("warning"))
+    *wrote, line = (line for line in err.splitlines() if not line.startswith("warning"))
+    assert wrote == [f"wrote {tmp_path / name}" for name in ("z.json", "z.png")]
     assert line.startswith("collapse: z.npy: not passed: effective_rank = ")
     assert "mean_cosine = 0." in line
     assert "rankme" not in line

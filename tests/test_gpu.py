@@ -53,7 +53,7 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     figures = document["figures"]
     assert {name.partition("/")[0] for name in figures} == set(document["stages"])
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
-    assert len(checks) == 17
+    assert len(checks) == 18
     assert all(value["holds"] for value in checks.values()), checks
     for head in ("none", "mlp", "directclr", "linear"):
         run = figures[f"table1/{head}, temperature 0.5"]

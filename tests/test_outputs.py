@@ -527,7 +527,8 @@ def test_a_table_is_not_lost_with_its_plot(tmp_path, z, capsys):
     os.close(writer)
     with open(reader) as file:
         assert "effective_rank" in file.read()
-    assert (code, err) == (2, f"collapse: {tmp_path}/s.png: cannot be written (File too large)\n")
+    refused = f"collapse: {tmp_path}/s.png: cannot be written (File too large)\n"
+    assert (code, err) == (2, f"wrote {out}\n{refused}")
     assert json.loads(out.read_text())["n"] == 500
     assert {path.name for path in tmp_path.iterdir()} == {"z.npy", "s.json"}
 
