@@ -102,6 +102,7 @@ class Monitor:
         return np.array(self._values)
 
     @torch.no_grad()
+    @torch.compiler.disable  # of a compiled network: statistics are numpy's, and none of the graph
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not module.training:
             self._ran = "the layer runs in eval mode, in which nothing is watched; call its .train()"

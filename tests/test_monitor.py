@@ -100,6 +100,23 @@ def test_two_processes_report_what_one_would(tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_compiled_network_is_watched_as_another_is(before):
+    data, histories = batches(6, 20), []
+    for compiled in (False, True):
+        net = network()
+        run = torch.compile(net, backend="eager") if compiled else net
+        if not before:
+            run(data[0])
+        monitor = Monitor(net[0], every=3, rows=40)
+        for x in data:
+            run(x)
+            monitor.step()
+        histories.append(monitor.history)
+    assert len(histories[0]) == 2
+    np.testing.assert_equal(*histories)
+
+
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(InputError, match="every = 0"):
         Monitor(network(), every=0)

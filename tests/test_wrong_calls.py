@@ -90,7 +90,7 @@ WRONG = {
         lambda: collapse.train("sklearn:digits", "run", preset="digits", batch_size=5000),
         "lower the batch size",
     ),
-    "a method of training": (lambda: collapse.train("sklearn:digits", "run", method="byol"), "method"),
+    "a method of training": (lambda: collapse.train("sklearn:digits", "run", method="swav"), "method"),
     "workers below zero": (lambda: collapse.train("sklearn:digits", "run", workers=-1), "workers= is -1"),
     "a monitor that never reports": (lambda: collapse.Monitor(net(), every=0), "every = 0"),
     "an accumulator without columns": (lambda: collapse.Covariance(0), "dim= is 0"),
