@@ -140,7 +140,7 @@ def draw_layers(layers: Mapping[str, Mapping[str, ArrayLike]], log10: bool = Fal
     with style():
         fig, axes = figure(TEXT, 1.35 * lines + 0.5, columns, lines, sharey=True, squeeze=False)
         colors = dict(zip(names, cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])))
-        for ax, (layer, curves) in zip(axes.flat, layers.items(), strict=False):
+        for ax, (layer, curves) in zip(axes.flat[: len(layers)], layers.items(), strict=True):
             for name, given in curves.items():
                 values = np.asarray(given, dtype=float)
                 values = values[values > 0]
