@@ -161,6 +161,14 @@ def test_features_that_cannot_be_are_refused(tmp_path):
             collapse.load(tmp_path)
 
 
+def test_values_of_which_no_network_can_be_are_refused(tmp_path):
+    layouts_sounds.whisper(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 9999}))
+    with pytest.raises(InputError, match="no whisper can be of these values"):
+        collapse.load(tmp_path)
+
+
 def test_the_older_names_of_the_weight_norm_are_read(tmp_path):
     from safetensors.torch import load_file, save_file
 

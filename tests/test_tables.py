@@ -90,3 +90,14 @@ def test_bytes_that_are_no_text(tmp_path):
         (tmp_path / "a.csv").write_bytes(bad)
         with pytest.raises(collapse.InputError, match=r"no text in UTF-8|line of over|line \d+: field larger"):
             collapse.spectrum(tmp_path / "a.csv")
+
+
+def test_lists_of_no_numbers_are_refused(tmp_path):
+    from pyarrow import feather, parquet, table
+
+    empty = table({"embeddings": [[], [], []]}).cast(table({"embeddings": [[0.5]]}).schema)
+    parquet.write_table(empty, tmp_path / "a.parquet")
+    feather.write_feather(empty, str(tmp_path / "a.feather"))
+    for name in ("a.parquet", "a.feather"):
+        with pytest.raises(collapse.InputError, match=rf"{name}: lists of no numbers"):
+            collapse.spectrum(tmp_path / name)
