@@ -8,6 +8,7 @@ rotation is not applied.  Floats, more than 8 bits and other numbers of channels
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -381,6 +382,7 @@ def decoded(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # they would keep the processes as long as the error is kept
         raise InputError(
             f"{images.path(0)} and others: a decoding process was killed, or had no memory to share; "
             "give fewer workers=, or 0"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -27,11 +28,16 @@ def ended(call, seconds=600, **options):
 
 def kill(pid):
     """Kill a process and those that it and they have started."""
-    below = [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent(stat) == pid]
+    below = children(pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     for child in below:
         kill(child)
+
+
+def children(pid):
+    """The numbers of the processes that a process has started."""
+    return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent(stat) == pid]
 
 
 def parent(stat):
@@ -52,9 +58,17 @@ def forked(act, *arguments, seconds=60):
     except BaseException:
         traceback.print_exc()
     finally:
+        for child in children(os.getpid()):
+            kill(child)  # Python would end them, had it come to its own end
         os._exit(code or 0)
 
 
 def code_of(pid):
     """The code with which a fork ends; negative if by a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def byte(reader, seconds=60):
+    """The next byte of a pipe; b"" where none comes, as from a fork that has died while its pipe is open here."""
+    ready, _, _ = select.select([reader], [], [], seconds)
+    return os.read(reader, 1) if ready else b""

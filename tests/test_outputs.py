@@ -9,16 +9,17 @@ import resource
 import signal
 import subprocess
 import sys
-import traceback
-import warnings
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
+from processes import children, code_of
 from safetensors.torch import save_file
 
 import collapse
@@ -39,35 +40,27 @@ def run(capsys, *arguments):
 
 def forked(arguments, stdout=None, stderr=None, before=None, closed=()):
     """(exit code, stderr) of the command in a fork of this process with descriptors of its own; 70 for a traceback."""
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some Pythons warn of a fork beside threads, of which none works here
-        pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            signal.alarm(120)
-            os.dup2(os.open(stderr, os.O_WRONLY) if stderr else writer, 2)
-            os.dup2(os.open(stdout or os.devnull, os.O_WRONLY), 1)
-            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-            for number in closed:
-                os.close(number)
-                setattr(sys, ("stdin", "stdout", "stderr")[number], None)
-            if before:
-                before()
-            code = cli.main([str(a) for a in arguments])
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode())
-            code = 70
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with open(reader, errors="replace") as file:
-        text = file.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+    def act():
+        os.dup2(os.open(stderr, os.O_WRONLY) if stderr else said.fileno(), 2)
+        os.dup2(os.open(stdout or os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        for number in closed:
+            os.close(number)
+            setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+        if before:
+            before()
+        code = cli.main([str(a) for a in arguments])
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        return code
+
+    # A file and not a pipe: of a pipe, one would wait for the end of all that the command has started.
+    with tempfile.TemporaryFile() as said:
+        code = code_of(processes.forked(act, seconds=120))
+        said.seek(0)
+        return code, said.read().decode(errors="replace")
 
 
 def tree(folder):
@@ -507,14 +500,23 @@ def limited(size):
 )
 def test_embeddings_on_a_full_disk_end_in_one_line(size, workers, flags, tmp_path, resnet18, photos):
     call = ["embed", resnet18, photos, "--out", tmp_path / "e.npy", "--resize", 32, "--crop", 32, "--workers", workers]
-    signal.alarm(100)  # what hangs ends the tests
     code, err = forked([*call, *flags], before=limited(size))
-    signal.alarm(0)
     assert code == 2, err
     lines = [line for line in err.splitlines() if line.startswith("collapse: ")]
     assert len(lines) == 1
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_kept_keeps_no_process(resnet18, photos):
+    def act():
+        limited(5_000)()
+        try:
+            collapse.spectrum(resnet18, photos, resize=32, crop=32, workers=2)
+        except InputError as error:
+            return 10 * ("no memory to share" in str(error)) + len(children(os.getpid()))
+
+    assert code_of(processes.forked(act)) == 10
 
 
 def test_a_table_is_not_lost_with_its_plot(tmp_path, z, capsys):

@@ -1,10 +1,12 @@
 """A program that hangs in a test is ended with its children, and what it said is told."""
 
+import os
+import subprocess
 import sys
 import time
 
 import pytest
-from processes import ended
+from processes import byte, code_of, ended, forked
 
 HANGS = """
 import subprocess, sys, time
@@ -20,3 +22,28 @@ def test_a_program_and_its_children_end_at_the_limit():
         ended([sys.executable, "-c", HANGS], 3)
     assert time.monotonic() - began < 60
     assert ended([sys.executable, "-c", "print(5); raise SystemExit(4)"]).returncode == 4
+
+
+def test_a_fork_ends_with_what_it_has_started():
+    """Also one whose output is waited for, as that of a pipe is until the last that can write to it has ended."""
+    reader, writer = os.pipe()
+
+    def act():
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], pass_fds=[writer])
+        return 3
+
+    began = time.monotonic()
+    assert code_of(forked(act)) == 3
+    os.close(writer)
+    assert byte(reader) == b""
+    assert time.monotonic() - began < 60
+    os.close(reader)
+
+
+def test_a_byte_that_nobody_writes_is_not_waited_for():
+    reader, writer = os.pipe()
+    assert byte(reader, 0.1) == b""
+    os.write(writer, b".")
+    assert byte(reader) == b"."
+    for end in (reader, writer):
+        os.close(end)

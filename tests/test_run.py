@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import code_of, forked
+from processes import byte, code_of, forked
 from safetensors.torch import load_file
 
 from collapse import InputError, cli
@@ -95,7 +95,7 @@ def test_one_of_two_that_start_at_once_has_the_folder(tmp_path, left):
             pids.append(forked(contend, folder, *pipes))
         start, tried, leave = pipes
         os.write(start[1], b"..")
-        assert os.read(tried[0], 1) + os.read(tried[0], 1) == b".."
+        assert byte(tried[0]) + byte(tried[0]) == b".."
         os.write(leave[1], b"..")
         assert sorted(map(code_of, pids)) == [0, 2], race
         for number in [end for pipe in pipes for end in pipe]:

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from processes import code_of, ended, forked
+from processes import byte, code_of, ended, forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
@@ -342,7 +342,7 @@ def test_only_what_a_killed_writer_left_is_removed(digits, tmp_path):
 def test_a_worker_that_outlives_its_run_does_not_hold_it(tmp_path):
     run, (started, start), (over, end) = Run(tmp_path, {}, {}), os.pipe(), os.pipe()
     pid = forked(lambda: os.write(start, b".") - len(os.read(over, 1)))
-    os.read(started, 1)
+    assert byte(started) == b"."
     run.close()
     Run(tmp_path, {}, {}).close()
     os.write(end, b".")

@@ -5,6 +5,7 @@ neither the workers nor their number, nor where a run was interrupted, can chang
 """
 
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,7 @@ def batches(
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # they would keep the processes as long as the error is kept
         raise InputError(f"a loader process died ({str(error)[:150]}); try workers=0 or a larger /dev/shm") from error
 
 
