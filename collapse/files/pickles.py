@@ -87,7 +87,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.steps, self.copies = limits.OPCODES, size
+        self.copies = size
 
     def containers(self) -> dict[str, Callable[..., Any]]:
         """Python's own containers by name, each as data; its types of numbers and text are never called for."""
@@ -107,17 +107,16 @@ class _Machine:
     def run(self) -> Any:
         """Follow opcodes until STOP; the value on top."""
         read, table = self.file.read, _TABLE
-        while True:
+        for _ in range(limits.OPCODES):
             code = read(1)
-            if code == b".":
-                return self.stack.pop()
             act = table.get(code)
-            if act is None:
+            if act is not None:
+                act(self)
+            elif code == b".":
+                return self.stack.pop()
+            else:
                 raise InputError("a truncated pickle" if not code else f"a pickle with the opcode {code!r}; refused")
-            act(self)
-            self.steps -= 1
-            if self.steps < 0:
-                raise InputError(f"a pickle of over {limits.OPCODES} steps; refused")
+        raise InputError(f"a pickle of over {limits.OPCODES} steps; refused")
 
     def copy(self, count: int) -> None:
         """Count what is copied: each part once, so that a few bytes cannot ask for the same again and again."""
@@ -372,6 +371,10 @@ def _put(place: Callable[[_Machine], int]) -> Callable[[_Machine], None]:
     return act
 
 
+def _memoize(m: _Machine) -> None:
+    m.memo[len(m.memo)] = m.stack[-1]
+
+
 _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x80": _protocol,
     b"\x95": lambda m: m.take(8),  # a frame, which only helps to read in pieces
@@ -388,9 +391,9 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"L": _push(lambda m: m.integer(m.line())),
     b"\x8a": _push(lambda m: m.long(m.unsigned(1))),
     b"\x8b": _push(lambda m: m.long(m.unsigned(4))),
-    b"N": _push(lambda m: None),
-    b"\x88": _push(lambda m: True),
-    b"\x89": _push(lambda m: False),
+    b"N": lambda m: m.stack.append(None),
+    b"\x88": lambda m: m.stack.append(True),
+    b"\x89": lambda m: m.stack.append(False),
     b"S": _push(lambda m: _quoted(m.line())),
     b"T": _push(lambda m: _text2(m.take(m.unsigned(4)))),
     b"U": _push(lambda m: _text2(m.take(m.unsigned(1)))),
@@ -402,10 +405,10 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"C": _push(lambda m: m.take(m.unsigned(1))),
     b"\x8e": _push(lambda m: m.take(m.unsigned(8))),
     b"\x96": _push(lambda m: m.take(m.unsigned(8))),
-    b"]": _push(lambda m: []),
-    b"}": _push(lambda m: {}),
-    b")": _push(lambda m: ()),
-    b"\x8f": _push(lambda m: []),
+    b"]": lambda m: m.stack.append([]),
+    b"}": lambda m: m.stack.append({}),
+    b")": lambda m: m.stack.append(()),
+    b"\x8f": lambda m: m.stack.append([]),
     b"l": _push(lambda m: m.above_mark()),
     b"t": _push(lambda m: tuple(m.above_mark())),
     b"\x91": _push(lambda m: m.above_mark()),
@@ -431,7 +434,7 @@ _TABLE: dict[bytes, Callable[[_Machine], Any]] = {
     b"p": _put(lambda m: m.integer(m.line())),
     b"q": _put(lambda m: m.unsigned(1)),
     b"r": _put(lambda m: m.unsigned(4)),
-    b"\x94": _put(lambda m: len(m.memo)),
+    b"\x94": _memoize,
     b"g": _push(lambda m: m.memo[m.integer(m.line())]),
     b"h": _push(lambda m: m.memo[m.unsigned(1)]),
     b"j": _push(lambda m: m.memo[m.unsigned(4)]),
