@@ -47,6 +47,7 @@ from tqdm import tqdm
 
 import collapse
 from collapse import InputError, metrics, theory
+from collapse.encoders import processes
 from collapse.encoders.accuracy import knn, probe, wilson
 from collapse.encoders.passes import features
 from collapse.experiment import Arrays, Meta, say
@@ -57,7 +58,6 @@ from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import uniforms
 from collapse.results import save_result
 from collapse.spectra.measure import spectrum
-from collapse.training import parallel
 from collapse.training.data import Labelled, open_data, to_memory
 from collapse.training.network import Network, resolve
 from collapse.training.run import Signals
@@ -195,8 +195,8 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
     places, workers = where(given), given.workers
     train_set, test_set = sets(name, given.data)
     cuda, choosing = torch.cuda.is_available(), name.startswith(CHOOSING)
-    device = parallel.start("cuda" if cuda else "cpu")
-    first = parallel.rank() == 0
+    device = processes.start("cuda" if cuda else "cpu")
+    first = processes.rank() == 0
     try:
         with Signals() as signals:
             how = {"compile": cuda, "checkpoint": given.checkpoint, "stop": signals}
@@ -204,7 +204,7 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
             for _ in train(places.runs / name, config, train_set, test_set, options):
                 pass
     finally:
-        parallel.stop()
+        processes.stop()
     if not first:
         return ""
     net = load(places.runs / name / "encoder.safetensors", config)

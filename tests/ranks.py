@@ -15,6 +15,7 @@ import torch._dynamo
 import torch.multiprocessing as mp
 from torch import nn
 
+from collapse.encoders import processes
 from collapse.models.backbones import make_backbone
 from collapse.recipes.config import make_config
 from collapse.training import parallel
@@ -42,7 +43,7 @@ def meet(rank, world, port):
     torch.set_num_threads(1)
     if world > 1:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        parallel.start("cpu")
+        processes.start("cpu")
 
 
 def without_norms(net):
@@ -70,7 +71,7 @@ def step(rank, world, folder, port, digits):
     if rank == 0:
         results["log"] = log
         torch.save(results, f"{folder}/{world}.pt")
-    parallel.stop()
+    processes.stop()
 
 
 def made(rank, compiled):
@@ -89,9 +90,9 @@ def compare(rank, world, folder, port):
     meet(rank, world, port)
     eager, compiled = made(rank, False), made(rank, True)
     largest = max(float((a - b).abs().max()) for a, b in zip(eager, compiled, strict=True))
-    (found,) = parallel.largest([largest])
+    (found,) = processes.largest([largest])
     Path(folder, "compiled").write_text(str(found))
-    parallel.stop()
+    processes.stop()
 
 
 def main():

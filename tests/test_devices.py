@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapse import arguments, images
 from collapse.commands import shared
+from collapse.encoders import processes
 from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
 from collapse.recipes.config import make_config
@@ -45,7 +46,7 @@ class Count(TorchDispatchMode):
 
 
 @pytest.fixture
-def processes():
+def eight():
     """A world of eight, of which the others are not there."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
     yield
@@ -73,7 +74,7 @@ def step_of(training):
     training.run_step(views, torch.arange(16) % 10)
 
 
-def test_a_norm_over_all_ranks_sends_one_message_each_way(processes):
+def test_a_norm_over_all_ranks_sends_one_message_each_way(eight):
     net = parallel.synchronise(make_backbone("resnet18", 16, (1, 1), (8, 16), 3), "cpu", True)
     norms = sum(isinstance(module, parallel.SyncBatchNorm) for module in net.modules())
     x = torch.randn(4, 3, 16, 16)
@@ -84,7 +85,7 @@ def test_a_norm_over_all_ranks_sends_one_message_each_way(processes):
     assert sent == dict.fromkeys(both, norms)
 
 
-def test_a_compiled_network_of_several_processes_is_one_graph(processes, graphs, monkeypatch):
+def test_a_compiled_network_of_several_processes_is_one_graph(eight, graphs, monkeypatch):
     monkeypatch.setattr(parallel, "distributed", lambda net: net)  # a wrapper that the fake group does not know
     training = training_of(SMALL, compile=True)
     for _ in range(2):
@@ -96,7 +97,7 @@ def test_a_compiled_network_of_several_processes_is_one_graph(processes, graphs,
     assert any(isinstance(module, parallel.SyncBatchNorm) for module in training.network.backbone.modules())
 
 
-def test_eager_networks_on_cuda_have_torchs_own_norms(processes):
+def test_eager_networks_on_cuda_have_torchs_own_norms(eight):
     net = parallel.synchronise(make_backbone("resnet18", 16, (1,), (8,), 3), "cuda:0", False)
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == 3
 
@@ -138,7 +139,7 @@ def test_a_compiled_colour_chain_is_one_graph_of_few_kernels_and_the_same_number
     torch._dynamo.reset()
 
 
-def test_the_processes_keep_no_buffers_alike_and_no_second_copy_of_gradients(processes):
+def test_the_processes_keep_no_buffers_alike_and_no_second_copy_of_gradients(eight):
     net = parallel.distributed(make_backbone("resnet18", 16, (1,), (8,), 3))
     assert not net.will_sync_module_buffers()
     assert net.gradient_as_bucket_view
@@ -184,8 +185,8 @@ def test_a_compiled_network_recomputes_activations_within_its_budget(graphs):
 def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
     now, asked, signals = [0.0], [], [0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "largest", lambda values: asked.append(now[0]) or [max(v, 0.0) for v in values])
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "largest", lambda values: asked.append(now[0]) or [max(v, 0.0) for v in values])
     ask = Ask(0, lambda: signals[0], lambda: [now[0] > 99, False])
     for step in range(1, 2001):
         now[0] += 0.05
@@ -197,7 +198,7 @@ def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
     assert len(asked) == pytest.approx(100, abs=4)  # 2000 steps in 100 s
     assert now[0] > 99
     assert late or ask(2001, True)[1] == [True, False]
-    monkeypatch.setattr(parallel, "world", lambda: 1)
+    monkeypatch.setattr(processes, "world", lambda: 1)
     alone = Ask(0, lambda: signals[0], lambda: [])
     alone(1, False)
     assert alone(2, False)[0] == 15  # one process asks itself, every step

@@ -102,11 +102,11 @@ def _watch(job: "Job") -> Iterator[Any]:
     """Follow a run with a bar on stderr, if that is a terminal, after what is about to be done."""
     from tqdm import tqdm
 
-    from collapse.training import parallel
+    from collapse.encoders import processes
     from collapse.training.network import memory_estimate
 
-    lead, rank = parallel.rank() == 0, float("nan")
-    size = memory_estimate(job.config, job.config.batch_size // parallel.world()) / 2**30
+    lead, rank = processes.rank() == 0, float("nan")
+    size = memory_estimate(job.config, job.config.batch_size // processes.world()) / 2**30
     if lead:
         warn_of([*job.data.warnings, *(job.val.warnings if job.val else ())])
         tell("\n".join(f"{name} = {value}" for name, value in job.config.as_dict().items()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
-from collapse.training import parallel
+from collapse.encoders import processes
 from collapse.training.data import Labelled
 from collapse.training.loader import Batch, Unreadable, batches
 from collapse.training.network import save_encoder
@@ -43,7 +43,7 @@ class Due:
             return True
         if not ends or self.epochs != "rare":
             return ends and bool(self.epochs)
-        return bool(parallel.lead(lambda: max(self.took, more()) < SHARE * (time.monotonic() - self.since)))
+        return bool(processes.lead(lambda: max(self.took, more()) < SHARE * (time.monotonic() - self.since)))
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -71,8 +71,8 @@ class Ask:
         if step < self.next and not now:
             return 0, [False] * len(late)
         pace = (time.monotonic() - self.since) / max(1, step - self.asked)
-        stopped, pace, *overdue = parallel.largest([self.stop(), pace, *late])
-        apart = 1 if parallel.world() == 1 else min(self.MOST, max(1, int(1 / max(pace, 1e-9))))
+        stopped, pace, *overdue = processes.largest([self.stop(), pace, *late])
+        apart = 1 if processes.world() == 1 else min(self.MOST, max(1, int(1 / max(pace, 1e-9))))
         self.asked, self.next, self.since = step, step + apart, time.monotonic()
         return int(stopped), [bool(value) for value in overdue]
 
@@ -211,7 +211,7 @@ class Loop:
 
     def _write(self, what: str, *values: Any) -> Any:
         """Call a method of the first process's run; its result, or its error, reaches all."""
-        return parallel.lead(lambda: getattr(self.run_folder, what)(*values))
+        return processes.lead(lambda: getattr(self.run_folder, what)(*values))
 
 
 def ahead(

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collapse import InputError
+from collapse.encoders.processes import rank
 from collapse.moved import renamed
 from collapse.recipes.config import NEGATIVES
 from collapse.theory.descent import VICREG_EPSILON
-from collapse.training.parallel import gather, rank
+from collapse.training.parallel import gather
 
 
 def contrastive_loss(z: Tensor, z_prime: Tensor, temperature: float, negatives: str = "other") -> Tensor:

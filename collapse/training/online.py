@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapse.encoders import processes
 from collapse.encoders.accuracy import Accuracy, knn
 from collapse.spectra import Spectrum
 from collapse.spectra.covariance import Covariance
@@ -22,7 +23,7 @@ class _Share:
     """This process's share of a fixed set of images, decoded once if it is small."""
 
     def __init__(self, data: Labelled, network: Network, batch: int, workers: int) -> None:
-        self.data = data.subset(np.arange(parallel.rank(), len(data), parallel.world()))
+        self.data = data.subset(np.arange(processes.rank(), len(data), processes.world()))
         self.preprocess, self.batch, self.workers = network.config.preprocessing(), batch, workers
         self.kept: list[Tensor] | None = None
         if len(self.data) * 3 * network.config.image_size**2 <= CACHED:
@@ -86,11 +87,11 @@ class Evaluation:
                 if self.network.classes:
                     scores.append(self.network.classifier(r))
                     truth.append(labels)
-        if parallel.world() > 1:
+        if processes.world() > 1:
             for total in sums.values():
                 total.all_reduce()
         mine = Accuracy.of(torch.cat(scores), torch.cat(truth)) if scores else Accuracy(0, 0, 0)
-        found = sum(parallel.collect(mine), Accuracy(0, 0, 0))
+        found = sum(processes.collect(mine), Accuracy(0, 0, 0))
         spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
         return spectra, {"classifier_top1": found.top1} if self.network.classes else {}
 

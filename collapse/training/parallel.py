@@ -1,13 +1,10 @@
-"""Several processes as one: start and agreement, gathers that carry gradients, batch norm over all ranks.
+"""Several processes train as one: gradients, gathers that carry them, batch norm over all ranks.
 
-Without `torch.distributed` (one process) every function here does what it would do for a world of one.  CPU tensors
-travel by gloo and CUDA tensors by NCCL, so that agreement between hosts never waits for a device.
+Without `torch.distributed` (one process) every function here does what it would do for a world of one; the start, and
+agreement, are those of encoders/processes.py.
 """
 
 import inspect
-import os
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,61 +12,7 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from collapse import InputError
-
-
-def start(device: str) -> str:
-    """Join the processes that torchrun started, if it did; returns this process's device.
-
-    Raises InputError: the others did not come.
-    """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        return device
-    if device.startswith("cuda"):
-        local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= cards:
-            raise InputError(f"process {local} of this machine has no GPU, there are {cards}; lower --nproc-per-node")
-        device = f"cuda:{local}"
-        torch.cuda.set_device(device)
-    minutes = 10 if device.startswith("cuda") else 1
-    try:
-        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(f"the processes cannot meet ({reason}); check torchrun's --rdzv-endpoint") from error
-    return device
-
-
-def stop() -> None:
-    """Leave the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_lost(error: RuntimeError) -> bool:
-    """Whether an operation failed because another process died or hangs."""
-    signs = ("gloo", "connection", "nccl", "timed out")
-    return world() > 1 and (isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs))
-
-
-def rank() -> int:
-    """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def largest(values: list[float]) -> list[float]:
-    """The largest of each of `values` over all processes; every process calls it."""
-    if world() == 1:
-        return values
-    box = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(box, dist.ReduceOp.MAX)
-    return box.tolist()
+from collapse.encoders.processes import collect, world
 
 
 def distributed(net: nn.Module) -> nn.Module:
@@ -92,45 +35,6 @@ def mean(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / world()
-
-
-def collect(value: Any) -> list[Any]:
-    """Every process's `value`, in the order of ranks."""
-    if world() == 1:
-        return [value]
-    values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def broadcast(value: Any) -> Any:
-    """The first process's `value`, in all."""
-    box = [value]
-    if world() > 1:
-        dist.broadcast_object_list(box)
-    return box[0]
-
-
-def lead(act: Callable[[], Any]) -> Any:
-    """What `act` returns in the first process, in all; an InputError there is raised in all."""
-    result: Any = None
-    if rank() == 0:
-        try:
-            result = act()
-        except InputError as error:
-            result = error
-    result = broadcast(result)
-    if isinstance(result, InputError):
-        raise result
-    return result
-
-
-def agree(value: str, what: str) -> None:
-    """Raise InputError, in every process, unless all hold the same `value`."""
-    values = collect(value)
-    other = [r for r, theirs in enumerate(values) if theirs != values[0]]
-    if other:
-        raise InputError(f"rank {other[0]} has another {what} than rank 0; start all ranks with the same command")
 
 
 class _Gather(torch.autograd.Function):

@@ -11,11 +11,11 @@ from typing import Any
 
 from collapse import InputError
 from collapse.arguments import device_of, flag, given, known, pair, positive, share, whole, whole_or_none
+from collapse.encoders import processes
 from collapse.errors import warn
 from collapse.files import limits
 from collapse.recipes.config import Config, make_config
 from collapse.results import Result, command, list_of, require_schema, value_of, versions
-from collapse.training import parallel
 from collapse.training.data import Labelled, open_parts
 from collapse.training.network import resolve
 from collapse.training.run import Signals, last_line, spectra_of
@@ -160,7 +160,7 @@ def train(
     config = resolve(make_config(os.fspath(preset or "imagenet"), **chosen))
     text = os.fspath(data)
     train, val = open_parts(text, max_pixels, pixel_range, holdout, labels)
-    here = parallel.start(device_of(device))
+    here = processes.start(device_of(device))
     compiled = here.startswith("cuda") if how.get("compile") is None else how["compile"]
     try:
         main = threading.current_thread() is threading.main_thread()
@@ -171,9 +171,9 @@ def train(
             last = None
             for line in watch(job):
                 last = line
-        lead = parallel.rank() == 0
+        lead = processes.rank() == 0
     finally:
-        parallel.stop()
+        processes.stop()
     notes = [*dict.fromkeys([*train.warnings, *(val.warnings if val else ())])]
     result = trained(job.run, notes, last) if lead else Trained(job.run, {}, notes, lead)
     warn(result.warnings)

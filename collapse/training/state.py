@@ -11,6 +11,7 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.encoders import processes
 from collapse.recipes.config import Config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import parallel
@@ -125,7 +126,7 @@ class Training:
         now = self.environment()
         stored = state["environment"].items()
         changed = [f"{k} {v}, now {now.get(k, 'not known')}" for k, v in stored if now.get(k) != v]
-        if changed and parallel.rank() == 0:
+        if changed and processes.rank() == 0:
             print(f"warning: {', '.join(changed)}: same data and schedule, other last digits", file=sys.stderr)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -140,7 +141,7 @@ class Training:
         return {
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
-            "processes": parallel.world(),
+            "processes": processes.world(),
             "machine": platform.machine(),
             "capability": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
             "compiled": self.options.compile,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from collapse import InputError
+from collapse.encoders import processes
 from collapse.recipes.config import Config
-from collapse.training import parallel
 from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import BatchOrder
 from collapse.training.loop import Loop
@@ -39,13 +39,13 @@ def train(
     plan = _plan(config, data)
     about = {"images": len(data), "digest": data.digest, "held_digest": val.digest if val else None}
     same = {name: value for name, value in vars(options).items() if name not in ("device", "stop")}
-    parallel.agree(repr((resolve(config), about, same, torch.__version__)), "configuration, options, data or torch")
+    processes.agree(repr((resolve(config), about, same, torch.__version__)), "configuration, options, data or torch")
     run = None
     try:
         training = Training(config, len(data.classes), plan, options)
         former = {"digest": data.names_digest, "held_digest": val.names_digest if val else None}
         run = _open_run(folder, training, about, former)
-        if parallel.lead(lambda: run is not None and _finished(run, training)):
+        if processes.lead(lambda: run is not None and _finished(run, training)):
             return
         data = to_memory(data, options.workers)
         monitor = None
@@ -63,7 +63,7 @@ def train(
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).partition("\n")[0][:150]
             raise InputError(f"torch.compile does not work here ({reason}); give compile=False") from error
-        if isinstance(error, MemoryError) or not parallel.is_lost(error):
+        if isinstance(error, MemoryError) or not processes.is_lost(error):
             raise
         raise InputError("another process is gone; start all again: the run goes on from its last save") from error
     finally:
@@ -76,7 +76,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _plan(config: Config, data: Labelled) -> BatchOrder:
-    world = parallel.world()
+    world = processes.world()
     if len(data) < config.batch_size:
         raise InputError(f"{len(data)} images, but a batch of {config.batch_size}; lower the batch size")
     if config.batch_size % world:
@@ -84,7 +84,7 @@ def _plan(config: Config, data: Labelled) -> BatchOrder:
     own = config.batch_size // world
     if own % config.chunks:
         raise InputError(f"chunks: {config.chunks} do not divide the {own} images of each of {world} processes")
-    return BatchOrder(len(data), config.batch_size, config.epochs, config.seed, parallel.rank(), world)
+    return BatchOrder(len(data), config.batch_size, config.epochs, config.seed, processes.rank(), world)
 
 
 def _open_run(folder: Path, training: Training, about: dict[str, Any], former: dict[str, Any]) -> Run | None:
@@ -100,7 +100,7 @@ def _open_run(folder: Path, training: Training, about: dict[str, Any], former: d
         return opened[0].load()
 
     try:
-        state = parallel.lead(act)
+        state = processes.lead(act)
         if state is not None:
             training.restore(state)
     except InputError:
