@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from collapse import CollapseWarning, GateError, InputError, __version__
 from collapse.arguments import is_number
 from collapse.commands import checkpoint, diagnose, spectrum, training
-from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, with_flags
+from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, together, with_flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way
             options = parser().parse_args(arguments)
-            options.run(options)
+            with together(options):
+                options.run(options)
         return 0
     except SystemExit as end:  # of --help and --version
         return int(end.code or 0)

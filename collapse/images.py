@@ -407,21 +407,34 @@ def pixel_batches(
 
     Raises InputError: an image that cannot be read, none that can, images of several sizes, a worker that was killed.
     """
-    lost: list[UnreadableImage] = []
-    some = False
+    skipped, strict, some = ([] if skipped is None else skipped), skipped is None, False
     for batch in decoded(images, preprocessing, batch_size, workers, limit):
-        for error in batch.unreadable.values():
-            if skipped is None or not isinstance(error, UnreadableImage):
-                raise error
-            skipped.append({"path": error.path, "why": error.why})
-            lost.append(error)
-        if batch.pixels is not None:
+        pixels = readable(batch, skipped, strict)
+        if pixels is not None:
             some = True
-            yield batch.pixels
-        elif batch.read:
-            raise InputError("images differ in size; give resize= and crop=")
-    if lost and not some:
-        where = f"{images.source}: " if isinstance(images, Images) else ""
+            yield pixels
+    if not some:
+        refuse_unreadable(images, skipped)
+
+
+def readable(batch: Decoded, skipped: Skipped, strict: bool) -> Tensor | None:
+    """The pixels of a batch, None if none of its images can be read; those that cannot go to `skipped`.
+
+    Raises InputError: an image that cannot be read, if `strict`; images of several sizes.
+    """
+    for error in batch.unreadable.values():
+        if strict or not isinstance(error, UnreadableImage):
+            raise error
+        skipped.append({"path": error.path, "why": error.why})
+    if batch.pixels is None and batch.read:
+        raise InputError("images differ in size; give resize= and crop=")
+    return batch.pixels
+
+
+def refuse_unreadable(images: Any, skipped: Skipped) -> None:
+    """Raise InputError if some were skipped, of images none of which could be read."""
+    if skipped:
+        where, first = f"{images.source}: " if isinstance(images, Images) else "", skipped[0]
         raise InputError(
-            f"{where}none of its images can be read, first {pictures.printable(lost[0].path)} ({lost[0].why})"
+            f"{where}none of its images can be read, first {pictures.printable(first['path'])} ({first['why']})"
         )

@@ -12,6 +12,7 @@ from collapse.commands.shared import (
     add_result,
     count,
     deliver,
+    leads,
     overrides_of,
     positive,
     reading_of,
@@ -46,7 +47,7 @@ def add_embed(commands: Any) -> None:
         description="Embeddings (n, d) float32 as Z.npy, their provenance as Z.json, the images in order as Z.txt.",
         epilog="example: collapse embed resnet50.pth imagenet/val --out val.npy",
     )
-    command.set_defaults(run=_embed)
+    command.set_defaults(run=_embed, shares=True)
     command.add_argument("source", metavar="CHECKPOINT")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, metavar="Z.npy", required=True)
@@ -96,6 +97,9 @@ def _embed(options: argparse.Namespace) -> None:
     about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
     inputs = [*sources(options.source, options.weights or ""), *images_of(options.images)]
     protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
+    if not leads(options):
+        _pass(options)
+        return
     document, unit = _write_embeddings(options, about, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
     note = f"; {skipped} {unit} were skipped" if skipped else ""
@@ -103,20 +107,32 @@ def _embed(options: argparse.Namespace) -> None:
     warn_of([*document["source"]["warnings"], *document["warnings"]])
 
 
+def _embedded(options: argparse.Namespace) -> Any:
+    """What `rows_of` gives for the flags."""
+    from collapse.encoders.embedding import rows_of
+
+    chosen = {name: getattr(options, name) for name in ("limit", "sample", "seed")}
+    return rows_of(options.source, options.images, layer=options.layer, **chosen, **reading_of(options))
+
+
+def _pass(options: argparse.Namespace) -> None:
+    """Embed this process's images for the one that writes."""
+    with _embedded(options) as (_, _, batches):
+        for _ in batches:
+            pass
+
+
 def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> tuple[dict[str, Any], str]:
     """Write the rows, the list of their images and, last, the document that names both by digest.
 
     Returns it, and the word for what is embedded, as images.
     """
-    from collapse.encoders.embedding import rows_of
     from collapse.files.imagesets import line_of
     from collapse.results import command, to_json, versions
     from collapse.results.outputs import NpyWriter, atomic_write, digest
 
-    chosen = {name: getattr(options, name) for name in ("limit", "sample", "seed")}
-    how = {"layer": options.layer, **chosen, **reading_of(options)}
     with atomic_write(about) as text, atomic_write(listed) as lines, atomic_write(options.out) as rows:
-        with NpyWriter(rows) as writer, rows_of(options.source, options.images, **how) as (net, pixels, batches):
+        with NpyWriter(rows) as writer, _embedded(options) as (net, pixels, batches):
             for batch in batches:
                 writer.write(batch)
         names = pixels.read_names()

@@ -14,6 +14,7 @@ from collapse.commands.shared import (
     count,
     deliver,
     groups,
+    leads,
     positive,
     reading_of,
     share,
@@ -35,7 +36,7 @@ def add_diagnose(commands: Any) -> None:
         "augmentation, by implicit regularisation, in the rounding, or dead; and a verdict.",
         epilog="example: collapse diagnose resnet50.pth imagenet/val --views 4 --report report.html",
     )
-    command.set_defaults(run=_diagnose)
+    command.set_defaults(run=_diagnose, shares=True)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument(
         "images", metavar="IMAGES", nargs="?", help="a folder of images, a zip, list, shards, table, array"
@@ -73,7 +74,7 @@ def add_report(commands: Any) -> None:
         "results of others beside it, and what to do.",
         epilog="example: collapse report resnet50.pth imagenet/val --out report.html --against before.json",
     )
-    command.set_defaults(run=_report_page)
+    command.set_defaults(run=_report_page, shares=True)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
     command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
@@ -93,7 +94,9 @@ def _report_page(options: argparse.Namespace) -> None:
     how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
     how["views_file"] = options.views_file
     how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
-    show(f"wrote {report(options.source, options.images, options.out, **how)}\n")
+    path = report(options.source, options.images, options.out, **how)
+    if leads(options):
+        show(f"wrote {path}\n")
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -114,6 +117,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     names = ("views", "threshold", "temperature", "limit", "sample", "seed", "views_file")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))
+    if not leads(options):
+        return
     report = [lambda: _report(options, result)] if options.report else []
     deliver(options, result.to_json(), table(result), *report, notes=result.notes())
 

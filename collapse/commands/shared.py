@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,47 @@ def interrupt(number: int, frame: Any) -> None:
     """The handler of SIGINT while a command runs."""
     INTERRUPTED.set()
     raise KeyboardInterrupt
+
+
+@contextmanager
+def together(options: argparse.Namespace) -> Iterator[None]:
+    """Meet the processes that torchrun started, where a command shares its work over several, and leave them again.
+
+    Raises InputError: they did not come, or one was lost.
+    """
+    options.distributed = getattr(options, "shares", False) and int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if not options.distributed:
+        yield
+        return
+    from collapse.encoders import processes
+
+    options.here = processes.start(device_of(options.device), minutes=10)
+    try:
+        yield
+    except RuntimeError as error:
+        if not processes.is_lost(error):
+            raise
+        raise InputError("another process was lost, or said nothing for ten minutes; start them again") from error
+    finally:
+        processes.stop()
+
+
+def leads(options: argparse.Namespace) -> bool:
+    """Whether this process is the one that prints and writes."""
+    if not options.distributed:
+        return True
+    from collapse.encoders.processes import rank
+
+    return rank() == 0
+
+
+def watched(options: argparse.Namespace, batches: Any) -> Iterable[Any]:
+    """The batches, with a bar of the images that this process embeds; of several processes, the first shows one."""
+    if not options.distributed:
+        return progress(batches, batches.unit, batches.total)
+    from collapse.encoders.processes import world
+
+    return progress(batches, "images", batches.total and -(-batches.total // world())) if leads(options) else batches
 
 
 def add_measure(command: argparse.ArgumentParser) -> None:
@@ -301,7 +343,8 @@ def reading_of(options: argparse.Namespace) -> dict[str, Any]:
     given = overrides_of(options)
     given |= {name: getattr(options, name) for name in ("precision", "strict", "max_pixels", "batch_size")}
     given |= {"pixel_range": range_of(options)}
-    return {**given, **placed(options), "watch": lambda batches: progress(batches, batches.unit, batches.total)}
+    given |= {"distributed": options.distributed, "watch": partial(watched, options)}
+    return {**given, **placed(options)}
 
 
 def range_of(options: argparse.Namespace) -> tuple[float, float] | None:
@@ -319,13 +362,19 @@ def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def placed(options: argparse.Namespace) -> dict[str, Any]:
     """Device, and workers where none are given: for a GPU all the cores that are its share."""
-    device = device_of(options.device)
-    workers = min(4, cores())
+    device = device_here(options)
+    share = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if options.distributed else 1
+    workers = min(4, max(1, cores() // share)) if options.distributed else min(4, cores())
     if device.startswith("cuda"):
         import torch
 
         workers = max(1, cores() // torch.cuda.device_count())
     return {"device": device, "workers": workers if options.workers is None else options.workers}
+
+
+def device_here(options: argparse.Namespace) -> str:
+    """The device of this process."""
+    return str(options.here) if options.distributed else device_of(options.device)
 
 
 def with_flags(text: str) -> str:

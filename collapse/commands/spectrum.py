@@ -1,7 +1,7 @@
 """collapse spectrum and collapse compare."""
 
 import argparse
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from itertools import chain
 from itertools import count as count_up
@@ -19,6 +19,7 @@ from collapse.commands.shared import (
     check_plot,
     deliver,
     groups,
+    leads,
     positive,
     progress,
     reading_of,
@@ -38,7 +39,7 @@ def add_spectrum(commands: Any) -> None:
         description="Singular values of the covariance of embeddings, and the rank metrics that follow from them.",
         epilog="example: collapse spectrum resnet50.pth imagenet/val --plot spectrum.png --out spectrum.json",
     )
-    command.set_defaults(run=_spectrum, usual=command.get_default)
+    command.set_defaults(run=_spectrum, usual=command.get_default, shares=True)
     command.add_argument(
         "source", metavar="SOURCE",
         help="a checkpoint, or an array: .npy .pt .h5 .parquet ... [:KEY]; or a result (.json), to show it again",
@@ -77,7 +78,7 @@ def add_compare(commands: Any) -> None:
         description="Rank measures of several spectra in one table, and which directions they share.",
         epilog="example: collapse compare a.json b.json Z.npy --plot both.png",
     )
-    command.set_defaults(run=_compare, layer="representation", vectors=True)
+    command.set_defaults(run=_compare, layer="representation", vectors=True, shares=True)
     command.add_argument(
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
@@ -129,6 +130,8 @@ def _spectrum(options: argparse.Namespace) -> None:
         raise InputError("--vectors wants --out FILE.json, beside which the directions are kept, and one --layer")
     others = references(*options.against) if options.against else {}
     results = _stored(options) or _measured(options)
+    if not leads(options):
+        return
     whole = options.layer == "all" or len(results) > 1
     document = (
         {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
@@ -143,7 +146,7 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 # What a stored result can be shown with; every other flag is of measuring.
 SHOWING = {"source", "plot", "kind", "log10", "log_index", "json", "out", "force", "against", "fail_under", "fail_over",
-           "run", "usual"}  # fmt: skip
+           "run", "usual", "shares", "distributed", "here"}  # fmt: skip
 
 
 def _stored(options: argparse.Namespace) -> "list[Spectrum]":
@@ -203,8 +206,7 @@ def _measured(options: argparse.Namespace) -> "list[Spectrum]":
 
     how = {**_measure(options), "jackknife": options.jackknife}
     if not options.images:
-        rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
-        return [spectrum(options.source, layer=options.layer, **how, **rows)]
+        return [spectrum(options.source, layer=options.layer, **how, **_rows(options))]
     how |= {"positions": options.positions, **reading_of(options)}
     if options.layer == "all":
         return list(layer_spectra(options.source, options.images, **how).values())
@@ -217,8 +219,11 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"normalize": not options.raw, **{name: getattr(options, name) for name in names}}
 
 
-def _bar_of_rows(batches: Iterable[Any]) -> Iterable[Any]:
-    return progress(batches, "rows", None, delay=0.5)
+def _rows(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of how an array is read, with a bar."""
+    bar = partial(progress, unit="rows", total=None, delay=0.5)
+    watch = {"watch": bar if leads(options) else iter, "distributed": options.distributed}
+    return {"max_unpacked": options.max_unpacked, "device": options.device, **watch}
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -237,6 +242,8 @@ def _compare(options: argparse.Namespace) -> None:
             deep[_unused(Path(source).name, source, deep)] = results
         for result in results:
             found[_unused(result.name, source, found)] = result
+    if not leads(options):
+        return
     if len(found) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
     compared = comparison(found)
@@ -259,8 +266,7 @@ def _read(options: argparse.Namespace, source: str) -> "list[Spectrum]":
         return spectra_of(source)
     if options.images and not is_array(Path(source)):
         return spectra_of(source, options.images, **_measure(options), **reading_of(options))
-    rows = {"max_unpacked": options.max_unpacked, "device": options.device, "watch": _bar_of_rows}
-    return spectra_of(source, **_measure(options), **rows)
+    return spectra_of(source, **_measure(options), **_rows(options))
 
 
 def _draw(options: argparse.Namespace, spectra: "dict[str, Spectrum]") -> None:

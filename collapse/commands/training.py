@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ from collapse.commands.shared import (
     cores,
     count,
     deliver,
+    device_here,
+    leads,
     positive,
-    progress,
     range_of,
     share,
     tell,
     warn_of,
+    watched,
 )
 
 if TYPE_CHECKING:
@@ -138,7 +141,7 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=f"example: collapse {name} resnet50.pth --data imagenet"
     )
-    command.set_defaults(run=act)
+    command.set_defaults(run=act, shares=True)
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("--data", required=True, help="train/CLASS/* and val/CLASS/*, as a folder or a zip")
     command.add_argument("--batch-size", type=positive, default=256)
@@ -188,12 +191,14 @@ def _knn(options: argparse.Namespace) -> None:
 def _open_evaluation(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of how it is measured, as arguments of the library, once nothing read is written over."""
     protect([*sources(options.checkpoint), *data_of(options.data)], {"--out": options.out}, options.force)
-    names = ("device", "batch_size", "workers", "seed", "max_pixels")
+    names = ("batch_size", "workers", "seed", "max_pixels", "distributed")
     given = {**{name: getattr(options, name) for name in names}, "pixel_range": range_of(options)}
-    return {**given, "watch": lambda batches: progress(batches, "images", batches.total)}
+    return {**given, "device": device_here(options), "watch": partial(watched, options)}
 
 
 def _deliver_accuracy(options: argparse.Namespace, result: "Accuracy") -> None:
+    if not leads(options):
+        return
     lines = []
     for name, part in (("top1", result.top1), ("top5", result.top5)):
         low, high = (100 * end for end in getattr(result, f"{name}_interval"))

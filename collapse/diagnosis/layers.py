@@ -6,7 +6,6 @@ went before.
 """
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from collapse.diagnosis.result import Block
 from collapse.encoders.passes import embed_layers, errors_of, readable
+from collapse.encoders.processes import in_order
 from collapse.metrics import lidar_of
 from collapse.metrics.attribution import (
     LINE,
@@ -49,11 +49,11 @@ class LayerCovariances:
         self.totals: dict[str, Covariance] = {}
         self.means: dict[str, Covariance] = {}
         self.waiting: dict[str, list[Tensor]] = {}
-        self.images, self.start = 0, start
+        self.images = 0
 
-    def add(self, batches: Iterable[Tensor]) -> None:
-        """Add the start and all further batches, the views of an image one after another."""
-        for rows in embed_layers(self.net, self.places, chain([self.start], batches), **self.how):
+    def add(self, batches: Iterable[Tensor], distributed: bool = False) -> None:
+        """Add all batches, the views of an image one after another; of every process, if they are shared."""
+        for rows in in_order(embed_layers(self.net, self.places, batches, **self.how), distributed):
             for name, z in rows.items():
                 self.waiting.setdefault(name, []).append(z)
             self.images += len(z) // self.views

@@ -95,10 +95,13 @@ def diagnose(
             raise InputError(f"{pixels.name}: {pixels.unread() or 'no images; a diagnosis needs at least 2'}")
         seen: Iterator[Tensor] = chain([first], batches)
         if net.takes == "images":
-            chosen, recipe = augmentations_of(net, first, pixels.path, augmentations)
-            seen = augmented(seen, views, chosen, how.seed, how.device)
-        measured = LayerCovariances(net, next(seen), views, {"device": how.device, "precision": how.precision})
-        measured.add(seen)
+            shown = pixels.shown(first) if how.distributed else first
+            chosen, recipe = augmentations_of(net, shown, pixels.path, augmentations)
+            seen = augmented(seen, views, chosen, how.seed, how.device, lambda: pixels.start)
+        start = next(seen)
+        shown = pixels.shown(start) if how.distributed else start
+        measured = LayerCovariances(net, shown, views, {"device": how.device, "precision": how.precision})
+        measured.add(chain([start], seen), how.distributed)
     if measured.images < 2:
         unread = f"; {pixels.unread()}" if pixels.skipped else ""
         needed = f"a diagnosis needs at least 2, to tell {pixels.unit} from their views"

@@ -12,6 +12,7 @@ from collapse import InputError
 from collapse.diagnosis import Diagnosis, diagnose
 from collapse.diagnosis.advice import ADVICE, advised, first_step, step
 from collapse.diagnosis.page import STYLE, rows, sections
+from collapse.encoders.processes import rank
 from collapse.results import save_text
 from collapse.results.outputs import spare
 from collapse.spectra import Spectrum
@@ -95,7 +96,8 @@ def report(
     found = None
     if augmentations is not None or views_file is not None or takes_images(layers["representation"].source):
         found = diagnose(source, None if views_file is not None else images, **told, **options)
-    save_text(path, page(layers, found, others))
+    if rank() == 0 or not options.get("distributed"):
+        save_text(path, page(layers, found, others))
     return path
 
 

@@ -1,6 +1,6 @@
 """The views that a diagnosis compares: the paper's pair, a preset's, or the caller's, drawn anew for each image."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -71,15 +71,24 @@ def describe(augmentations: Sequence[Any], recipe: str) -> dict[str, Any]:
 
 
 def augmented(
-    batches: Iterable[Tensor], views: int, augmentations: Sequence[Augment], seed: int, device: str
+    batches: Iterable[Tensor],
+    views: int,
+    augmentations: Sequence[Augment],
+    seed: int,
+    device: str,
+    start: Callable[[], int],
 ) -> Iterator[Tensor]:
-    """Batches (b, ...) -> (b V, ...), the views of an image one after another."""
-    start = 0
+    """Batches (b, ...) -> (b V, ...), the views of an image one after another; an empty batch stays so.
+
+    start: gives the number of the first image of the batch that came last.
+    """
     for batch in batches:
-        names, batch = np.arange(start, start + len(batch)), batch.to(device, non_blocking=True)
+        if not len(batch):
+            yield batch
+            continue
+        names, batch = start() + np.arange(len(batch)), batch.to(device, non_blocking=True)
         made = []
         for view in range(views):
             augment = augmentations[view % len(augmentations)]
             made.append(augment(batch.clone(), uniforms(seed, 0, names, view, augment.DRAWS)))
-        start += len(batch)
         yield torch.stack(made, 1).flatten(0, 1)

@@ -18,7 +18,12 @@ from collapse.models.encoder import Encoder
 
 
 def batches_of(net: Encoder, given: Any, how: How) -> Any:
-    """Batches of what `given` holds, as an encoder takes it. Raises InputError: texts for a network of images."""
+    """Batches of what `given` holds, as an encoder takes it.
+
+    Raises InputError: texts for a network of images; other things than images, shared over processes.
+    """
+    if how.distributed and net.takes != "images":
+        raise InputError(f"distributed= shares images, and the network takes {net.takes}; run it in one process")
     if net.takes == "clips":
         return ClipBatches(given, how, max(1, (how.batch_size or 64) // 16))
     if net.takes == "sounds":

@@ -12,6 +12,7 @@ from collapse.arguments import known
 from collapse.encoders.batches import batches_of
 from collapse.encoders.networks import READING, How, Watch, borrowed, encoder_of, require_batches
 from collapse.encoders.passes import embed as passes
+from collapse.encoders.processes import in_order
 from collapse.errors import warn
 from collapse.models.encoder import Encoder
 
@@ -52,7 +53,7 @@ def rows_of(
     try:
         with borrowed(net, how.device):
             batches = watch(pixels.of(net.preprocess))
-            found = passes(part, batches, net.preprocess, how.device, how.precision)
+            found = in_order(passes(part, batches, net.preprocess, how.device, how.precision), how.distributed)
             yield net, pixels, _watched((z.cpu().numpy() for z in found), pixels)
     finally:
         part.hooks.remove()

@@ -19,10 +19,19 @@ from torch import Tensor, nn
 
 from collapse import InputError, arguments
 from collapse.checkpoints import Overrides, loaded
+from collapse.encoders import processes
 from collapse.encoders.passes import PRECISIONS
 from collapse.files import limits
 from collapse.files.rows import blocks, reservoir
-from collapse.images import Images, Preprocessing, pixel_batches
+from collapse.images import (
+    Images,
+    Preprocessing,
+    Skipped,
+    decoded,
+    pixel_batches,
+    readable,
+    refuse_unreadable,
+)
 from collapse.models.encoder import Encoder, Module
 
 PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network
@@ -75,6 +84,8 @@ class How:
     device: "auto" is CUDA where it is, and where a module of the caller's already is.  batch_size: None is 64, or 256
     on CUDA.  workers: processes that decode a path's images.  limit: the first so many; sample: so many of them at
     random by `seed`.  strict: an image that cannot be read is an error.  pixel_range: black and white of deep images.
+    distributed: the images are shared over the processes of torch.distributed, each of which makes the same call and
+    gets the whole result.
     """
 
     device: str = "auto"
@@ -87,6 +98,7 @@ class How:
     strict: bool = False
     max_pixels: int = limits.PIXELS
     pixel_range: tuple[float, float] | None = None
+    distributed: bool = False
 
     def __post_init__(self) -> None:
         arguments.whole_or_none(1, batch_size=self.batch_size, limit=self.limit, sample=self.sample)
@@ -96,6 +108,8 @@ class How:
         arguments.pair("pixel_range", self.pixel_range)
         arguments.choice("precision", self.precision, PRECISIONS)
         arguments.flag("strict", self.strict)
+        arguments.flag("distributed", self.distributed)
+        processes.require(self.distributed)
         if self.device not in (None, "auto"):
             arguments.device_of(self.device)
 
@@ -119,8 +133,12 @@ class ImageBatches:
     """Batches of pixels from a path, a tensor, an array or an iterable, in order; and what became of the images.
 
     total: how many are to come at most; None if only the end tells.  count: how many came.
+    start: the number of the first image of the batch that came last, among those that came.
     skipped: {"path", "why"} of those of a path that cannot be read.  plain: how many are of one colour.
     warnings: what a reader should know.
+
+    Shared over processes, each yields its every so-manieth batch, or an empty tensor while only others have one; all
+    else is as it is without others, in every process.
     """
 
     unit = "images"
@@ -128,6 +146,7 @@ class ImageBatches:
     def __init__(self, images: Any, how: How, step: int | None = None) -> None:
         self.preprocess, self.how, self.step = Preprocessing(None, None), how, step or how.batch_size or 64
         self.count, self.plain, self.skipped = 0, 0, list[dict[str, str]]()
+        self.start, self.leader = 0, 0
         self.warnings: list[str] = []
         self.images = self._opened(images)
         sized = isinstance(self.images, (Images, Tensor, np.ndarray))
@@ -202,13 +221,68 @@ class ImageBatches:
         first = self.skipped[0]
         return f"{len(self.skipped)} of {self.total} images cannot be read, first {first['path']} ({first['why']})"
 
+    def shown(self, batch: Tensor) -> Tensor:
+        """The first batch of all, in every process that holds one of the first; `batch` is its own."""
+        return processes.collect(batch.cpu() if processes.rank() == self.leader else None)[self.leader]
+
     def __iter__(self) -> Iterator[Tensor]:
+        if self.how.distributed:
+            yield from self._shared()
+            return
         for batch in self._batches():
             if self.count == 0:
                 self._look(batch)
+            self.start = self.count
             self.count += len(batch)
             self.plain += plain(batch)
             yield batch
+
+    def _shared(self) -> Iterator[Tensor]:
+        own, over = self._own(), False
+        while not over:
+            turn = self._turn(own)
+            turns = processes.collect(turn)
+            processes.agreed([each.error for each in turns])
+            counts = [each.count for each in turns]
+            if self.count == 0 and any(counts):
+                self.leader = next(place for place, count in enumerate(counts) if count)
+            self.start = self.count + sum(counts[: processes.rank()])
+            self.count += sum(counts)
+            self.plain += sum(each.plain for each in turns)
+            self.skipped += [lost for each in turns for lost in each.skipped]
+            self.warnings = turns[0].warnings
+            over = all(each.over for each in turns)
+            if any(counts):
+                yield torch.empty(0) if turn.batch is None else turn.batch
+        if not self.count:
+            refuse_unreadable(self.images, self.skipped)
+
+    def _turn(self, own: Iterator[tuple[Tensor | None, Skipped]]) -> "_Turn":
+        """What this process has for the others of its next batch."""
+        turn = _Turn()
+        try:
+            turn.batch, turn.skipped = next(own, (None, None))
+            turn.over, turn.skipped = turn.skipped is None, turn.skipped or []
+            if turn.batch is not None:
+                if processes.rank() == 0 and self.count == 0:
+                    self._look(turn.batch)
+                turn.count, turn.plain = len(turn.batch), plain(turn.batch)
+        except InputError as error:
+            turn.error = error
+        turn.warnings = self.warnings
+        return turn
+
+    def _own(self) -> Iterator[tuple[Tensor | None, Skipped]]:
+        """(batch, None if none of it can be read; what was skipped) of each of this process's batches."""
+        if isinstance(self.images, Images):
+            mine = self.images.some(processes.own_batches(len(self.images), self.step))
+            for batch in decoded(mine, self.preprocess, self.step, self.how.workers) if len(mine) else ():
+                lost: Skipped = []
+                yield readable(batch, lost, self.how.strict), lost
+        else:
+            for place, pixels in enumerate(self._batches()):
+                if place % processes.world() == processes.rank():
+                    yield pixels, []
 
     def _batches(self) -> Iterator[Tensor]:
         if isinstance(self.images, Images):
@@ -241,6 +315,22 @@ class ImageBatches:
                     f"images hold values from {low:.3g} to {high:.3g}, expected 0..1: the network's mean and std are "
                     "taken off; if that was done already, give no_normalize=True"
                 )
+
+
+@dataclass
+class _Turn:
+    """What a process tells the others of its next batch; the batch itself it keeps."""
+
+    batch: Tensor | None = None
+    count: int = 0
+    plain: int = 0
+    skipped: Any = None
+    warnings: Any = None
+    error: InputError | None = None
+    over: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "batch": None}
 
 
 def plain(batch: Tensor) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.encoders.processes import in_order
 from collapse.images import Preprocessing
 from collapse.models.encoder import Encoder, LayerHooks, Module, given_by
 
@@ -26,11 +27,16 @@ def embed(
 ) -> Iterator[Tensor]:
     """Outputs of `net` in eval mode, (b, d) float32 on `device`, for batches of pixels (b, 3, h, w) uint8, in order.
 
+    An empty batch stays empty, whatever the network.
+
     precision: "float32", or "bf16" for autocast and channels_last: faster on a GPU, and three digits instead of seven.
     """
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
     for pixels in batches:
+        if not len(pixels):
+            yield pixels
+            continue
         x = entered(preprocess, pixels, device, dtype)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             rows = net(x)
@@ -61,13 +67,16 @@ def embed_layers(
 ) -> Iterator[dict[str, Tensor]]:
     """Rows of several layers, {name: (n, d)} on `device`, for batches of pixels (b, 3, h, w) uint8; one pass for all.
 
-    names: "representation", "projector" and modules of the backbone.
+    names: "representation", "projector" and modules of the backbone.  Of an empty batch the dict is empty.
     """
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
     hooks = LayerHooks(net, [n for n in names if n not in ("representation", "projector")], positions, seed)
     try:
         for pixels in batches:
+            if not len(pixels):
+                yield {}
+                continue
             x = entered(net.preprocess, pixels, device, dtype)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
                 rows = {"representation": net(x)}
@@ -139,6 +148,9 @@ def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
     return {name for name, good in fit.items() if good}
 
 
-def features(net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str) -> NDArray:
-    """All embeddings in one array, (n, d) float32."""
-    return np.concatenate([z.cpu().numpy() for z in embed(net, batches, preprocess, device)])
+def features(
+    net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str, distributed: bool = False
+) -> NDArray:
+    """All embeddings in one array, (n, d) float32; of every process's batches, if they are shared."""
+    rows = in_order(embed(net, batches, preprocess, device), distributed)
+    return np.concatenate([z.cpu().numpy() for z in rows])

@@ -5,18 +5,22 @@ travel by gloo and CUDA tensors by NCCL, so that agreement between hosts never w
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from collapse import InputError
 
 
-def start(device: str) -> str:
+def start(device: str, minutes: int | None = None) -> str:
     """Join the processes that torchrun started, if it did; returns this process's device.
+
+    minutes: after which one that says nothing counts as lost; default: 10 on GPUs, 1 on CPUs.
 
     Raises InputError: the others did not come.
     """
@@ -28,7 +32,7 @@ def start(device: str) -> str:
             raise InputError(f"process {local} of this machine has no GPU, there are {cards}; lower --nproc-per-node")
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    minutes = 10 if device.startswith("cuda") else 1
+    minutes = minutes or (10 if device.startswith("cuda") else 1)
     try:
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
@@ -106,3 +110,58 @@ def agree(value: str, what: str) -> None:
     other = [r for r, theirs in enumerate(values) if theirs != values[0]]
     if other:
         raise InputError(f"rank {other[0]} has another {what} than rank 0; start all ranks with the same command")
+
+
+def require(wanted: bool) -> bool:
+    """The same, checked. Raises InputError: several processes are wanted, and torch.distributed was not started."""
+    if wanted and not dist.is_initialized():
+        raise InputError("distributed= wants the processes of torch.distributed, as torchrun starts them; leave it out")
+    return wanted
+
+
+def own_batches(n: int, size: int) -> NDArray:
+    """(m,) the indices, of 0..n-1 in batches of `size`, that are in this process's: every `world()`-th batch."""
+    indices = np.arange(n)
+    return indices[indices // size % world() == rank()]
+
+
+def in_turn(batches: Iterator[Any], n: int, size: int) -> Iterator[Any]:
+    """This process's batches, of those of n items in batches of `size`; an empty one where only others have one."""
+    for _ in range(-(-n // (size * world()))):
+        yield next(batches, torch.empty(0))
+
+
+def agreed(errors: Sequence[InputError | None]) -> None:
+    """Raise the first of the errors that the processes had, in the order of their batches."""
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def in_order(found: Iterator[Any], distributed: bool) -> Iterator[Any]:
+    """What every process makes of its batches, one each at a time, in the order of the batches, in every process.
+
+    found: tensors (b, ...), or dicts of them by layer; empty where a process has no batch while others have one.
+
+    Raises InputError: what a process raises, in all.
+    """
+    if not distributed:
+        yield from found
+        return
+    while True:
+        mine, error = None, None
+        try:
+            mine = next(found, None)
+        except InputError as raised:
+            error = raised
+        turns = collect((None if mine is None else _on_cpu(mine), error))
+        agreed([error for _, error in turns])
+        if mine is None:
+            return
+        for place, (rows, _) in enumerate(turns):
+            if len(rows):
+                yield mine if place == rank() else rows
+
+
+def _on_cpu(rows: Any) -> Any:
+    return {name: z.cpu() for name, z in rows.items()} if isinstance(rows, dict) else rows.cpu()

@@ -3,24 +3,27 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 from torch import Tensor
 
+from collapse import InputError
 from collapse.arguments import choice, known, positive, whole
 from collapse.checkpoints import Overrides
 from collapse.encoders import accuracy
 from collapse.encoders.accuracy import Accuracy
 from collapse.encoders.networks import How, Watch, borrowed, encoder_of
 from collapse.encoders.passes import features
+from collapse.encoders.processes import in_turn, own_batches
 from collapse.errors import warn
 from collapse.models.encoder import Encoder
 from collapse.probes.paper import probe_paper
 from collapse.training.data import Labelled, open_data, same_classes
 
 RECIPES = ("fast", "paper")
-OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", "pixel_range", *Overrides.__dataclass_fields__)
+OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", "pixel_range", "distributed",
+           *Overrides.__dataclass_fields__)  # fmt: skip
 BATCH = 256
 
 
@@ -34,7 +37,8 @@ def probe(
         data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_data` takes.
         recipe: "fast", L-BFGS on features of the centre crops; "paper", SGD for `epochs` on random crops and flips.
         watch: gets the batches of images and passes them on, as a progress bar does.
-        options: device, batch_size (256), workers, seed, max_pixels, pixel_range, and the fields of `Overrides`.
+        options: device, batch_size (256), workers, seed, max_pixels, pixel_range, distributed, and the fields of
+            `Overrides`.
 
     Raises:
         InputError: no such data, classes that differ, an impossible value; as `collapse.load` does.
@@ -50,6 +54,8 @@ def probe(
     choice("recipe", recipe, RECIPES)
     whole("epochs", epochs, 1)
     task = _Task.of(source, data, watch, options)
+    if recipe == "paper" and task.how.distributed:
+        raise InputError('recipe="paper" trains in one process; leave distributed= out, or give recipe="fast"')
     how = {"recipe": recipe, "epochs": epochs if recipe == "paper" else None}
     with borrowed(task.net, task.how.device):
         if recipe == "paper":
@@ -90,6 +96,7 @@ class _Counted:
 
     batches: Iterable[Tensor]
     total: int
+    unit: ClassVar[str] = "images"
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.batches)
@@ -116,9 +123,11 @@ class _Task:
 
     def features(self, part: Labelled) -> tuple[NDArray, NDArray]:
         """(rows (n, d), labels (n,)) of a part."""
-        batches = part.batches(self.net.preprocess, self.how.batch_size or BATCH, self.how.workers)
-        watched = self.watch(_Counted(batches, len(part)))
-        return features(self.net, watched, self.net.preprocess, self.how.device), part.labels
+        size, shared = self.how.batch_size or BATCH, self.how.distributed
+        own = part.subset(own_batches(len(part), size)) if shared else part
+        batches = own.batches(self.net.preprocess, size, self.how.workers)
+        watched = self.watch(_Counted(in_turn(batches, len(part), size) if shared else batches, len(part)))
+        return features(self.net, watched, self.net.preprocess, self.how.device, shared), part.labels
 
     def result(self, kind: str, found: Accuracy, how: Mapping[str, Any]) -> Accuracy:
         """The counts with what they are of."""

@@ -12,6 +12,7 @@ from collapse.encoders import networks
 from collapse.encoders.batches import batches_of
 from collapse.encoders.networks import How, Watch, borrowed, encoder_of, require_batches
 from collapse.encoders.passes import embed_layers, errors_of, readable
+from collapse.encoders.processes import in_order
 from collapse.models.encoder import Encoder
 from collapse.spectra.measurement import Measure, Measurement
 from collapse.spectra.result import Spectrum
@@ -52,11 +53,14 @@ def of_network(
     with borrowed(net, how.device):
         batches = iter(watch(pixels.of(net.preprocess)))
         first = next(batches, None)
-        names, errors, notes = (
-            (names, {}, []) if first is None else _prepared(net, names, layers, first, measure, passes)
-        )
+        errors: Mapping[str, NDArray] = {}
+        notes: list[str] = []
+        if first is not None:
+            shown = pixels.shown(first) if how.distributed else first
+            names, errors, notes = _prepared(net, names, layers, shown, measure, passes)
         measured = {name: Measurement(measure, on) for name in names}
-        for rows in embed_layers(net, names, chain([] if first is None else [first], batches), **passes):
+        every = chain([] if first is None else [first], batches)
+        for rows in in_order(embed_layers(net, names, every, **passes), how.distributed):
             for name in names:
                 measured[name].update(rows[name])
     if pixels.count < 2:

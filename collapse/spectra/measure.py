@@ -38,6 +38,7 @@ def spectrum(
     device: str | None = "auto",
     rounding: NDArray | None = None,
     max_unpacked: float | None = None,
+    distributed: bool = False,
     watch: Watch = iter,
     **options: Any,
 ) -> Spectrum:
@@ -64,6 +65,8 @@ def spectrum(
         device: "auto", "cpu" or "cuda[:i]".  "auto" is CUDA where it is, where a module is, and the CPU for rows.
         rounding: (b, d) errors that some rows are known to have, for the floor (encoders/passes.py).
         max_unpacked: GiB that a packed array file may unpack to although it is far smaller (a bomb is refused).
+        distributed: share the images, or the blocks of rows, over the processes of torch.distributed, each of which
+            makes the same call and gets the whole result.
         watch: gets the batches and passes them on, as a progress bar does; `batches.total` is their number of images.
         options: of images: batch_size, workers, precision, strict, max_pixels, pixel_range, positions, as for
             `layer_spectra`; and the fields of `Overrides`, how a checkpoint is read: branch, projector, resize, ...
@@ -89,6 +92,7 @@ def spectrum(
                 f"{'max_unpacked' if rounding is None else 'rounding'}= is for rows; leave it or images out"
             )
         chosen = {"limit": limit, "sample": sample, "seed": seed, "device": device, "watch": watch, **options}
+        chosen["distributed"] = distributed
         return _of_network("spectrum", source, images, [layer], measure, chosen)[layer]
     arguments.known("spectrum", options, reading() if options else (), KEYWORDS)
     if options or layer != "representation":
@@ -97,12 +101,20 @@ def spectrum(
     arguments.whole_or_none(2, limit=limit, sample=sample)
     arguments.whole("seed", seed, 0)
     on = None if device in (None, "auto", "cpu") else arguments.device_of(device)
+    arguments.flag("distributed", distributed)
+    if distributed and on is not None:
+        raise InputError("distributed= shares the rows of arrays over processors alone; leave device= out")
     with _rows(source, max_unpacked, limit) as (about, batches):
         notes: list[str] = []
         batches = batches if sample is None else _drawn(batches, sample, seed, notes)
         rows = Measurement(measure, on, about.get("path") or "embeddings")
-        for batch in watch(batches):
-            rows.update(batch)
+        if distributed:
+            from collapse.spectra.shares import update_shared
+
+            update_shared(rows, watch(batches))
+        else:
+            for batch in watch(batches):
+                rows.update(batch)
     # The source is whole now, with the digest of the bytes that were read.
     notes += [*about.get("warnings", ()), *stale(str(about.get("path") or ""), about.get("sha256"))]
     result = rows.spectrum(rounding, source=about, warnings=notes)
@@ -128,7 +140,7 @@ def layer_spectra(
         source, images: as for `spectrum`.
         layers: "all", every block, the representation and the projector if there is one; or names.
         normalize, method, threshold, jackknife, vectors: as for `spectrum`.
-        options: limit, sample, seed, device and watch, as for `spectrum`; batch_size (64, or 256 on CUDA);
+        options: limit, sample, seed, device, distributed and watch, as for `spectrum`; batch_size (64, or 256 on CUDA);
             workers: processes that decode a path's images (0: this one); precision: "float32" or "bf16";
             positions: of inner layers, K positions of each feature map as rows, instead of its mean;
             strict: an image that cannot be read is an error, instead of being left out with a warning;

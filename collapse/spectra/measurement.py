@@ -57,9 +57,12 @@ class Measurement:
         self.measure, self.device, self.name = measure or Measure(), device, name
         self.groups: list[Covariance] = []
         self.notes: list[str] = []
+        self.seen = 0
 
-    def update(self, z: Any) -> "Measurement":
+    def update(self, z: Any, elsewhere: bool = False) -> "Measurement":
         """Add a batch (b, d): row i of all rows to group i mod their number, however they are cut into batches.
+
+        elsewhere: another process adds these rows, which are counted alone.
 
         Raises InputError: a batch that is not (b, d).
         """
@@ -71,10 +74,19 @@ class Measurement:
             require_memory(self.name, z.shape[1], method, self.device, count)
             kind = (z.shape[1], method, self.measure.normalize, self.device, self.name)
             self.groups = [Covariance(*kind).number(range(group, sys.maxsize, count)) for group in range(count)]
-        seen, count = sum(group.n for group in self.groups), len(self.groups)
+        seen, count = self.seen, len(self.groups)
+        self.seen += len(z)
+        if elsewhere:
+            return self
         roundoff, rows = self.groups[0].checked(z, seen)
         for first in range(min(count, len(rows))):
             self.groups[(seen + first) % count].add(roundoff, rows[first::count])
+        return self
+
+    def all_reduce(self) -> "Measurement":
+        """Join with the other processes, each of which has counted all rows. Returns self."""
+        for group in self.groups:
+            group.all_reduce()
         return self
 
     def spectrum(

@@ -1,0 +1,27 @@
+"""The rows of an array, block by block, over the processes of torch.distributed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from collapse import InputError
+from collapse.encoders import processes
+from collapse.spectra.measurement import Measurement
+
+
+def update_shared(rows: Measurement, batches: Iterable[Any]) -> None:
+    """Add the batches (b, d), every so-manieth in each process, until each has the statistics of all.
+
+    Raises InputError: of the first batch that is refused, in all processes; torch.distributed was not started.
+    """
+    processes.require(True)
+    refused: tuple[int, InputError] | None = None
+    place = 0
+    try:
+        for place, batch in enumerate(batches):
+            rows.update(batch, elsewhere=place % processes.world() != processes.rank())
+    except InputError as error:
+        refused = place, error
+    errors = [found for found in processes.collect(refused) if found is not None]
+    if errors:
+        raise min(errors, key=lambda found: found[0])[1]
+    rows.all_reduce()

@@ -1,0 +1,185 @@
+"""Images and rows shared over processes: the document of one process, in each; one that is lost ends all in a line."""
+
+import json
+import os
+import socket
+import sys
+
+import numpy as np
+import processes as forks
+import pytest
+import torch
+from PIL import Image
+
+import collapse
+from collapse import InputError, cli
+from collapse.encoders import processes
+from collapse.encoders.embedding import embed
+
+SIZES = {"resize": 32, "crop": 32, "batch_size": 8}
+FLAGS = ["--resize", "32", "--crop", "32", "--batch-size", "8", "--workers", "0"]
+
+
+def both(act, folder, world=2):
+    """The exit codes of `act`, called in two processes that can meet; what they say is kept in `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(rank):
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        sys.stdout, sys.stderr = (open(folder / f"{name}{rank}", "w") for name in ("out", "err"))  # noqa: SIM115
+        try:
+            return act(rank)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    return [forks.code_of(pid) for pid in [forks.forked(run, rank, seconds=120) for rank in range(world)]]
+
+
+def said(folder, name):
+    return [(folder / f"{name}{rank}").read_text() for rank in (0, 1)]
+
+
+def differences(one, other, place=()):
+    """Where two documents differ: values by 1e-12, standard errors, which are small differences, by 1e-9."""
+    if place[:1] == ("command",):
+        return []
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [found for key in one for found in differences(one[key], other[key], (*place, key))]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [f for key, pair in enumerate(zip(one, other, strict=True)) for f in differences(*pair, (*place, key))]
+    if isinstance(one, float) and isinstance(other, float):
+        alike = one == pytest.approx(other, rel=1e-9 if "errors" in place else 1e-12, abs=1e-15, nan_ok=True)
+        return [] if alike else [(place, one, other)]
+    return [] if one == other else [(place, one, other)]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """45 images in two classes, of which one cannot be read, one is plain, and the third of six batches is lost."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(45):
+        path = folder / f"{'a' if index < 20 else 'b'}/{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        values = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8) if index != 9 else np.zeros((5, 6, 3), np.uint8)
+        Image.fromarray(values).resize((40, 44), Image.Resampling.BICUBIC).save(path)
+        if index == 5 or 16 <= index < 24:
+            path.write_bytes(b"no image")
+    return folder
+
+
+def digits(z):
+    """A network without its own seed, and its inputs."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 24), torch.nn.ReLU(), torch.nn.Linear(24, 10))
+
+
+def calls(resnet18, pictures, tmp_path, **how):
+    """The documents of every call that shares."""
+    z = np.load(tmp_path / "z.npy")
+    net = digits(z)
+    pixels = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    layers = collapse.layer_spectra(resnet18, pictures, jackknife=3, **SIZES, **how)
+    return {
+        **{f"layer {name}": s.to_dict() for name, s in layers.items()},
+        "diagnosis": collapse.diagnose(resnet18, pictures, views=3, **SIZES, **how).to_dict(),
+        "sample": collapse.spectrum(resnet18, pictures, sample=30, seed=3, **SIZES, **how).to_dict(),
+        "tensor": collapse.spectrum(net, pixels, batch_size=7, **how).to_dict(),
+        "batches": collapse.spectrum(net, [pixels[:20], pixels[20:33], pixels[33:]], batch_size=8, **how).to_dict(),
+        "embeddings": embed(resnet18, pictures, **SIZES, **how).tolist(),
+        "knn": collapse.knn(net, "sklearn:digits", batch_size=100, **how).to_dict(),
+        "probe": collapse.probe(net, "sklearn:digits", batch_size=100, **how).to_dict(),
+        "rows": collapse.spectrum(tmp_path / "z.npy", jackknife=4, **how).to_dict(),
+        "float64": collapse.spectrum(z.astype(float), normalize=False, vectors=False, **how).to_dict(),
+    }
+
+
+def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
+    z = np.random.default_rng(0).standard_normal((3000, 700)) / np.arange(1, 701)
+    np.save(tmp_path / "z.npy", z.astype(np.float32))
+
+    def act(rank):
+        processes.start("cpu")
+        found = calls(resnet18, pictures, tmp_path, distributed=True)
+        (tmp_path / f"{rank}.json").write_text(json.dumps(found, default=str))
+        processes.stop()
+
+    one = json.loads(json.dumps(calls(resnet18, pictures, tmp_path), default=str))
+    assert one["diagnosis"]["images"]["count"] == 36
+    assert "1 of 36 images are of one colour" in str(one["layer representation"])
+    assert both(act, tmp_path) == [0, 0], said(tmp_path, "err")
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found.keys() == one.keys()
+        for name in one:
+            assert not differences(one[name], found[name])[:4], (rank, name)
+
+
+def test_one_process_of_a_command_prints_and_writes(resnet18, pictures, tmp_path, capsys):
+    def act(rank):
+        assert cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "s.json")]) == 0
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        return cli.main(["embed", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "e.npy")])
+
+    assert both(act, tmp_path) == [0, 0], said(tmp_path, "err")
+    assert cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "one.json")]) == 0
+    assert cli.main(["embed", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "f.npy")]) == 0
+    out, err = capsys.readouterr()
+    assert said(tmp_path, "out") == [out.replace("f.npy", "e.npy"), ""]
+    assert said(tmp_path, "err") == [err.replace("one.json", "s.json"), ""]
+    assert not differences(*(json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "s")))
+    assert (tmp_path / "e.npy").read_bytes() == (tmp_path / "f.npy").read_bytes()
+    assert (tmp_path / "e.txt").read_bytes() == (tmp_path / "f.txt").read_bytes()
+
+
+def test_what_one_process_refuses_ends_all_alike(resnet18, pictures, tmp_path):
+    z = np.ones((9000, 700), np.float32)
+    z[8000, 3] = np.nan
+    np.save(tmp_path / "z.npy", z)
+
+    def act(rank):
+        strict = cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--strict"])
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        return 10 * strict + cli.main(["spectrum", str(tmp_path / "z.npy")])
+
+    assert both(act, tmp_path) == [22, 22]
+    for err in said(tmp_path, "err"):
+        image, row = err.splitlines()
+        assert "a/05.png" in image
+        assert "row 8000, column 3 is NaN" in row
+
+
+def test_a_lost_process_ends_the_others_in_a_line(resnet18, pictures, tmp_path, monkeypatch):
+    real = processes.collect
+
+    def collect(value):
+        if processes.rank() == 1 and len(asked) == 3:
+            os._exit(9)
+        asked.append(value)
+        return real(value)
+
+    asked = []
+    monkeypatch.setattr(processes, "collect", collect)
+    codes = both(lambda rank: cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS]), tmp_path)
+    assert codes == [2, 9]
+    assert said(tmp_path, "err")[0].count("\n") == 1
+    assert "another process was lost" in said(tmp_path, "err")[0]
+
+
+def test_sharing_wants_processes_and_images(resnet18, pictures, tmp_path):
+    with pytest.raises(InputError, match="distributed= wants the processes of torch"):
+        collapse.spectrum(resnet18, pictures, distributed=True, **SIZES)
+    with pytest.raises(InputError, match="distributed= wants the processes"):
+        collapse.spectrum(np.ones((9, 3)), distributed=True)
+
+    def act(rank):
+        processes.start("cpu")
+        with pytest.raises(InputError, match="leave distributed= out, or give recipe="):
+            collapse.probe(torch.nn.Flatten(), "sklearn:digits", recipe="paper", distributed=True)
+        processes.stop()
+
+    assert both(act, tmp_path, 1) == [0]
