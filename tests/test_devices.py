@@ -81,7 +81,7 @@ def test_a_norm_over_all_ranks_sends_one_message_each_way(eight):
     with Count() as count:
         net(x).sum().backward()
     sent = {name: n for name, n in count.seen.items() if name.startswith("_c10d_functional") and "wait" not in name}
-    both = ("_c10d_functional.all_gather_into_tensor", "_c10d_functional.reduce_scatter_tensor")
+    both = ("_c10d_functional.all_gather_into_tensor", "_c10d_functional.all_reduce")
     assert sent == dict.fromkeys(both, norms)
 
 
@@ -103,9 +103,10 @@ def test_eager_networks_on_cuda_have_torchs_own_norms(eight):
 
 
 @pytest.mark.parametrize("size", [None, 24])
-def test_masked_colours_are_the_gathered_ones_to_the_bit(size):
+@pytest.mark.parametrize("grayscale", [0.2, 1.0])  # of 1, every image of a batch is grey
+def test_masked_colours_are_the_gathered_ones_to_the_bit(size, grayscale):
     images = torch.rand(24, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    augmentation = Augmentation(size, blur=0.5, solarize=0.3)
+    augmentation = Augmentation(size, grayscale=grayscale, blur=0.5, solarize=0.3)
     for epoch in range(3):
         u = uniforms(0, epoch, np.arange(24), 0, augmentation.DRAWS)
         assert torch.equal(augmentation.masked(images, u), augmentation.colour(images.clone(), u))
@@ -245,9 +246,9 @@ def test_a_gpu_gets_embeddings_from_all_its_cores_by_pinned_batches_of_256(monke
         monkeypatch.setattr(module, "device_of", lambda name: "cuda" if name == "auto" else name)
     monkeypatch.setattr(shared, "cores", lambda: 48)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert shared.placed(Namespace(device="auto", workers=None)) == {"device": "cuda", "workers": 24}
-    assert shared.placed(Namespace(device="auto", workers=3))["workers"] == 3
-    assert shared.placed(Namespace(device="cpu", workers=None))["workers"] == 4
+    assert shared.placed(Namespace(device="auto", workers=None, distributed=False)) == {"device": "cuda", "workers": 24}
+    assert shared.placed(Namespace(device="auto", workers=3, distributed=False))["workers"] == 3
+    assert shared.placed(Namespace(device="cpu", workers=None, distributed=False))["workers"] == 4
     assert [How.of(None, {"device": device})[0].batch_size for device in ("auto", "cpu")] == [256, 64]
     made = {}
     monkeypatch.setattr(images, "DataLoader", lambda data, **options: made.update(options) or [])

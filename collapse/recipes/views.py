@@ -167,7 +167,9 @@ def _where(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: T
     if len(rows) == 0:
         return x
     amounts = tuple(a[rows].view(-1, 1, 1, 1) for a in amounts)
-    return change(x, *amounts) if len(rows) == len(x) else x.index_copy_(0, rows, change(x[rows], *amounts))
+    if len(rows) == len(x):
+        return change(x, *amounts).contiguous()  # what comes next may write to it
+    return x.index_copy_(0, rows, change(x[rows], *amounts))
 
 
 def _mask(x: Tensor, chosen: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
