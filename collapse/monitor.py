@@ -6,10 +6,10 @@
         if report := monitor.step():               # every 1,000 steps, else None
             print(report["step"], report["effective_rank"])
 
-The words are those of torchmetrics: `update` adds rows, `compute` reports on them, `reset` forgets them.  `step` does
-all three when a report is due.  A forward hook adds the rows that pass in training to a streaming covariance during the last few steps before each
-report; nothing is kept of the graph and nothing runs twice.  Under torch.distributed the processes' statistics are
-joined exactly, and all get the same report.  `MonitorCallback` does it in Lightning (lightning.py).
+The words are those of torchmetrics: `update` adds rows, `compute` reports on them, `reset` forgets them, and `step`
+counts, reports when it is due, and resets.  A forward hook updates with the rows that pass in training, in the last few
+steps before each report; nothing is kept of the graph and nothing runs twice.  Under torch.distributed the processes'
+statistics are joined exactly, and all get the same report.  `MonitorCallback` does it in Lightning (lightning.py).
 """
 
 import json
