@@ -120,16 +120,16 @@ class Monitor:
         if self.every - self.count % self.every <= self.window:
             total.update(rows)
         else:
-            self._why = f"the layer ran, but in none of the last {self.window} steps, from which a report takes rows"
+            self._why = f"the layer ran, but not in {self._last()}, from which a report takes rows"
 
     @torch.no_grad()
     @torch.compiler.disable
     def update(self, output: Any) -> None:
-        """Add rows (n, d), or any output of which the hook would take them, to the next report; at any step.
+        """Add rows (n, d), array or tensor, or any output of which the hook would take them, to the next report.
 
         Raises InputError: nothing says which part of the output to take.
         """
-        rows = self._rows(output)
+        rows = self._rows(torch.tensor(output) if isinstance(output, np.ndarray) else output)
         (self._sum or self._start(rows)).update(rows)
 
     def _rows(self, output: Any) -> Tensor:
@@ -198,10 +198,13 @@ class Monitor:
         self._greets = False
         what = f"; nothing seen yet: {self._why}"
         if self._sum is not None:
-            what = f", from the last {self.window}" if self._hook else ""
-            what += f", of the {self._sum.dim} dimensions of {self._watched}"
+            what = f" on the {self._sum.dim} dimensions of {self._watched}"
+            what += f", from {self._last()}" if self._hook else ""
         if _rank() == 0:
             print(f"monitor: step {self.count}: a report every {self.every} steps{what}", file=sys.stderr)
+
+    def _last(self) -> str:
+        return "the last step" if self.window == 1 else f"the last {self.window} steps"
 
     def _measured(self) -> Spectrum | None:
         """The spectrum of the rows of all processes since the last report; None if there are fewer than two."""

@@ -178,7 +178,7 @@ def test_rows_are_given_computed_and_forgotten_in_torchmetrics_words():
     data = batches(4, 50)[..., :5]
     monitor = Monitor(every=3)
     for x in data[:2]:
-        monitor.update(x)
+        monitor.update(x.numpy())
         assert monitor.step() is None
     exact = spectrum(torch.cat(list(data[:2]))).metrics()
     for _ in range(2):  # rows stay
@@ -215,10 +215,10 @@ def test_the_first_step_says_what_is_watched_and_when_a_report_comes(capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "monitor: step 1: a report every 50 steps, from the last 3, of the 7 dimensions of Linear",
+        "monitor: step 1: a report every 50 steps on the 7 dimensions of Linear, from the last 3 steps",
         "monitor: step 1: a report every 4 steps; nothing seen yet: the layer runs in eval mode, in which nothing is "
         "watched; call its .train()",
-        "monitor: step 1: a report every 2 steps, of the 9 dimensions of update",
+        "monitor: step 1: a report every 2 steps on the 9 dimensions of update",
     ]
 
 
@@ -237,7 +237,7 @@ def test_each_time_that_reports_cease_it_is_said_and_why():
 
     assert silent(0, 1) == silent(1) == []
     assert silent() == ["the layer did not run"]
-    assert silent(0) == ["the layer ran, but in none of the last 1 steps, from which a report takes rows"]
+    assert silent(0) == ["the layer ran, but not in the last step, from which a report takes rows"]
     assert silent(0, 1) == []
     net.eval()
     assert silent(0) == ["the layer runs in eval mode, in which nothing is watched; call its .train()"]
