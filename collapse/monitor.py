@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import GateError, InputError
+from collapse.encoders import processes
 from collapse.errors import warn
 from collapse.spectra import Spectrum
 from collapse.spectra.covariance import Covariance
@@ -156,7 +157,7 @@ class Monitor:
     def _start(self, rows: Tensor) -> Covariance:
         """Size the window by the first batch: the same on all processes, whose batches are alike."""
         dim, wanted = rows.shape[1], self.rows or 10 * rows.shape[1]
-        self.window = min(self.every, math.ceil(wanted / max(1, len(rows) * _processes())))
+        self.window = min(self.every, math.ceil(wanted / max(1, len(rows) * processes.world())))
         device = str(rows.device) if rows.device.type == "cuda" else None
         self._sum = Covariance(dim, normalize=self.normalize, device=device)
         return self._sum
@@ -200,7 +201,7 @@ class Monitor:
         if self._sum is not None:
             what = f" on the {self._sum.dim} dimensions of {self._watched}"
             what += f", from {self._last()}" if self._hook else ""
-        if _rank() == 0:
+        if processes.rank() == 0:
             print(f"monitor: step {self.count}: a report every {self.every} steps{what}", file=sys.stderr)
 
     def _last(self) -> str:
@@ -209,7 +210,7 @@ class Monitor:
     def _measured(self) -> Spectrum | None:
         """The spectrum of the rows of all processes since the last report; None if there are fewer than two."""
         total = self._sum
-        if total is not None and _processes() > 1:
+        if total is not None and processes.world() > 1:
             total = Covariance(total.dim, normalize=total.normalize, device=total.device).merge(total).all_reduce()
         if total is None or total.n < 2:
             if total is not None and total.n:
@@ -228,7 +229,7 @@ class Monitor:
         report = self._report(result)
         self.history.append(report)
         self._values.append(result.singular_values)
-        if self.log and _rank() == 0:
+        if self.log and processes.rank() == 0:
             line = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in report.items()}
             with open(self.log, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -270,14 +271,14 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What to save with the run, this process's rows since the last report among it."""
         state = {"count": self.count, "window": self.window, "history": self.history, "spectra": self.spectra.tolist()}
-        return {**state, "rank": _rank(), "sum": self._sum and self._sum.state_dict()}
+        return {**state, "rank": processes.rank(), "sum": self._sum and self._sum.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. Where one process's state is loaded on all, its rows are counted once."""
         self.count, self.window, self.history = state["count"], state["window"], list(state["history"])
         self._values = [np.array(values) for values in state["spectra"]]
         self._sum = state["sum"] and Covariance.from_state_dict(state["sum"])
-        if self._sum and state["rank"] != _rank():
+        if self._sum and state["rank"] != processes.rank():
             self._sum = Covariance(self._sum.dim, normalize=self.normalize, device=self._sum.device)
 
 
@@ -298,15 +299,3 @@ def _describe(output: Any) -> str:
         return f"shape {tuple(output.shape)}"
     parts = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     return f"a {type(output).__name__}{parts}"[:200]
-
-
-def _processes() -> int:
-    from torch import distributed
-
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    from torch import distributed
-
-    return distributed.get_rank() if _processes() > 1 else 0
