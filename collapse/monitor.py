@@ -92,7 +92,7 @@ class Monitor:
         self.alarm, self.stop = dict(alarm or {}), stop
         self._greets = verbose
         self._said: set[str] = set()
-        self._watched = "update" if module is None else type(module).__name__
+        self._module = module
         self._idle = "update was not called" if module is None else "the layer did not run"
         self._why, self._silent = self._idle, ""
         self.history: list[dict[str, Any]] = []
@@ -158,8 +158,7 @@ class Monitor:
         """Size the window by the first batch: the same on all processes, whose batches are alike."""
         dim, wanted = rows.shape[1], self.rows or 10 * rows.shape[1]
         self.window = min(self.every, math.ceil(wanted / max(1, len(rows) * processes.world())))
-        device = str(rows.device) if rows.device.type == "cuda" else None
-        self._sum = Covariance(dim, normalize=self.normalize, device=device)
+        self._sum = Covariance(dim, normalize=self.normalize, device=_where(rows))
         return self._sum
 
     def step(self) -> dict[str, Any] | None:
@@ -199,7 +198,8 @@ class Monitor:
         self._greets = False
         what = f"; nothing seen yet: {self._why}"
         if self._sum is not None:
-            what = f" on the {self._sum.dim} dimensions of {self._watched}"
+            name = "update" if self._module is None else type(self._module).__name__
+            what = f" on the {self._sum.dim} dimensions of {name}"
             what += f", from {self._last()}" if self._hook else ""
         if processes.rank() == 0:
             print(f"monitor: step {self.count}: a report every {self.every} steps{what}", file=sys.stderr)
@@ -209,14 +209,25 @@ class Monitor:
 
     def _measured(self) -> Spectrum | None:
         """The spectrum of the rows of all processes since the last report; None if there are fewer than two."""
-        total = self._sum
-        if total is not None and processes.world() > 1:
-            total = Covariance(total.dim, normalize=total.normalize, device=total.device).merge(total).all_reduce()
+        total = self._sum if processes.world() == 1 else self._joined()
         if total is None or total.n < 2:
             if total is not None and total.n:
                 self._why = "one row, and a covariance needs two"
             return None
         return total.measured()
+
+    def _joined(self) -> Covariance | None:
+        """The statistics of all processes, those without rows among them; None if no process has seen the layer run."""
+        from torch import distributed
+
+        mine, device = self._sum, _device(self._module)
+        device = device if mine is None else mine.device
+        dim = torch.tensor(0 if mine is None else mine.dim, device=device)
+        distributed.all_reduce(dim, distributed.ReduceOp.MAX)
+        if not int(dim):
+            return None
+        total = Covariance(int(dim), normalize=self.normalize, device=device)
+        return (total if mine is None else total.merge(mine)).all_reduce()
 
     def _warn_of_nothing(self) -> None:
         warn([f"monitor: step {self.count}: nothing to report, every {self.every} steps: {self._why}"])
@@ -280,6 +291,17 @@ class Monitor:
         self._sum = state["sum"] and Covariance.from_state_dict(state["sum"])
         if self._sum and state["rank"] != processes.rank():
             self._sum = Covariance(self._sum.dim, normalize=self.normalize, device=self._sum.device)
+
+
+def _where(tensor: Tensor) -> str | None:
+    """The device on which a covariance of such tensors adds up; None for numpy."""
+    return str(tensor.device) if tensor.device.type == "cuda" else None
+
+
+def _device(module: nn.Module | None) -> str | None:
+    """Where a module that has not run yet would give its output."""
+    parameter = None if module is None else next(module.parameters(), None)
+    return None if parameter is None else _where(parameter)
 
 
 def _part(output: Any) -> tuple[Any, str]:

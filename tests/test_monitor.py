@@ -87,6 +87,12 @@ def _one_process(rank, store, out):
     monitor = Monitor(net[0], every=3, rows=40, log=out / "log.jsonl")
     train(net, monitor, batches(6, 20)[:, rank * 10 : rank * 10 + 10])
     np.save(out / f"{rank}.npy", monitor.spectra)
+    late = Monitor(net[0], every=1)
+    assert late.step() is None
+    if rank:  # in the first process the layer has never run
+        net[0](batches(1)[0])
+    late.step()
+    np.save(out / f"late-{rank}.npy", late.spectra)
     distributed.destroy_process_group()
 
 
@@ -97,6 +103,8 @@ def test_two_processes_report_what_one_would(tmp_path):
     train(net, monitor, batches(6, 20))
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), monitor.spectra, rtol=1e-9)
+        late = spectrum(net[0](batches(1)[0])).singular_values
+        np.testing.assert_allclose(np.load(tmp_path / f"late-{rank}.npy"), [late], rtol=1e-9)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
