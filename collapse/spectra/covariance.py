@@ -227,7 +227,7 @@ class Covariance:
         """(d + 1, d + 1) float64 tensor on the device, of method "covariance" there; the host does not wait for it.
 
         The first row is n and the mean (d,), the rest of the first column is the number of zero rows and zeros, and
-        what remains is the scatter (d, d) about the mean.
+        what remains is the scatter (d, d) about the mean, of which the lower triangle counts.
         """
         return self._sum.moments()
 

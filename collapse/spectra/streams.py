@@ -196,9 +196,12 @@ class DeviceGram(Stream):
 
     def moments(self) -> Tensor:
         """(d + 1, d + 1): n, mean (d,), zero rows and scatter (d, d), as `Covariance.moments` says."""
-        scatter, mean, _ = self._centred()
-        made = self._zeros(self.dim + 1, self.dim + 1)
-        made[0, 0], made[1, 0], made[0, 1:], made[1:, 1:] = self.n, self.facts[0], mean, scatter
+        self._flush()
+        off, made = self.total / max(1, self.n), self._zeros(self.dim + 1, self.dim + 1)
+        made[0, 0], made[1, 0] = self.n, self.facts[0]
+        made[0, 1:] = off if self.mean is None else self.mean + off
+        made[1:, 1:] = self.scatter
+        made[1:, 1:].addr_(off, off, alpha=-self.n)
         return made
 
     def join(self, other: "DeviceGram") -> None:

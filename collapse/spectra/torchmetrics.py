@@ -9,6 +9,8 @@ The state is what a covariance needs: count, mean and scatter.  Joining states i
 `merge_state` give what all rows at once would, to the rounding of float64.
 """
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -71,7 +73,7 @@ class SpectrumMetric(torchmetrics.Metric):
     def update(self, rows: Tensor) -> None:
         """Add rows (n, d) of any real dtype. Raises InputError: another shape, or no real numbers."""
         part = Covariance(self.dim, normalize=self.normalize, device=str(self.device)).update(rows)
-        self.moments = joined(torch.stack([self.moments, part.moments()]))
+        self.moments = joined([self.moments, part.moments()])
         self.roundoff = self.roundoff.clamp(min=part.roundoff)
 
     def compute(self) -> Tensor:
@@ -95,10 +97,10 @@ class SpectrumMetric(torchmetrics.Metric):
         return Covariance.from_state_dict(state).spectrum(self.threshold)
 
 
-def joined(states: Tensor) -> Tensor:
+def joined(states: Tensor | Sequence[Tensor]) -> Tensor:
     """`Covariance.moments` (k, d + 1, d + 1) of k sets of rows as that of all (d + 1, d + 1), about the common mean."""
-    n, means = states[:, 0, 0], states[:, 0, 1:]
-    total = states.sum(0)
+    n, means = (torch.stack([state[0, part] for state in states]) for part in (0, slice(1, None)))
+    total = reduce(torch.add, states)
     total[0, 1:] = n @ means / n.sum().clamp(min=1)
     off = means - total[0, 1:]
     total[1:, 1:].addmm_((off * n[:, None]).T, off)
