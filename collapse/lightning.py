@@ -28,9 +28,10 @@ class MonitorCallback(pl.Callback):
         transform: Callable[[Any], Tensor] | None = None,
         alarm: Mapping[str, float] | None = None,
         stop: bool = False,
+        verbose: bool = True,
     ) -> None:
         self.layer, self.options = layer, {"every": every, "rows": rows, "normalize": normalize}
-        self.alarm, self.stop = alarm, stop
+        self.alarm, self.stop, self.verbose = alarm, stop, verbose
         self.transform = transform
         self.monitor: Monitor | None = None
         self._saved: dict[str, Any] = {}
@@ -53,6 +54,7 @@ class MonitorCallback(pl.Callback):
                 transform=self.transform,
                 alarm=self.alarm,
                 stop=self.stop,
+                verbose=self.verbose,
                 **self.options,  # type: ignore[arg-type]
             )
             if self._saved:

@@ -6,13 +6,15 @@
         if report := monitor.step():               # every 1,000 steps, else None
             print(report["step"], report["effective_rank"])
 
-A forward hook adds the rows that pass in training to a streaming covariance during the last few steps before each
-report; nothing is kept of the graph and nothing runs twice.  Under torch.distributed the processes' statistics are
-joined exactly, and all get the same report.  `MonitorCallback` does it in Lightning (lightning.py).
+The words are those of torchmetrics: `update` adds rows, `compute` reports on them, `reset` forgets them, and `step`
+counts, reports when it is due, and resets.  A forward hook updates with the rows that pass in training, in the last few
+steps before each report; nothing is kept of the graph and nothing runs twice.  Under torch.distributed the processes'
+statistics are joined exactly, and all get the same report.  `MonitorCallback` does it in Lightning (lightning.py).
 """
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import GateError, InputError
+from collapse.encoders import processes
 from collapse.errors import warn
+from collapse.spectra import Spectrum
 from collapse.spectra.covariance import Covariance
 
 RANKS = (
@@ -38,7 +42,7 @@ class Monitor:
     gives, else its last hidden state; each is said once.
 
     Args:
-        module: the layer to watch. Any other output is an error at the first step.
+        module: the layer to watch. Any other output is an error at the first step. None: `update` gets the rows.
         every: steps between reports. The default costs well under 1 % of training on a CPU (benchmarks/monitor.py).
         rows: how many rows a report wants, from all processes; default 10 d. It takes the last steps that give as many,
             at most `every`.
@@ -47,6 +51,7 @@ class Monitor:
         transform: from the module's output to what is watched, as `lambda out: out.last_hidden_state[:, 0]`.
         alarm: {rank measure: share of its best so far}; a report below it is a CollapseWarning.
         stop: raise GateError at such a report instead, which ends the training.
+        verbose: say on stderr, at the first step, what is watched and when a report comes.
 
     Attributes:
         history: the reports: {"step", "n", metric: number or NaN, ...}.
@@ -67,7 +72,7 @@ class Monitor:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: nn.Module | None = None,
         every: int = 1000,
         rows: int | None = None,
         normalize: bool = True,
@@ -75,6 +80,7 @@ class Monitor:
         transform: Callable[[Any], Tensor] | None = None,
         alarm: Mapping[str, float] | None = None,
         stop: bool = False,
+        verbose: bool = True,
     ) -> None:
         for name, share in (alarm or {}).items():
             if name not in RANKS or not 0 < share < 1:
@@ -84,12 +90,15 @@ class Monitor:
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
         self.transform, self.count, self.window = transform, 0, every
         self.alarm, self.stop = dict(alarm or {}), stop
+        self._greets = verbose
         self._said: set[str] = set()
-        self._ran = "the layer did not run"
+        self._module = module
+        self._idle = "update was not called" if module is None else "the layer did not run"
+        self._why, self._silent = self._idle, ""
         self.history: list[dict[str, Any]] = []
         self._values: list[NDArray] = []
         self._sum: Covariance | None = None
-        self._hook = module.register_forward_hook(self._see)
+        self._hook = None if module is None else module.register_forward_hook(self._see)
 
     @property
     def steps(self) -> NDArray:
@@ -105,14 +114,24 @@ class Monitor:
     @torch.compiler.disable  # of a compiled network: statistics are numpy's, and none of the graph
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not module.training:
-            self._ran = "the layer runs in eval mode, in which nothing is watched; call its .train()"
+            self._why = "the layer runs in eval mode, in which nothing is watched; call its .train()"
             return
         rows = self._rows(output)
-        if self._sum is None:
-            self._start(rows)
+        total = self._sum or self._start(rows)
         if self.every - self.count % self.every <= self.window:
-            assert self._sum is not None
-            self._sum.update(rows)
+            total.update(rows)
+        else:
+            self._why = f"the layer ran, but not in {self._last()}, from which a report takes rows"
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def update(self, output: Any) -> None:
+        """Add rows (n, d), array or tensor, or any output of which the hook would take them, to the next report.
+
+        Raises InputError: nothing says which part of the output to take.
+        """
+        rows = self._rows(torch.tensor(output) if isinstance(output, np.ndarray) else output)
+        (self._sum or self._start(rows)).update(rows)
 
     def _rows(self, output: Any) -> Tensor:
         """(n, d) of what the module gives. Raises InputError: nothing says which part of it."""
@@ -135,33 +154,93 @@ class Monitor:
             self._said.add(note)
             warn([note])
 
-    def _start(self, output: Tensor) -> None:
+    def _start(self, rows: Tensor) -> Covariance:
         """Size the window by the first batch: the same on all processes, whose batches are alike."""
-        dim, wanted = output.shape[1], self.rows or 10 * output.shape[1]
-        self.window = min(self.every, math.ceil(wanted / (len(output) * _processes())))
-        device = str(output.device) if output.device.type == "cuda" else None
-        self._sum = Covariance(dim, normalize=self.normalize, device=device)
+        dim, wanted = rows.shape[1], self.rows or 10 * rows.shape[1]
+        self.window = min(self.every, math.ceil(wanted / max(1, len(rows) * processes.world())))
+        self._sum = Covariance(dim, normalize=self.normalize, device=_where(rows))
+        return self._sum
 
     def step(self) -> dict[str, Any] | None:
         """Count a training step; at every `every`-th, return the report if rows were seen. Call it on every process."""
         self.count += 1
+        if self._greets:
+            self._greet()
         if self.count % self.every:
             return None
-        if self._sum is None:
-            self._say(f"monitor: nothing to report, every {self.every} steps: {self._ran}")
+        result = self._measured()
+        if result is None and self._why != self._silent:
+            self._warn_of_nothing()
+        self._silent = self._why if result is None else ""
+        self.reset()
+        return None if result is None else self._keep(result)
+
+    def compute(self) -> dict[str, Any] | None:
+        """The report on the rows since the last one or `reset`, which stay; it enters neither `history` nor `log`.
+
+        Call it on every process. Fewer than two rows give None, and a CollapseWarning that says why.
+        """
+        result = self._measured()
+        if result is None:
+            self._warn_of_nothing()
             return None
-        total = self._sum
-        self._sum = Covariance(total.dim, normalize=total.normalize, device=total.device)
-        if _processes() > 1:
-            total.all_reduce()
-        if total.n < 2:
-            self._say(f"monitor: nothing to report, every {self.every} steps: {self._ran}")
+        warn(f"monitor: {note}" for note in result.warnings)
+        return self._report(result)
+
+    def reset(self) -> None:
+        """Forget the rows since the last report; steps and `history` stay."""
+        self._why = self._idle
+        if self._sum is not None:
+            self._sum = Covariance(self._sum.dim, normalize=self._sum.normalize, device=self._sum.device)
+
+    def _greet(self) -> None:
+        """Say once, on the first process, what is watched and when a report comes."""
+        self._greets = False
+        what = f"; nothing seen yet: {self._why}"
+        if self._sum is not None:
+            name = "update" if self._module is None else type(self._module).__name__
+            what = f" on the {self._sum.dim} dimensions of {name}"
+            what += f", from {self._last()}" if self._hook else ""
+        if processes.rank() == 0:
+            print(f"monitor: step {self.count}: a report every {self.every} steps{what}", file=sys.stderr)
+
+    def _last(self) -> str:
+        return "the last step" if self.window == 1 else f"the last {self.window} steps"
+
+    def _measured(self) -> Spectrum | None:
+        """The spectrum of the rows of all processes since the last report; None if there are fewer than two."""
+        total = self._sum if processes.world() == 1 else self._joined()
+        if total is None or total.n < 2:
+            if total is not None and total.n:
+                self._why = "one row, and a covariance needs two"
             return None
-        result = total.measured()
-        report = {"step": self.count, "n": result.n, **result.metrics()}
+        return total.measured()
+
+    def _joined(self) -> Covariance | None:
+        """The statistics of all processes, those without rows among them; None if no process has seen the layer run."""
+        from torch import distributed
+
+        mine, device = self._sum, _device(self._module)
+        device = device if mine is None else mine.device
+        dim = torch.tensor(0 if mine is None else mine.dim, device=device)
+        distributed.all_reduce(dim, distributed.ReduceOp.MAX)
+        if not int(dim):
+            return None
+        total = Covariance(int(dim), normalize=self.normalize, device=device)
+        return (total if mine is None else total.merge(mine)).all_reduce()
+
+    def _warn_of_nothing(self) -> None:
+        warn([f"monitor: step {self.count}: nothing to report, every {self.every} steps: {self._why}"])
+
+    def _report(self, result: Spectrum) -> dict[str, Any]:
+        return {"step": self.count, "n": result.n, **result.metrics()}
+
+    def _keep(self, result: Spectrum) -> dict[str, Any]:
+        """The report, in `history` and `log`, with its warnings and alarms."""
+        report = self._report(result)
         self.history.append(report)
         self._values.append(result.singular_values)
-        if self.log and _rank() == 0:
+        if self.log and processes.rank() == 0:
             line = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in report.items()}
             with open(self.log, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -197,20 +276,32 @@ class Monitor:
 
     def remove(self) -> None:
         """Stop watching."""
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What to save with the run, this process's rows since the last report among it."""
         state = {"count": self.count, "window": self.window, "history": self.history, "spectra": self.spectra.tolist()}
-        return {**state, "rank": _rank(), "sum": self._sum and self._sum.state_dict()}
+        return {**state, "rank": processes.rank(), "sum": self._sum and self._sum.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`. Where one process's state is loaded on all, its rows are counted once."""
         self.count, self.window, self.history = state["count"], state["window"], list(state["history"])
         self._values = [np.array(values) for values in state["spectra"]]
         self._sum = state["sum"] and Covariance.from_state_dict(state["sum"])
-        if self._sum and state["rank"] != _rank():
+        if self._sum and state["rank"] != processes.rank():
             self._sum = Covariance(self._sum.dim, normalize=self.normalize, device=self._sum.device)
+
+
+def _where(tensor: Tensor) -> str | None:
+    """The device on which a covariance of such tensors adds up; None for numpy."""
+    return str(tensor.device) if tensor.device.type == "cuda" else None
+
+
+def _device(module: nn.Module | None) -> str | None:
+    """Where a module that has not run yet would give its output."""
+    parameter = None if module is None else next(module.parameters(), None)
+    return None if parameter is None else _where(parameter)
 
 
 def _part(output: Any) -> tuple[Any, str]:
@@ -230,15 +321,3 @@ def _describe(output: Any) -> str:
         return f"shape {tuple(output.shape)}"
     parts = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     return f"a {type(output).__name__}{parts}"[:200]
-
-
-def _processes() -> int:
-    from torch import distributed
-
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    from torch import distributed
-
-    return distributed.get_rank() if _processes() > 1 else 0

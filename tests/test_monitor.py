@@ -87,6 +87,12 @@ def _one_process(rank, store, out):
     monitor = Monitor(net[0], every=3, rows=40, log=out / "log.jsonl")
     train(net, monitor, batches(6, 20)[:, rank * 10 : rank * 10 + 10])
     np.save(out / f"{rank}.npy", monitor.spectra)
+    late = Monitor(net[0], every=1)
+    assert late.step() is None
+    if rank:  # in the first process the layer has never run
+        net[0](batches(1)[0])
+    late.step()
+    np.save(out / f"late-{rank}.npy", late.spectra)
     distributed.destroy_process_group()
 
 
@@ -97,6 +103,8 @@ def test_two_processes_report_what_one_would(tmp_path):
     train(net, monitor, batches(6, 20))
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), monitor.spectra, rtol=1e-9)
+        late = spectrum(net[0](batches(1)[0])).singular_values
+        np.testing.assert_allclose(np.load(tmp_path / f"late-{rank}.npy"), [late], rtol=1e-9)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
@@ -172,6 +180,79 @@ def test_an_output_of_transformers_itself_is_watched():
     rows = net(images).last_hidden_state[:, 0].detach()
     monitor.step()
     np.testing.assert_allclose(monitor.spectra[0], spectrum(rows).singular_values, rtol=1e-9)
+
+
+def test_rows_are_given_computed_and_forgotten_in_torchmetrics_words():
+    data = batches(4, 50)[..., :5]
+    monitor = Monitor(every=3)
+    for x in data[:2]:
+        monitor.update(x.numpy())
+        assert monitor.step() is None
+    exact = spectrum(torch.cat(list(data[:2]))).metrics()
+    for _ in range(2):  # rows stay
+        report = monitor.compute()
+        assert (report["step"], report["n"], len(monitor.history)) == (2, 100, 0)
+        assert report["effective_rank"] == pytest.approx(exact["effective_rank"], rel=1e-12)
+    monitor.reset()
+    for _ in range(2):
+        with pytest.warns(CollapseWarning, match="step 2: nothing to report, every 3 steps: update was not called"):
+            assert monitor.compute() is None
+    monitor.update(data[2])
+    assert monitor.step() == monitor.history[0]
+    np.testing.assert_allclose(monitor.spectra[0], spectrum(data[2]).singular_values, rtol=1e-9)
+    monitor.update(data[3][:1])
+    with pytest.warns(CollapseWarning, match="one row, and a covariance needs two"):
+        assert monitor.compute() is None
+    monitor.update(data[3][1:5])
+    with pytest.warns(CollapseWarning, match="monitor: 5 rows in 5 dimensions: at most 4"):
+        monitor.compute()
+    monitor.remove()
+
+
+def test_the_first_step_says_what_is_watched_and_when_a_report_comes(capsys):
+    net, data = network(), batches(3)
+    monitors = [Monitor(net[0], every=50, rows=30), Monitor(net[2].eval(), every=4), Monitor(every=2)]
+    quiet = Monitor(net[0], verbose=False)
+    for x in data:
+        net(x)
+        monitors[2].update(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for monitor in (*monitors, quiet):
+                monitor.step()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "monitor: step 1: a report every 50 steps on the 7 dimensions of Linear, from the last 3 steps",
+        "monitor: step 1: a report every 4 steps; nothing seen yet: the layer runs in eval mode, in which nothing is "
+        "watched; call its .train()",
+        "monitor: step 1: a report every 2 steps on the 9 dimensions of update",
+    ]
+
+
+def test_each_time_that_reports_cease_it_is_said_and_why():
+    monitor, data = Monitor(net := network()[0], every=2, rows=10, verbose=False), batches(1)[0]
+
+    def silent(*at):
+        """What is said in two intervals in which the layer runs at these steps of each."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for step in (0, 1, 0, 1):
+                if step in at:
+                    net(data)
+                monitor.step()
+        return [str(warning.message).partition("steps: ")[2] for warning in caught if "nothing" in str(warning.message)]
+
+    assert silent(0, 1) == silent(1) == []
+    assert silent() == ["the layer did not run"]
+    assert silent(0) == ["the layer ran, but not in the last step, from which a report takes rows"]
+    assert silent(0, 1) == []
+    net.eval()
+    assert silent(0) == ["the layer runs in eval mode, in which nothing is watched; call its .train()"]
+    net.train()
+    assert silent(1) == []
+    assert silent() == ["the layer did not run"]
+    assert monitor.steps.tolist() == [2, 4, 6, 8, 18, 20, 26, 28]
 
 
 @pytest.mark.parametrize(("runs", "said"), [(True, "runs in eval mode"), (False, "did not run")])

@@ -63,7 +63,7 @@ def add_train(commands: Any) -> None:
     watch.add_argument("--keep-every", type=count, default=0, metavar="EPOCHS", help="keep encoder-EPOCH.safetensors")
     watch.add_argument("--log-every", type=positive, default=50, metavar="STEPS")
     watch.add_argument("--held", type=positive, default=10_000, metavar="N", help="images of each measurement")
-    watch.add_argument("--tensorboard", action="store_true", help="write its event files into RUN too")
+    watch.add_argument("--tensorboard", action="store_true", help="its files in RUN: numbers in groups, spectra drawn")
     fast = command.add_argument_group("computing")
     fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory")

@@ -223,6 +223,14 @@ class Covariance:
             made = np.maximum(made, 2 * (errors**2).mean(0))
         return variance <= made
 
+    def moments(self) -> Any:
+        """(d + 1, d + 1) float64 tensor on the device, of method "covariance" there; the host does not wait for it.
+
+        The first row is n and the mean (d,), the rest of the first column is the number of zero rows and zeros, and
+        what remains is the scatter (d, d) about the mean, of which the lower triangle counts.
+        """
+        return self._sum.moments()
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything as numbers and tensors, for a checkpoint."""
         names = ("dim", "method", "normalize", "device", "zero_rows", "roundoff")

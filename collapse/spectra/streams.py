@@ -194,6 +194,16 @@ class DeviceGram(Stream):
         scatter = self.scatter.tril() + self.scatter.tril(-1).T
         return scatter.addr_(off, off, alpha=-self.n), off if self.mean is None else self.mean + off, off
 
+    def moments(self) -> Tensor:
+        """(d + 1, d + 1): n, mean (d,), zero rows and scatter (d, d), as `Covariance.moments` says."""
+        self._flush()
+        off, made = self.total / max(1, self.n), self._zeros(self.dim + 1, self.dim + 1)
+        made[0, 0], made[1, 0] = self.n, self.facts[0]
+        made[0, 1:] = off if self.mean is None else self.mean + off
+        made[1:, 1:] = self.scatter
+        made[1:, 1:].addr_(off, off, alpha=-self.n)
+        return made
+
     def join(self, other: "DeviceGram") -> None:
         """Add another's rows."""
         if other.n:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from collapse import InputError
 from collapse.encoders import processes
+from collapse.spectra import Spectrum
+from collapse.training.board import Board
 from collapse.training.data import Labelled
 from collapse.training.loader import Batch, Unreadable, batches
 from collapse.training.network import save_encoder
@@ -93,14 +94,7 @@ class Loop:
         self.ask = Ask(training.step, lambda: options.stop(), lambda: [self.saving.late(), self.measuring.late()])
         self.overdue = False  # a measurement
         self.waited, self.marked_step = 0.0, training.step
-        self.board = self._board() if run is not None and self.options.tensorboard else None
-
-    def _board(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("tensorboard=True: not installed; pip install tensorboard") from error
-        return SummaryWriter(str(self.run_folder and self.run_folder.folder), purge_step=self.training.step)
+        self.board = Board(run.folder, training.step) if run is not None and self.options.tensorboard else None
 
     def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
         """Steps until the end; yields the lines of the log as they are written."""
@@ -181,9 +175,11 @@ class Loop:
         training.window = []
         every = self.options.knn_every if ends and self.monitor is not None else 0
         neighbours = every > 0 and (line["epoch"] % every == 0 or line["epoch"] == training.config.epochs)
+        spectra: dict[str, Spectrum] = {}
         if self.monitor is not None and (measures or neighbours):
             with self.measuring.timed():
-                line |= self._measure(self.monitor, measures, neighbours)
+                more, spectra = self._measure(self.monitor, measures, neighbours)
+                line |= more
         seconds = max(now - self.marked, 1e-9)
         steps = training.step - self.marked_step
         line["images_per_second"] = steps * training.plan.batch_size / seconds
@@ -191,13 +187,15 @@ class Loop:
         self.marked, self.marked_step, self.waited = time.monotonic(), training.step, 0.0
         training.log_bytes = self._write("log", line)
         if self.board is not None:
-            for name, value in line.items():
-                self.board.add_scalar(name, value, training.step)
-            self.board.flush()
+            self.board.write(line, spectra)
         return line
 
-    def _measure(self, monitor: Evaluation, measures: bool, neighbours: bool) -> dict[str, Any]:
+    def _measure(
+        self, monitor: Evaluation, measures: bool, neighbours: bool
+    ) -> tuple[dict[str, Any], dict[str, Spectrum]]:
+        """(what a line of the log says of it, the spectra)."""
         line: dict[str, Any] = {}
+        spectra: dict[str, Spectrum] = {}
         self._write("settle")  # before workers are forked
         if measures:
             spectra, line = monitor.spectra()
@@ -207,7 +205,7 @@ class Loop:
             self.training.measured += 1
         if neighbours:
             line |= monitor.neighbours()
-        return line
+        return line, spectra
 
     def _write(self, what: str, *values: Any) -> Any:
         """Call a method of the first process's run; its result, or its error, reaches all."""
