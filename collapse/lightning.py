@@ -29,9 +29,10 @@ class MonitorCallback(pl.Callback):
         alarm: Mapping[str, float] | None = None,
         stop: bool = False,
         verbose: bool = True,
+        on_alarm: Callable[[str, dict[str, Any]], Any] | None = None,
     ) -> None:
         self.layer, self.options = layer, {"every": every, "rows": rows, "normalize": normalize}
-        self.alarm, self.stop, self.verbose = alarm, stop, verbose
+        self.alarm, self.stop, self.verbose, self.on_alarm = alarm, stop, verbose, on_alarm
         self.transform = transform
         self.monitor: Monitor | None = None
         self._saved: dict[str, Any] = {}
@@ -55,6 +56,7 @@ class MonitorCallback(pl.Callback):
                 alarm=self.alarm,
                 stop=self.stop,
                 verbose=self.verbose,
+                on_alarm=self.on_alarm,
                 **self.options,  # type: ignore[arg-type]
             )
             if self._saved:

@@ -50,7 +50,8 @@ class Monitor:
         log: a file that gets one JSON line a report (of process 0); None for none.
         transform: from the module's output to what is watched, as `lambda out: out.last_hidden_state[:, 0]`.
         alarm: {rank measure: share of its best so far}; a report below it is a CollapseWarning.
-        stop: raise GateError at such a report instead, which ends the training.
+        on_alarm: called at such a report instead, with the sentence and the report.
+        stop: raise GateError at such a report, which ends the training; after `on_alarm`, if that is given.
         verbose: say on stderr, at the first step, what is watched and when a report comes.
 
     Attributes:
@@ -81,6 +82,7 @@ class Monitor:
         alarm: Mapping[str, float] | None = None,
         stop: bool = False,
         verbose: bool = True,
+        on_alarm: Callable[[str, dict[str, Any]], Any] | None = None,
     ) -> None:
         for name, share in (alarm or {}).items():
             if name not in RANKS or not 0 < share < 1:
@@ -89,7 +91,7 @@ class Monitor:
             raise InputError(f"monitor: every = {every}, rows = {rows}; expected at least 1 step and 2 rows")
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
         self.transform, self.count, self.window = transform, 0, every
-        self.alarm, self.stop = dict(alarm or {}), stop
+        self.alarm, self.stop, self.on_alarm = dict(alarm or {}), stop, on_alarm
         self._greets = verbose
         self._said: set[str] = set()
         self._module = module
@@ -249,7 +251,7 @@ class Monitor:
         self._alarm(report)
         return report
 
-    def _alarm(self, report: Mapping[str, Any]) -> None:
+    def _alarm(self, report: dict[str, Any]) -> None:
         for name, share in self.alarm.items():
             best = max(self.history, key=lambda past: past[name])
             if report[name] < share * best[name]:
@@ -257,9 +259,12 @@ class Monitor:
                     f"monitor: step {report['step']}: {name} is {report[name]:.4g}, below {share:g} of its best, "
                     f"{best[name]:.4g} at step {best['step']}"
                 )
+                if self.on_alarm is not None:
+                    self.on_alarm(note, report)
                 if self.stop:
                     raise GateError(note)
-                warn([note])
+                if self.on_alarm is None:
+                    warn([note])
 
     def plot(self, ax: Any = None) -> Any:
         """Heat map of the singular values over the steps; returns the axes. Raises InputError: no report was made."""

@@ -334,6 +334,17 @@ def test_an_alarm_is_a_share_of_the_best_rank():
     with pytest.raises(GateError, match="step 3: effective_rank"):
         monitor.step()
     assert len(monitor.history) == 3
+    heard = []
+    monitor.stop, monitor.on_alarm = False, lambda note, report: heard.append((note[:32], report["step"]))
+    net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.step()
+    monitor.stop = True
+    net(x)
+    with pytest.raises(GateError):
+        monitor.step()
+    assert heard == [("monitor: step 4: effective_rank ", 4), ("monitor: step 5: effective_rank ", 5)]
     for wrong in ({"effective_rank": 2}, {"alpha": 0.5}):
         with pytest.raises(InputError, match=r"expected a share in 0..1 of effective_rank, rankme"):
             Monitor(net, alarm=wrong)
