@@ -20,23 +20,33 @@ SIZES = {"resize": 32, "crop": 32, "batch_size": 8}
 FLAGS = ["--resize", "32", "--crop", "32", "--batch-size", "8", "--workers", "0"]
 
 
-def both(act, folder, world=2):
-    """The exit codes of `act`, called in two processes that can meet; what they say is kept in `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def both(folder, *acts, world=2):
+    """The exit codes of two processes that can meet, of several acts digit by digit; `folder` keeps their words."""
+    ports = [socket.socket() for _ in acts]
+    for port in ports:
+        port.bind(("127.0.0.1", 0))
+    numbers = [str(port.getsockname()[1]) for port in ports]
+    for port in ports:
+        port.close()
 
     def run(rank):
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         sys.stdout, sys.stderr = (open(folder / f"{name}{rank}", "w") for name in ("out", "err"))  # noqa: SIM115
+        codes = []
         try:
-            return act(rank)
+            for act, number in zip(acts, numbers, strict=True):
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=number)
+                codes.append(act(rank) or 0)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+        return sum(code * 10**place for place, code in enumerate(codes))
 
     return [forks.code_of(pid) for pid in [forks.forked(run, rank, seconds=120) for rank in range(world)]]
+
+
+def command(*words):
+    return lambda rank: cli.main([str(word) for word in words])
 
 
 def said(folder, name):
@@ -111,7 +121,7 @@ def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
     one = json.loads(json.dumps(calls(resnet18, pictures, tmp_path), default=str))
     assert one["diagnosis"]["images"]["count"] == 36
     assert "1 of 36 images are of one colour" in str(one["layer representation"])
-    assert both(act, tmp_path) == [0, 0], said(tmp_path, "err")
+    assert both(tmp_path, act) == [0, 0], said(tmp_path, "err")
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found.keys() == one.keys()
@@ -120,12 +130,9 @@ def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
 
 
 def test_one_process_of_a_command_prints_and_writes(resnet18, pictures, tmp_path, capsys):
-    def act(rank):
-        assert cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "s.json")]) == 0
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-        return cli.main(["embed", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "e.npy")])
-
-    assert both(act, tmp_path) == [0, 0], said(tmp_path, "err")
+    spectrum = command("spectrum", resnet18, pictures, *FLAGS, "--out", tmp_path / "s.json")
+    rows = command("embed", resnet18, pictures, *FLAGS, "--out", tmp_path / "e.npy")
+    assert both(tmp_path, spectrum, rows) == [0, 0], said(tmp_path, "err")
     assert cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "one.json")]) == 0
     assert cli.main(["embed", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "f.npy")]) == 0
     out, err = capsys.readouterr()
@@ -141,12 +148,8 @@ def test_what_one_process_refuses_ends_all_alike(resnet18, pictures, tmp_path):
     z[8000, 3] = np.nan
     np.save(tmp_path / "z.npy", z)
 
-    def act(rank):
-        strict = cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--strict"])
-        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-        return 10 * strict + cli.main(["spectrum", str(tmp_path / "z.npy")])
-
-    assert both(act, tmp_path) == [22, 22]
+    strict = command("spectrum", resnet18, pictures, *FLAGS, "--strict")
+    assert both(tmp_path, strict, command("spectrum", tmp_path / "z.npy")) == [22, 22]
     for err in said(tmp_path, "err"):
         image, row = err.splitlines()
         assert "a/05.png" in image
@@ -164,8 +167,7 @@ def test_a_lost_process_ends_the_others_in_a_line(resnet18, pictures, tmp_path, 
 
     asked = []
     monkeypatch.setattr(processes, "collect", collect)
-    codes = both(lambda rank: cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS]), tmp_path)
-    assert codes == [2, 9]
+    assert both(tmp_path, command("spectrum", resnet18, pictures, *FLAGS)) == [2, 9]
     assert said(tmp_path, "err")[0].count("\n") == 1
     assert "another process was lost" in said(tmp_path, "err")[0]
 
@@ -182,4 +184,4 @@ def test_sharing_wants_processes_and_images(resnet18, pictures, tmp_path):
             collapse.probe(torch.nn.Flatten(), "sklearn:digits", recipe="paper", distributed=True)
         processes.stop()
 
-    assert both(act, tmp_path, 1) == [0]
+    assert both(tmp_path, act, world=1) == [0]
