@@ -15,6 +15,7 @@ import collapse
 from collapse import InputError, cli
 from collapse.encoders import processes
 from collapse.encoders.embedding import embed
+from collapse.files.rows import blocks
 
 SIZES = {"resize": 32, "crop": 32, "batch_size": 8}
 FLAGS = ["--resize", "32", "--crop", "32", "--batch-size", "8", "--workers", "0"]
@@ -109,8 +110,9 @@ def calls(resnet18, pictures, tmp_path, **how):
 
 
 def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
-    z = np.random.default_rng(0).standard_normal((3000, 700)) / np.arange(1, 701)
-    np.save(tmp_path / "z.npy", z.astype(np.float32))
+    z = np.random.default_rng(0).standard_normal((150_000, 64), dtype=np.float32) / np.arange(1, 65, dtype=np.float32)
+    assert len(list(blocks(z))) == 3
+    np.save(tmp_path / "z.npy", z)
 
     def act(rank):
         processes.start("cpu")
