@@ -17,11 +17,17 @@ FOLDER = Path(__file__).with_name("reference")
 CIFAR = "4,096 of the 10,000 test images of CIFAR-10"
 # Lines of the headline: conventions, not theorems.
 HALF, TENTH, NARROW = 0.5, 0.1, 2.0
+STUDY = "the study's narrow ResNet-26, 3 epochs of CIFAR-10"
 ABOUT = {
     "all-minilm-l6-v2": "all-MiniLM-L6-v2, sentence-transformers; 4,096 of 6,191 docstrings of Python 3.11",
+    "directclr-cifar10": f"DirectCLR, {STUDY}; {CIFAR}",
     "resnet20-cifar10": f"ResNet-20, supervised on CIFAR-10; {CIFAR}",
     "resnet32-cifar10": f"ResNet-32, supervised on CIFAR-10; {CIFAR}",
     "resnet50-untrained": f"ResNet-50 with random weights of torchvision, seed 0; {CIFAR}, 64 px",
+    "simclr-linear-cifar10": f"SimCLR behind a linear projector, {STUDY}; {CIFAR}",
+    "simclr-mlp-cifar10": f"SimCLR behind a two-layer projector, {STUDY}; {CIFAR}",
+    "simclr-none-cifar10": f"SimCLR without a projector, {STUDY}; {CIFAR}",
+    "vit-small-untrained": f"ViT-S/16 with random weights of timm, seed 0; {CIFAR}, 64 px",
 }
 
 
