@@ -4,7 +4,8 @@
 
 The paper finds that without a projector the representation has the lower rank.  Every run here is short, trains on two
 fifths of the training images and is tested on another fifth, so the same runs serve to choose temperature, learning
-rate and strength of augmentation, for all heads alike, by the probe's mean accuracy over four heads.
+rate and strength of augmentation, for all heads alike, by the probe's mean accuracy over four heads.  The runs in the
+paper's own regime, a line a seed, change much at once and are tested on the test images.
 
 Writes experiments/results/regimes.json (settings: name, epochs, and for head none and mlp effective_rank at each epoch,
 probe_top1 and collapsed_dimensions_1e-03 at the end; choice: setting -> head -> probe_top1) and figures/regimes.png
@@ -21,7 +22,9 @@ from summary import Meta
 from collapse import plots
 
 TITLES = {
+    "paper": "paper's regime, seed",
     "temperature": r"$\tau$",
+    "crop": "crops from",
     "lr": "learning rate ×",
     "strength": "augmentation ×",
     "stem": "first convolution",
@@ -37,7 +40,7 @@ def summarise(runs: summary.Runs) -> Meta:
     settings: dict[str, Meta] = {}
     choice: dict[str, Meta] = {}
     for name, (meta, _) in runs.items():
-        _, head, setting = name.split("-", 2)
+        head, setting = name.removeprefix("choice-").removeprefix("map-").split("-", 1)
         if name.startswith("choice-"):
             choice.setdefault(setting, {})[head] = meta["probe_top1"]
         if head in ("none", "mlp"):
@@ -75,7 +78,7 @@ def report(found: Meta) -> str:
 def title(setting: str) -> str:
     """A setting as the figure names it."""
     axis, _, value = setting.partition("-")
-    return "as the preset" if setting == "base" else f"{TITLES[axis]} {value}"
+    return "as the preset" if setting == "base" else f"{TITLES[axis]} {value.removeprefix('s')}"
 
 
 def draw(found: Meta) -> Any:
@@ -105,4 +108,4 @@ def draw(found: Meta) -> Any:
 
 
 if __name__ == "__main__":
-    summary.main(__file__, ("choice-*", "map-*"), summarise, report, draw)
+    summary.main(__file__, ("choice-*", "map-*", "*-paper-*"), summarise, report, draw)

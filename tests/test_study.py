@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -71,10 +72,22 @@ def test_runs_are_a_flag_apart(plan):
         kind, head, *setting = name.split("-", 2)
         if kind in ("choice", "map") and setting != ["base"] and not setting[0].startswith("strength"):
             axis = setting[0].split("-")[0]
-            wanted = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}}.get(axis, {axis})
+            others = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}, "crop": {"scale", "precision"}}
+            wanted = others.get(axis, {axis})
             own = difference(plan[f"choice-{head}-base"], config)
             # A linear head's and DirectCLR's own widths follow the network's.
             assert own - {"dim"} == wanted, name
+
+
+def test_the_papers_regime_has_the_papers_views_optimiser_and_temperature(plan):
+    runs = {name: config for name, config in plan.items() if study.PAPER in name}
+    assert set(runs) == {f"{head}-paper-s{seed}" for head in study.FOUR for seed in range(3)}
+    assert len({json.dumps(replace(c, method="", head="", dim=0, seed=0).as_dict()) for c in runs.values()}) == 1
+    ours, paper = runs["none-paper-s0"], make_config("imagenet")
+    for view in (0, 1):
+        assert replace(ours.augmentation(view), size=224) == paper.augmentation(view)
+    for name in ("temperature", "optimizer", "weight_decay", "lr"):
+        assert getattr(ours, name) == getattr(paper, name), name
 
 
 def test_a_seed_moves_every_run_and_its_folder(plan):
@@ -92,6 +105,19 @@ def test_no_choice_is_made_by_the_images_that_are_reported_on():
     assert rows(chosen) | rows(test) <= rows(everything)
     assert len(val) == 600
     assert len(chosen) == 2 * len(test)
+    part, held = study.sets("none-paper-s0", "sklearn:digits")
+    assert rows(part) <= rows(everything)
+    assert len(part) == len(everything) // 4
+    assert rows(held) == rows(val)
+
+
+def test_a_row_counts_what_lies_under_a_share_of_the_largest_and_at_the_floor():
+    meta, arrays = load_result(study.RESULTS / "study/none-paper-s0.npz")
+    ratio = arrays["singular_values"] / arrays["singular_values"].max()
+    floor = np.sort(arrays["singular_values"])[40] / summary.CLEAR
+    (row,) = summary.rows(summary.Runs({"none-paper-s0": (meta, arrays | {"floor": floor})}), ["none"], study.PAPER)
+    assert row["at_floor"] == [41]
+    assert row[summary.RANKS[2]] == [(ratio < 1e-3).sum()]
 
 
 def gaussian_views(rng, images, d):
