@@ -129,6 +129,8 @@ PAPER_VALUES = {name: getattr(Config(), name) for name in PAPERS} | {
     "batch_size": 128,
     "precision": "float32",
 }
+# In those of two heads in that regime but for the views, which are the preset's: what stronger ones do by themselves.
+WEAK, VIEWS_CHANGED = PAPER + "-weak", ("scale", "blur", "sigma", "solarize")
 D0 = (1 / 64, 1 / 16, 0.176, 0.35, 0.7)  # shares of the representation's width; the paper's is 360 / 2048 = 0.176
 
 
@@ -192,7 +194,9 @@ def _tables(base: Config, width: int, choice: dict[str, float]) -> dict[str, dic
     paper = {
         f"{head}{PAPER}-s{seed}": PAPER_VALUES | HEADS[head] | {"seed": seed} for seed in range(3) for head in FOUR
     }
-    return found | fine | paper
+    views = {name: getattr(base, name) for name in VIEWS_CHANGED}
+    weak = {n.replace(PAPER, WEAK): v | views for n, v in paper.items() if n.startswith(FOUR[:2])}
+    return found | fine | paper | weak
 
 
 @cache

@@ -349,14 +349,15 @@ def spectra_text(found: Meta) -> str:
 def draw_spectra(found: Meta, layer: str) -> Any:
     """A panel a temperature of the relaxations, then one a regime trained end to end; layer: r or z."""
     panels = [(f"last map relaxed, $\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
-    panels += [(titled(found["configs"][name], name), found[name], False) for name in TITLES if name in found]
+    panels += [(titled(found["configs"][name], name, "\n"), found[name], False) for name in TITLES if name in found]
     columns = len(panels) if len(panels) < 4 else (len(panels) + 1) // 2
     rows = -(-len(panels) // columns)
     shape = {"columns": columns, "rows": rows, "squeeze": False}
     fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True)
     for ax, (title, of, still) in zip(grid.flat[: len(panels)], panels, strict=True):
-        values = {head: one["values"] if still else one for head, one in of.items()}
-        plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(one) for head, one in values.items()})
+        values = {head: np.array(one["values"] if still else one) for head, one in of.items()}
+        drawn = {study.LABELS[head]: np.maximum(one, found["floor"]) for head, one in values.items()}
+        plots.plot_repeated_spectra(ax, drawn)
         for head, one in of.items() if still else ():
             color = plots.HEAD_COLORS[study.LABELS[head]]
             ax.axvline(np.mean(one["predicted"], axis=0)[1] + 0.5, color=color, linestyle=":", linewidth=0.8)
@@ -373,7 +374,7 @@ def draw_spectra(found: Meta, layer: str) -> Any:
     return fig
 
 
-def titled(config: Meta, regime: str) -> str:
+def titled(config: Meta, regime: str, between: str = ", ") -> str:
     """A regime's title with the epochs and the learning rate of its runs."""
     epochs, lr = config["epochs"], config["lr"]
-    return f"{TITLES[regime]}, {epochs} epoch{'s' * (epochs > 1)}, lr {lr:g}"
+    return f"{TITLES[regime]}{between}{epochs} epoch{'s' * (epochs > 1)}, lr {lr:g}"

@@ -81,7 +81,10 @@ def test_runs_are_a_flag_apart(plan):
 
 def test_the_papers_regime_has_the_papers_views_optimiser_and_temperature(plan):
     runs = {name: config for name, config in plan.items() if study.PAPER in name}
+    weak = {name.replace(study.WEAK, study.PAPER): runs.pop(name) for name in list(runs) if study.WEAK in name}
     assert set(runs) == {f"{head}-paper-s{seed}" for head in study.FOUR for seed in range(3)}
+    assert set(weak) == {f"{head}-paper-s{seed}" for head in ("none", "mlp") for seed in range(3)}
+    assert all(difference(config, runs[name]) == {"scale", "blur", "solarize"} for name, config in weak.items())
     assert len({json.dumps(replace(c, method="", head="", dim=0, seed=0).as_dict()) for c in runs.values()}) == 1
     ours, paper = runs["none-paper-s0"], make_config("imagenet")
     for view in (0, 1):
