@@ -149,6 +149,7 @@ def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
     return {axis: type(old)(old * value)}
 
 
+@cache
 def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
     """Name -> configuration of every run, in the order in which they are worth having.
 

@@ -33,6 +33,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import diagnosis  # noqa: E402
 import predictors  # noqa: E402
+import regimes  # noqa: E402
 import study  # noqa: E402
 import summary  # noqa: E402
 
@@ -121,6 +122,31 @@ def test_a_row_counts_what_lies_under_a_share_of_the_largest_and_at_the_floor():
     (row,) = summary.rows(summary.Runs({"none-paper-s0": (meta, arrays | {"floor": floor})}), ["none"], study.PAPER)
     assert row["at_floor"] == [41]
     assert row[summary.RANKS[2]] == [(ratio < 1e-3).sum()]
+
+
+def test_stronger_views_are_compared_over_the_seeds():
+    ranks = {
+        "paper-s0": (12, 6),
+        "paper-s1": (9, 6),
+        "paper-weak-s0": (30, 6),
+        "paper-weak-s1": (20, 5),
+        "base": (1, 2),
+    }
+    head = lambda rank: {"effective_rank": [99, rank]}
+    found = regimes.views([{"setting": k, "none": head(a), "mlp": head(b)} for k, (a, b) in ranks.items()])
+    own, weak = (np.log([a / b for k, (a, b) in ranks.items() if k[:-3] == name]) for name in ("paper", "paper-weak"))
+    assert [row["ln_ratio"] for row in found["rows"]] == [pytest.approx(own), pytest.approx(weak)]
+    (claim,) = found["claims"]
+    assert (claim["above"], claim["below"]) == ("paper-weak", "paper")
+    assert claim["p"] == pytest.approx(stats.ttest_ind(own, weak, equal_var=False).pvalue)
+
+
+def test_a_spectrum_is_drawn_no_deeper_than_the_floor():
+    values = [np.array([1.0, 1e-3, 0.0])]  # a dead unit has nothing
+    config = {"epochs": 1, "lr": 4.8}
+    found = {"floor": 1e-12, "relaxed": {}, "configs": {"paper": config}, "paper": {"none": values, "mlp": values}}
+    (ax,) = summary.draw_spectra(found, "r").axes
+    assert min(line.get_ydata().min() for line in ax.lines) == pytest.approx(np.log(1e-12))
 
 
 def gaussian_views(rng, images, d):
