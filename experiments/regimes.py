@@ -113,7 +113,7 @@ def draw(found: Meta) -> Any:
     fig, axes = plots.figure(plots.TEXT, 0.85 + 0.2 * len(settings), columns=2, sharey=True)
     for y, one in enumerate(settings):
         ratios = np.array(one["none"]["effective_rank"]) / np.array(one["mlp"]["effective_rank"])
-        shades = np.linspace(0.2, 1, len(ratios))
+        shades = np.linspace(1, 0.2, len(ratios))[::-1]
         axes[0].scatter(ratios, np.full(len(ratios), y), c=shades, cmap="Blues", vmin=0, vmax=1, s=14, edgecolor="none")
         gain = 100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"])
         half = [50 * np.diff(one[head]["probe_interval"])[0] for head in ("mlp", "none")]

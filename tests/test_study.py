@@ -409,6 +409,17 @@ def test_the_page_quotes_what_the_result_files_hold():
     assert {(head, "none") for head in order[1:]} <= backed["rank_claims"]
     assert len(backed["collapsed_claims"]) == 6
     assert backed["claims"] == {("mlp", "none"), ("linear", "none"), ("mlp", "directclr")}
+    own = stored("table1")["paper"]
+    keys = {"probe_top1": 100, "effective_rank": 1, summary.RANKS[2]: 1, "at_floor": 1}
+    for row in own["rows"]:
+        cells = [f"{f * np.mean(row[k]):.1f} ± {f * np.std(row[k], ddof=1):.1f}" for k, f in keys.items()]
+        quoted.append(f"| {study.LABELS[row['name']]} | {len(row['seeds'])} | {' | '.join(cells)} |")
+    ranks = {(c["above"], c["below"]): c for c in own["rank_claims"]}
+    assert {("none", head) for head in ("mlp", "linear", "directclr")} <= set(ranks)  # the paper's order reversed
+    for head in ("mlp", "linear", "directclr"):
+        claim = ranks["none", head]
+        low, high = claim["interval"]
+        quoted.append(f"{claim['difference']:.1f} ({low:.1f} to {high:.1f}, p = {claim['p']:.2g})")
     tiny = stored("table1-tiny-imagenet")["chosen"]
     top = mean(tiny["rows"], "probe_top1", ("mlp", "linear", "none", "directclr"))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top) + " %), and not backed")
