@@ -9,8 +9,8 @@ Stages, in this order (gpu_stages.py):
     card        versions, memory, rates of copies and products
     correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods,
                 the monitor, which must not wait; a resumed run to the bit; compiled against eager
-    table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS: heads none, mlp, directclr, linear at temperature 0.1 and 0.5;
-                probe and nearest neighbours with intervals, spectra
+    table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS, the paper's views: heads none, mlp, directclr, linear at
+                temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra
     trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
                 row, the same on tensors in memory, bare passes, kernels
     spectrum    products and eigenvalues at d = 512, 2048, 8192

@@ -105,7 +105,8 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     size = {**TINY, "precision": "float32"} if options.tiny else {}
     batch = 32 if options.tiny else 512
     # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
-    recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **size}
+    views = {"scale": (0.08, 1.0), "blur": (1.0, 0.1), "solarize": (0.0, 0.2)}  # the paper's, as the study's *-paper-*
+    recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **views, **size}
     runs = [(t, head) for t in (0.1, 0.5) for head in ("none", "mlp", "directclr", "linear")]
     base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, **recipe)
     epoch = epoch_seconds(base, data, options)

@@ -10,10 +10,10 @@ own loop, so it goes on where it was interrupted, and leaves experiments/results
 has such folders of its own, anything else leaves its results in runs/.
 
 Runs named choice-* and map-* train on two fifths of the training images and are tested on another fifth of them, so
-that nothing is chosen by the images that the tables report on.
+that nothing is chosen by the images that the tables report on.  Runs named *-paper-* train on a quarter of them.
 
 A result holds, of the test images: singular_values and floor of the representation, embedding_singular_values and
-embedding_floor (all of rows of length one).  Where no choice is made, from 4 views of 2,000 of them too: between and
+embedding_floor (all of rows of length one).  But for those runs, from 4 views of 2,000 of them too: between and
 within, (d,) variance of the image means and within images along each principal direction of the representation;
 modes_rho and modes_share (linear heads), signal fraction of each generalised eigenvector and its share of the
 embedding's variance; and of each kept epoch, where the head is linear: epochs, x_eigenvalues (e, d) of X (lemma 2 for
@@ -102,6 +102,7 @@ FOUR = ("none", "mlp", "linear", "directclr")  # table 1
 CHOICES = {"temperature": (0.1, 0.5), "lr": (3,), "strength": (0.5,)}
 AXES = {
     "temperature": (0.05, 1.0),
+    "crop": (0.08,),
     "stem": (3,),
     "epochs": (4,),
     "batch_size": (1 / 4, 4),
@@ -114,15 +115,33 @@ CHOSEN: dict[str, float] = {"lr": 3}
 HOT = "-t0.5"  # in the names of runs at the temperature where the paper's order of ranks appears
 # In those of runs on feature maps four times as wide, where its order of accuracies appears; dear, so one epoch.
 FINE, FINE_VALUES = "-stem3", {"stem": 3, "epochs": 1, "warmup": 0.17}
+# In those of runs in the paper's own regime: its views, optimiser, temperature and peak rate, and fine maps.  A minute
+# of a CPU core leaves a small network, smaller batches, and one epoch of a quarter of the images: 97 steps.
+PAPER = "-paper"
+PAPERS = ("scale", "blur", "sigma", "solarize", "temperature", "optimizer", "weight_decay", "lr")
+PAPER_VALUES = {name: getattr(Config(), name) for name in PAPERS} | {
+    "stem": 3,
+    "arch": "resnet18",
+    "blocks": (1, 1, 1, 1),
+    "planes": (8, 16, 32, 256),
+    "epochs": 1,
+    "warmup": 0.1,
+    "batch_size": 128,
+    "precision": "float32",
+}
+# In those of two heads in that regime but for the views, which are the preset's: what stronger ones do by themselves.
+WEAK, VIEWS_CHANGED = PAPER + "-weak", ("scale", "blur", "sigma", "solarize")
 D0 = (1 / 64, 1 / 16, 0.176, 0.35, 0.7)  # shares of the representation's width; the paper's is 360 / 2048 = 0.176
 
 
 def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
-    """The preset's values with one axis changed: temperature, stem, strength to `value`, the others by that factor."""
+    """The preset's values with one axis changed, by a factor `value`; temperature, stem, strength and crop to it."""
     if axis in ("temperature", "stem"):
         return {axis: value}
     if axis == "strength":
         return strength(value)
+    if axis == "crop":
+        return {"scale": (value, 1.0), "precision": "float32"}  # a CPU without bf16 is eight times as long in it
     if axis == "width":
         planes = base.planes or (64, 128, 256, 512)
         return {"planes": tuple(round(p * value) for p in planes)}
@@ -130,6 +149,7 @@ def changed(axis: str, value: float, base: Config) -> dict[str, Any]:
     return {axis: type(old)(old * value)}
 
 
+@cache
 def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
     """Name -> configuration of every run, in the order in which they are worth having.
 
@@ -171,7 +191,13 @@ def _tables(base: Config, width: int, choice: dict[str, float]) -> dict[str, dic
     found |= {name: chosen | values for name, values in more.items()}
     found |= {f"{head}{HOT}-s{seed}": found[f"{head}-s{seed}"] | {"temperature": 0.5} for head, seed in rows}
     fine = {f"{head}{FINE}-s{seed}": HEADS[head] | FINE_VALUES | {"seed": seed} for head, seed in rows if head in FOUR}
-    return found | fine | {name.replace(FINE, FINE + HOT): v | {"temperature": 0.5} for name, v in fine.items()}
+    fine |= {name.replace(FINE, FINE + HOT): v | {"temperature": 0.5} for name, v in fine.items()}
+    paper = {
+        f"{head}{PAPER}-s{seed}": PAPER_VALUES | HEADS[head] | {"seed": seed} for seed in range(3) for head in FOUR
+    }
+    views = {name: getattr(base, name) for name in VIEWS_CHANGED}
+    weak = {n.replace(PAPER, WEAK): v | views for n, v in paper.items() if n.startswith(FOUR[:2])}
+    return found | fine | paper | weak
 
 
 @cache
@@ -183,24 +209,25 @@ def data_of(source: str, split: str) -> Labelled:
 def sets(name: str, source: str) -> tuple[Labelled, Labelled]:
     """(training, test) images of a run."""
     train_set = data_of(source, "train")
-    if not name.startswith(CHOOSING):
-        return train_set, data_of(source, "val")
     order = np.random.default_rng(0).permutation(len(train_set))
     cut = len(order) // 5
-    return train_set.subset(np.sort(order[cut : 3 * cut])), train_set.subset(np.sort(order[:cut]))
+    if name.startswith(CHOOSING):
+        return train_set.subset(np.sort(order[cut : 3 * cut])), train_set.subset(np.sort(order[:cut]))
+    seen = train_set.subset(np.sort(order[cut : cut + len(order) // 4])) if PAPER in name else train_set
+    return seen, data_of(source, "val")
 
 
 def perform(name: str, config: Config, given: argparse.Namespace) -> str:
     """Train and measure one run, or go on with it; returns a line about it, for the first process of several."""
     places, workers = where(given), given.workers
     train_set, test_set = sets(name, given.data)
-    cuda, choosing = torch.cuda.is_available(), name.startswith(CHOOSING)
+    cuda, whole = torch.cuda.is_available(), not name.startswith(CHOOSING) and PAPER not in name
     device = processes.start("cuda" if cuda else "cpu")
     first = processes.rank() == 0
     try:
         with Signals() as signals:
             how = {"compile": cuda, "checkpoint": given.checkpoint, "stop": signals}
-            options = Options(device, workers, knn_every=0, keep_every=int(not choosing), **how)
+            options = Options(device, workers, knn_every=0, keep_every=int(whole), **how)
             for _ in train(places.runs / name, config, train_set, test_set, options):
                 pass
     finally:
@@ -209,7 +236,7 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
         return ""
     net = load(places.runs / name / "encoder.safetensors", config)
     meta, arrays = measure(net, config, train_set, test_set, device, workers)
-    if not choosing:
+    if whole:
         more, found = mechanisms(net, places.runs / name, config, test_set, device, workers)
         meta, arrays = meta | more, arrays | found
     lines = [json.loads(line) for line in (places.runs / name / "metrics.jsonl").read_text().splitlines()]

@@ -101,12 +101,14 @@ REGIMES = {
     study.HOT: "temperature_0.5",
     study.FINE: "stem3",
     study.FINE + study.HOT: "stem3_temperature_0.5",
+    study.PAPER: "paper",
 }
 TITLES = {
     "chosen": r"$\tau = 0.2$",
     "temperature_0.5": r"$\tau = 0.5$",
     "stem3": r"stem 3 × 3, $\tau = 0.2$",
     "stem3_temperature_0.5": r"stem 3 × 3, $\tau = 0.5$",
+    "paper": r"paper's regime, $\tau = 0.1$",
 }
 
 
@@ -117,16 +119,17 @@ def spoken(regime: str) -> str:
 
 def regimes(heads: Sequence[str]) -> dict[str, str]:
     """The regimes that all of these heads are planned for."""
-    return {key: name for key, name in REGIMES.items() if set(heads) <= set(study.FOUR) or study.FINE not in key}
+    return {key: name for key, name in REGIMES.items() if set(heads) <= set(study.FOUR) or key in ("", study.HOT)}
 
 
 def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
     """A row of a table for each name of study.HEADS, lists over its seeds; NaN for what a collapsed run leaves open."""
     found = []
     for head in heads:
-        metas = [runs[name][0] for seed in range(3) if (name := f"{head}{regime}-s{seed}") in runs]
-        if not metas:
+        own = [runs[name] for seed in range(3) if (name := f"{head}{regime}-s{seed}") in runs]
+        if not own:
             continue
+        metas = [meta for meta, _ in own]
         ranks = [meta["metrics"] for meta in metas]
         about = {"name": head} | {key: metas[0]["config"][key] for key in ("method", "head", "dim", "temperature")}
         about |= {"seeds": [meta["config"]["seed"] for meta in metas]}
@@ -134,6 +137,7 @@ def rows(runs: Runs, heads: Sequence[str], regime: str = "") -> list[Meta]:
             about
             | {key: known(metas, key) for key in ("probe_top1", "knn_top1", "signal_fraction", "lidar")}
             | {key: known(ranks, key) for key in RANKS}
+            | {FLOOR: [int((a["singular_values"] <= CLEAR * a["floor"]).sum()) for _, a in own]}
         )
     return found
 
@@ -144,7 +148,14 @@ def known(metas: Sequence[Meta], key: str) -> list[float]:
 
 
 RANKS = ("effective_rank", "collapsed_dimensions", "collapsed_dimensions_1e-03")
-COLUMNS = {"probe_top1": "probe %", "knn_top1": "kNN %", "effective_rank": "effective rank", RANKS[2]: "below 1e-3"}
+FLOOR = "at_floor"  # singular values that are not clear of the floor of rounding
+COLUMNS = {
+    "probe_top1": "probe %",
+    "knn_top1": "kNN %",
+    "effective_rank": "effective rank",
+    RANKS[2]: "below 1e-3",
+    FLOOR: "at the floor",
+}
 
 
 def claims(table: Sequence[Meta], key: str = "probe_top1") -> list[Meta]:
@@ -189,11 +200,11 @@ def table_text(table: Sequence[Meta]) -> str:
     return "\n".join(lines)
 
 
-def claims_text(pairs: Sequence[Meta]) -> str:
-    """A line a pair."""
+def claims_text(pairs: Sequence[Meta], of: str, factor: float = 1) -> str:
+    """A line a pair, of what is compared and times `factor`."""
     return "\n".join(
-        f"{study.LABELS[c['above']]} above {study.LABELS[c['below']]}: {100 * c['difference']:+.1f} points, "
-        f"95 % interval {100 * c['interval'][0]:+.1f} to {100 * c['interval'][1]:+.1f}, p = {c['p']:.2g} "
+        f"{of}, {study.LABELS[c['above']]} above {study.LABELS[c['below']]}: {factor * c['difference']:+.1f}, "
+        f"95 % interval {factor * c['interval'][0]:+.1f} to {factor * c['interval'][1]:+.1f}, p = {c['p']:.2g} "
         f"({'backed' if c['p'] < 0.05 else 'not backed'})"
         for c in pairs
     )
@@ -243,7 +254,13 @@ def tables(script: str, heads: Sequence[str]) -> None:
 
     def report(found: Meta) -> str:
         parts = [(spoken(name), found[name]) for name in TITLES if name in found]
-        return "\n\n".join(f"{title}\n{table_text(one['rows'])}\n{claims_text(one['claims'])}" for title, one in parts)
+        kinds = (
+            ("claims", "probe %", 100),
+            ("rank_claims", "effective rank", 1),
+            ("collapsed_claims", "below 1e-3", 1),
+        )
+        text = lambda one: (claims_text(one[key], of, factor) for key, of, factor in kinds)  # noqa: E731
+        return "\n\n".join("\n".join([title, table_text(one["rows"]), *text(one)]) for title, one in parts)
 
     patterns = [f"{head}{regime}-s?" for head in heads for regime in regimes(heads)]
     main(script, patterns, summarise, report, draw_tables)
@@ -332,14 +349,15 @@ def spectra_text(found: Meta) -> str:
 def draw_spectra(found: Meta, layer: str) -> Any:
     """A panel a temperature of the relaxations, then one a regime trained end to end; layer: r or z."""
     panels = [(f"last map relaxed, $\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
-    panels += [(titled(found["configs"][name], name), found[name], False) for name in TITLES if name in found]
+    panels += [(titled(found["configs"][name], name, "\n"), found[name], False) for name in TITLES if name in found]
     columns = len(panels) if len(panels) < 4 else (len(panels) + 1) // 2
     rows = -(-len(panels) // columns)
     shape = {"columns": columns, "rows": rows, "squeeze": False}
     fig, grid = plots.figure(plots.TEXT, 2.2 * rows + 0.3, **shape, sharex=True)
     for ax, (title, of, still) in zip(grid.flat[: len(panels)], panels, strict=True):
-        values = {head: one["values"] if still else one for head, one in of.items()}
-        plots.plot_repeated_spectra(ax, {study.LABELS[head]: np.array(one) for head, one in values.items()})
+        values = {head: np.array(one["values"] if still else one) for head, one in of.items()}
+        drawn = {study.LABELS[head]: np.maximum(one, found["floor"]) for head, one in values.items()}
+        plots.plot_repeated_spectra(ax, drawn)
         for head, one in of.items() if still else ():
             color = plots.HEAD_COLORS[study.LABELS[head]]
             ax.axvline(np.mean(one["predicted"], axis=0)[1] + 0.5, color=color, linestyle=":", linewidth=0.8)
@@ -356,7 +374,7 @@ def draw_spectra(found: Meta, layer: str) -> Any:
     return fig
 
 
-def titled(config: Meta, regime: str) -> str:
+def titled(config: Meta, regime: str, between: str = ", ") -> str:
     """A regime's title with the epochs and the learning rate of its runs."""
     epochs, lr = config["epochs"], config["lr"]
-    return f"{TITLES[regime]}, {epochs} epoch{'s' * (epochs > 1)}, lr {lr:g}"
+    return f"{TITLES[regime]}{between}{epochs} epoch{'s' * (epochs > 1)}, lr {lr:g}"

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from processes import ended
 
+from collapse.recipes.config import Config
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,6 +57,8 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
     assert len(checks) == 18
     assert all(value["holds"] for value in checks.values()), checks
+    views = {name: figures["table1/recipe"][name] for name in ("scale", "blur", "solarize")}
+    assert views == {name: list(getattr(Config(), name)) for name in views}  # the paper's
     for head in ("none", "mlp", "directclr", "linear"):
         run = figures[f"table1/{head}, temperature 0.5"]
         assert run["probe"]["top1_interval"][0] <= run["probe"]["top1"] <= run["probe"]["top1_interval"][1]

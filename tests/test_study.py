@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -32,6 +33,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import diagnosis  # noqa: E402
 import predictors  # noqa: E402
+import regimes  # noqa: E402
 import study  # noqa: E402
 import summary  # noqa: E402
 
@@ -71,10 +73,25 @@ def test_runs_are_a_flag_apart(plan):
         kind, head, *setting = name.split("-", 2)
         if kind in ("choice", "map") and setting != ["base"] and not setting[0].startswith("strength"):
             axis = setting[0].split("-")[0]
-            wanted = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}}.get(axis, {axis})
+            others = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}, "crop": {"scale", "precision"}}
+            wanted = others.get(axis, {axis})
             own = difference(plan[f"choice-{head}-base"], config)
             # A linear head's and DirectCLR's own widths follow the network's.
             assert own - {"dim"} == wanted, name
+
+
+def test_the_papers_regime_has_the_papers_views_optimiser_and_temperature(plan):
+    runs = {name: config for name, config in plan.items() if study.PAPER in name}
+    weak = {name.replace(study.WEAK, study.PAPER): runs.pop(name) for name in list(runs) if study.WEAK in name}
+    assert set(runs) == {f"{head}-paper-s{seed}" for head in study.FOUR for seed in range(3)}
+    assert set(weak) == {f"{head}-paper-s{seed}" for head in ("none", "mlp") for seed in range(3)}
+    assert all(difference(config, runs[name]) == {"scale", "blur", "solarize"} for name, config in weak.items())
+    assert len({json.dumps(replace(c, method="", head="", dim=0, seed=0).as_dict()) for c in runs.values()}) == 1
+    ours, paper = runs["none-paper-s0"], make_config("imagenet")
+    for view in (0, 1):
+        assert replace(ours.augmentation(view), size=224) == paper.augmentation(view)
+    for name in ("temperature", "optimizer", "weight_decay", "lr"):
+        assert getattr(ours, name) == getattr(paper, name), name
 
 
 def test_a_seed_moves_every_run_and_its_folder(plan):
@@ -92,6 +109,44 @@ def test_no_choice_is_made_by_the_images_that_are_reported_on():
     assert rows(chosen) | rows(test) <= rows(everything)
     assert len(val) == 600
     assert len(chosen) == 2 * len(test)
+    part, held = study.sets("none-paper-s0", "sklearn:digits")
+    assert rows(part) <= rows(everything)
+    assert len(part) == len(everything) // 4
+    assert rows(held) == rows(val)
+
+
+def test_a_row_counts_what_lies_under_a_share_of_the_largest_and_at_the_floor():
+    meta, arrays = load_result(study.RESULTS / "study/none-paper-s0.npz")
+    ratio = arrays["singular_values"] / arrays["singular_values"].max()
+    floor = np.sort(arrays["singular_values"])[40] / summary.CLEAR
+    (row,) = summary.rows(summary.Runs({"none-paper-s0": (meta, arrays | {"floor": floor})}), ["none"], study.PAPER)
+    assert row["at_floor"] == [41]
+    assert row[summary.RANKS[2]] == [(ratio < 1e-3).sum()]
+
+
+def test_stronger_views_are_compared_over_the_seeds():
+    ranks = {
+        "paper-s0": (12, 6),
+        "paper-s1": (9, 6),
+        "paper-weak-s0": (30, 6),
+        "paper-weak-s1": (20, 5),
+        "base": (1, 2),
+    }
+    head = lambda rank: {"effective_rank": [99, rank]}
+    found = regimes.views([{"setting": k, "none": head(a), "mlp": head(b)} for k, (a, b) in ranks.items()])
+    own, weak = (np.log([a / b for k, (a, b) in ranks.items() if k[:-3] == name]) for name in ("paper", "paper-weak"))
+    assert [row["ln_ratio"] for row in found["rows"]] == [pytest.approx(own), pytest.approx(weak)]
+    (claim,) = found["claims"]
+    assert (claim["above"], claim["below"]) == ("paper-weak", "paper")
+    assert claim["p"] == pytest.approx(stats.ttest_ind(own, weak, equal_var=False).pvalue)
+
+
+def test_a_spectrum_is_drawn_no_deeper_than_the_floor():
+    values = [np.array([1.0, 1e-3, 0.0])]  # a dead unit has nothing
+    config = {"epochs": 1, "lr": 4.8}
+    found = {"floor": 1e-12, "relaxed": {}, "configs": {"paper": config}, "paper": {"none": values, "mlp": values}}
+    (ax,) = summary.draw_spectra(found, "r").axes
+    assert min(line.get_ydata().min() for line in ax.lines) == pytest.approx(np.log(1e-12))
 
 
 def gaussian_views(rng, images, d):
@@ -354,6 +409,17 @@ def test_the_page_quotes_what_the_result_files_hold():
     assert {(head, "none") for head in order[1:]} <= backed["rank_claims"]
     assert len(backed["collapsed_claims"]) == 6
     assert backed["claims"] == {("mlp", "none"), ("linear", "none"), ("mlp", "directclr")}
+    own = stored("table1")["paper"]
+    keys = {"probe_top1": 100, "effective_rank": 1, summary.RANKS[2]: 1, "at_floor": 1}
+    for row in own["rows"]:
+        cells = [f"{f * np.mean(row[k]):.1f} ± {f * np.std(row[k], ddof=1):.1f}" for k, f in keys.items()]
+        quoted.append(f"| {study.LABELS[row['name']]} | {len(row['seeds'])} | {' | '.join(cells)} |")
+    ranks = {(c["above"], c["below"]): c for c in own["rank_claims"]}
+    assert {("none", head) for head in ("mlp", "linear", "directclr")} <= set(ranks)  # the paper's order reversed
+    for head in ("mlp", "linear", "directclr"):
+        claim = ranks["none", head]
+        low, high = claim["interval"]
+        quoted.append(f"{claim['difference']:.1f} ({low:.1f} to {high:.1f}, p = {claim['p']:.2g})")
     tiny = stored("table1-tiny-imagenet")["chosen"]
     top = mean(tiny["rows"], "probe_top1", ("mlp", "linear", "none", "directclr"))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top) + " %), and not backed")
