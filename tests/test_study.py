@@ -371,6 +371,13 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(f"{min(start):.0f} to {max(start):.0f} % at the start")
     aligned = theory["alignment"]["alignment"]
     quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
+    views = stored("regimes")["views"]
+    strong, weak = (row["ln_ratio"] for row in views["rows"])
+    quoted.append("ratio is {:.2f}, {:.2f} and {:.2f} over the seeds".format(*weak))
+    quoted.append("views give {:.2f}, {:.2f} and {:.2f}".format(*strong))
+    (moved,) = views["claims"]
+    low, high = moved["interval"]
+    quoted.append(f"difference is {moved['difference']:.2f} ({low:.2f} to {high:.2f}, p = {moved['p']:.3f})")
     predictors = stored("predictors")
     found, within = predictors["correlations"], predictors["within"]
     low, high = found["effective_rank"]["interval"]
