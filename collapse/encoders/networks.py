@@ -137,7 +137,7 @@ class ImageBatches:
     skipped: {"path", "why"} of those of a path that cannot be read.  plain: how many are of one colour.
     warnings: what a reader should know.
 
-    Shared over processes, each yields its every so-manieth batch, or an empty tensor while only others have one; all
+    Shared over N processes, each yields one in N of the batches, or an empty tensor while only others have one; all
     else is as it is without others, in every process.
     """
 

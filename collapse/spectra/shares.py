@@ -9,7 +9,7 @@ from collapse.spectra.measurement import Measurement
 
 
 def update_shared(rows: Measurement, batches: Iterable[Any]) -> None:
-    """Add the batches (b, d), every so-manieth in each process, until each has the statistics of all.
+    """Add the batches (b, d), one in N in each of N processes, until each has the statistics of all.
 
     Raises InputError: of the first batch that is refused, in all processes; torch.distributed was not started.
     """
