@@ -212,7 +212,7 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
     with plots.style():
         across = 4
         fig, axes = plots.figure(plots.TEXT, 5.2, across, -(-len(cases) // across))
-        for ax, case in zip(axes.flat, cases, strict=False):
+        for ax, case in zip(axes.flat[: len(cases)], cases, strict=True):
             sizes, seconds = np.array(case["sizes"], float), np.array(case["seconds"])
             ax.loglog(sizes, seconds[-1] * (sizes / sizes[-1]) ** case["expected"], "--", color="0.6")
             ax.loglog(sizes, seconds, "o-", markersize=3)
