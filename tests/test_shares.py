@@ -83,7 +83,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def digits(z):
+def digits():
     """A network without its own seed, and its inputs."""
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 24), torch.nn.ReLU(), torch.nn.Linear(24, 10))
@@ -92,7 +92,7 @@ def digits(z):
 def calls(resnet18, pictures, tmp_path, **how):
     """The documents of every call that shares."""
     z = np.load(tmp_path / "z.npy")
-    net = digits(z)
+    net = digits()
     pixels = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     layers = collapse.layer_spectra(resnet18, pictures, jackknife=3, **SIZES, **how)
     return {
@@ -172,6 +172,18 @@ def test_a_lost_process_ends_the_others_in_a_line(resnet18, pictures, tmp_path, 
     assert both(tmp_path, command("spectrum", resnet18, pictures, *FLAGS)) == [2, 9]
     assert said(tmp_path, "err")[0].count("\n") == 1
     assert "another process was lost" in said(tmp_path, "err")[0]
+
+
+@pytest.mark.parametrize("at", [0, 20, 40])
+def test_an_empty_batch_among_others_changes_nothing(at):
+    net, pixels = digits(), torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [pixels[:at], pixels[at:at], pixels[at:]]
+    whole = collapse.spectrum(net, [pixels])
+    found = collapse.spectrum(net, batches)
+    assert (found.n, embed(net, batches).shape) == (40, (40, 10))
+    np.testing.assert_allclose(
+        found.singular_values, whole.singular_values, rtol=0, atol=1e-7 * whole.singular_values[0]
+    )
 
 
 def test_sharing_wants_processes_and_images(resnet18, pictures, tmp_path):

@@ -230,6 +230,8 @@ class ImageBatches:
             yield from self._shared()
             return
         for batch in self._batches():
+            if not len(batch):
+                continue
             if self.count == 0:
                 self._look(batch)
             self.start = self.count

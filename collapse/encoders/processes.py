@@ -112,11 +112,10 @@ def agree(value: str, what: str) -> None:
         raise InputError(f"rank {other[0]} has another {what} than rank 0; start all ranks with the same command")
 
 
-def require(wanted: bool) -> bool:
-    """The same, checked. Raises InputError: several processes are wanted, and torch.distributed was not started."""
+def require(wanted: bool) -> None:
+    """Raise InputError if several processes are wanted, and torch.distributed was not started."""
     if wanted and not dist.is_initialized():
         raise InputError("distributed= wants the processes of torch.distributed, as torchrun starts them; leave it out")
-    return wanted
 
 
 def own_batches(n: int, size: int) -> NDArray:
