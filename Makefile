@@ -19,10 +19,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 PACKAGE := $(wildcard $(addprefix collapse/,*.py */*.py recipes/presets/*.json plots/*.mplstyle))
 THEORY := $(wildcard collapse/theory/*.py) collapse/experiment.py $(wildcard collapse/plots/* collapse/results/*.py)
-# The longest first, so that two cores end together.
-LONGEST := propositions linear_digits figure11
-STUDY := table1 table2 figure2 figure8 figure10 appendix_d0 regimes predictors network_theory
-TOYS := $(LONGEST) $(filter-out digits diagnosis network_diagnosis relaxation study summary $(STUDY) $(LONGEST),$(notdir $(basename $(wildcard experiments/*.py))))
+# The longest first, so that two cores end together; DIAGNOSES trains 250 networks, and is run by itself.
+STUDY := table1 table2 figure2 figure8 figure10 appendix_d0
+NETWORKS := regimes predictors network_theory
+DIAGNOSES := beyond/diagnosis
+LONGEST := beyond/propositions networks/linear_digits figure11
+TOYS := $(LONGEST) networks/relaxation_losses $(filter-out $(LONGEST) $(STUDY) $(DIAGNOSES), \
+    $(patsubst experiments/%.py,%,$(wildcard experiments/*.py experiments/beyond/*.py)))
 
 .PHONY: figures toys study gpu peers test coverage notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:
@@ -33,7 +36,7 @@ figures: .venv/installed
 	@$(MAKE) --no-print-directory build/digits_command.done
 	@echo
 	@echo "Look at (figures/README.md says what to see):"
-	@for name in $(TOYS) digits digits_command; do echo "  figures/$$name.png"; done
+	@for name in $(notdir $(TOYS)) digits digits_command; do echo "  figures/$$name.png"; done
 	@echo "Numbers: experiments/results/*.npz and digits_command.json; trained networks: runs/digits/*.safetensors"
 
 toys: $(TOYS:%=build/%.done)
@@ -43,14 +46,14 @@ missing = $(if $(filter-out $(wildcard $(1)),$(1)),FORCE)
 FORCE:
 
 $(TOYS:%=build/%.done): build/%.done: experiments/%.py $(THEORY) | .venv/installed
-$(foreach name,$(TOYS),$(eval build/$(name).done: $(call missing,figures/$(name).png figures/$(name).pdf experiments/results/$(name).npz)))
+$(foreach name,$(TOYS),$(eval build/$(name).done: $(call missing,$(foreach end,.png .pdf,figures/$(notdir $(name))$(end)) experiments/results/$(notdir $(name)).npz)))
 $(TOYS:%=build/%.done):
 	$(BIN)/python $<
-	@mkdir -p build && touch $@
+	@mkdir -p $(@D) && touch $@
 
-build/digits.done: experiments/digits.py $(PACKAGE) $(call missing,figures/digits.png figures/digits.pdf experiments/results/digits.npz runs/digits/mlp.safetensors) | .venv/installed
-	$(BIN)/python experiments/digits.py
-	@mkdir -p build && touch $@
+build/digits.done: experiments/networks/digits.py $(PACKAGE) $(call missing,figures/digits.png figures/digits.pdf experiments/results/digits.npz runs/digits/mlp.safetensors) | .venv/installed
+	$(BIN)/python experiments/networks/digits.py
+	@mkdir -p $(@D) && touch $@
 
 build/digits_command.done: build/digits.done $(call missing,figures/digits_command.png experiments/results/digits_command.json)
 	$(BIN)/collapse spectrum runs/digits/mlp.safetensors runs/digits/images --workers 0 \
@@ -62,8 +65,8 @@ RUNS ?= none-s? mlp-s? linear-s? directclr-s? orthogonal-s? diagonal-s? lowrank-
     linear-strength* linear-depth* directclr-d*-s0 choice-none-* choice-mlp-*
 study: FLAGS = $(if $(DATA),--seed $(SEED))
 study: .venv/installed
-	$(if $(DATA),$(BIN)/python experiments/study.py --data $(DATA) $(FLAGS) --only $(RUNS:%='%'))
-	@for name in $(STUDY); do $(BIN)/python experiments/$$name.py $(FLAGS) || exit; done
+	$(if $(DATA),$(BIN)/python experiments/networks/study.py --data $(DATA) $(FLAGS) --only $(RUNS:%='%'))
+	@for name in $(STUDY) $(NETWORKS:%=networks/%); do $(BIN)/python experiments/$$name.py $(FLAGS) || exit; done
 	$(if $(DATA),,@for name in table1 figure8; do \
 	    $(BIN)/python experiments/$$name.py --preset tiny-imagenet-narrow || exit; done)
 

@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def main(
     report: Callable[[Meta, Arrays], str],
     draw: Callable[[Meta, Arrays], Any],
 ) -> None:
-    """Simulate, save, print the report, draw: the whole of a script named experiments/NAME.py.
+    """Simulate, save, print the report, draw: the whole of a script NAME.py in experiments/ or a folder of it.
 
     Flags are simulate's keyword arguments (name, type and default), --out and --plot-only.  The result goes to
     experiments/results/NAME.npz and the figure to figures/NAME.png and .pdf; with --out FILE.npz both go there.
@@ -35,28 +36,38 @@ def main(
         draw: (meta, arrays) -> a matplotlib figure.
     """
     path, module = Path(script).resolve(), sys.modules[simulate.__module__]
-    root = path.parents[1]
+    root = next(folder for folder in path.parents if folder.name == "experiments").parent
     options = vars(_parser(module.__doc__ or path.stem, simulate).parse_args())
     out, plot_only = options.pop("out"), options.pop("plot_only")
     result = out or root / f"experiments/results/{path.stem}.npz"
-    try:
+    with ending(path.name):
         if not plot_only:
             meta, arrays = simulate(**options)
             if not out:
                 result.parent.mkdir(exist_ok=True)
             save_result(result, {"config": options, **meta}, **arrays)
-        meta, arrays = load_result(result)
-        say(report(meta, arrays))
-        with plots.style():
-            figure = draw(meta, arrays)
-        if not out:
-            (root / "figures").mkdir(exist_ok=True)
-        plots.save_figure(figure, out.with_suffix("") if out else root / "figures" / path.stem)
+        show(load_result(result), report, draw, out.with_suffix("") if out else root / "figures" / path.stem)
+
+
+@contextmanager
+def ending(name: str) -> Iterator[None]:
+    """An InputError within is one line that begins with the script's `name`, and exit code 2; an interrupt is 130."""
+    try:
+        yield
     except InputError as error:
-        print(f"{path.name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def show(found: Sequence[Any], report: Callable[..., str], draw: Callable[..., Any], figure: Path) -> None:
+    """What report(*found) says, printed; what draw(*found) draws, as `figure`.png and .pdf."""
+    say(report(*found))
+    with plots.style():
+        drawn = draw(*found)
+    figure.parent.mkdir(exist_ok=True)
+    plots.save_figure(drawn, figure)
 
 
 def say(text: str) -> None:

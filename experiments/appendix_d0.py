@@ -5,13 +5,17 @@
 Writes experiments/results/appendix_d0.json (rows as in table1.json, with dim) and figures/appendix_d0.png and .pdf.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import summary
-from summary import Meta
 
 from collapse import InputError, plots
+from collapse.experiment import Meta
+
+sys.path.insert(0, str(Path(__file__).parent / "networks"))
+import summary
 
 
 def summarise(runs: summary.Runs) -> Meta:

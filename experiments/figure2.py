@@ -6,6 +6,10 @@ Writes experiments/results/figure2.json (of each regime: head -> a list a seed o
 descending; relaxed: the same of each temperature of relaxation.npz; floor) and figures/figure2.png and .pdf.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "networks"))
 import summary
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ The fixed low-rank diagonal projector is DirectCLR.  Writes experiments/results/
 figures/table2.png and .pdf.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "networks"))
 import summary
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def test_a_batch_norm_of_something_else_is_not_folded_in():
 
 
 def test_toys_made_to_collapse_are_attributed_rightly(tmp_path):
-    call = [sys.executable, ROOT / "experiments/diagnosis.py", "--seeds", "3", "--out", tmp_path / "d.npz"]
+    call = [sys.executable, ROOT / "experiments/beyond/diagnosis.py", "--seeds", "3", "--out", tmp_path / "d.npz"]
     done = ended(call)
     assert done.returncode == 0, done.stderr
     meta, arrays = load_result(tmp_path / "d.npz")

@@ -17,7 +17,7 @@ from collapse import cli, experiment, metrics, theory
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("figures/*.md")]
-SCRIPTS = [path for folder in ("experiments", "benchmarks", "tests") for path in ROOT.glob(f"{folder}/*.py")]
+SCRIPTS = [path for folder in ("experiments", "benchmarks", "tests") for path in ROOT.glob(f"{folder}/**/*.py")]
 by_name = {"ids": lambda path: str(path.relative_to(ROOT))}
 
 
@@ -73,18 +73,16 @@ def check_script(name, flags):
     assert path.is_file(), name
     text = path.read_text()
     if "import summary" in text:  # its flags are the study's
-        text = (ROOT / "experiments/study.py").read_text()
+        text = (ROOT / "experiments/networks/study.py").read_text()
     if "import Arrays, Meta, main" in text and flags:
-        module = importlib.import_module(f"experiments.{path.stem}")
+        module = importlib.import_module(path.stem)
         experiment._parser(module.__doc__, module.simulate).parse_args(flags)
     else:
         assert all(f'"{flag}"' in text for flag in flags if flag.startswith("--")), (name, flags)
 
 
 @pytest.mark.parametrize("path", PAGES + SCRIPTS, **by_name)
-def test_every_command_parses_and_its_files_exist(path, monkeypatch):
-    for folder in (ROOT, ROOT / "experiments"):
-        monkeypatch.syspath_prepend(folder)
+def test_every_command_parses_and_its_files_exist(path):
     for words in commands(text_of(path)):
         arguments = to_collapse(words)
         if arguments is not None:
@@ -126,7 +124,7 @@ def test_every_file_that_a_page_names_exists(path):
         if re.fullmatch(r"(collapse|docs|experiments|figures|notebooks|benchmarks|tests)/[\w./*-]*", name):
             assert "NAME" in name or list(ROOT.glob(name.rstrip("/"))), name
         elif path.name == "theory.md" and name.endswith(".py"):
-            assert list(ROOT.glob(f"experiments/{name}")), name
+            assert list(ROOT.glob(f"experiments/**/{name}")), name
 
 
 @pytest.mark.parametrize("path", PAGES, **by_name)

@@ -15,10 +15,11 @@ from collapse import experiment
 from collapse.results import load_result
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments"
 
 
 def script(name, *arguments):
-    call = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *map(str, arguments)]
+    call = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
     return ended(call)
 
 
@@ -66,7 +67,7 @@ def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_
 
 def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path):
     small = ["--epochs", 1, "--seeds", 1, "--runs", tmp_path / "runs", "--out", tmp_path / "digits.npz"]
-    result = script("digits", *small)
+    result = script("networks/digits", *small)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("DirectCLR") == 2
     _, arrays = load_result(tmp_path / "digits.npz")
@@ -76,7 +77,7 @@ def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path
     assert len(trained) == 8
     victim = next(iter(trained))
     victim.unlink()
-    again = script("digits", *small)
+    again = script("networks/digits", *small)
     assert "training 1 networks" in again.stderr
     assert again.stdout == result.stdout
     changed = {path for path, time in trained.items() if path.stat().st_mtime_ns != time}
@@ -95,17 +96,18 @@ def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path
     np.testing.assert_allclose(document["singular_values"], arrays["singular_values"][2, 1, 0], rtol=1e-4, atol=1e-12)
 
 
-SCRIPTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem not in ("study", "summary"))
+SCRIPTS = [path.relative_to(FOLDER) for path in sorted(FOLDER.rglob("*.py")) if path.stem not in ("study", "summary")]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_experiment_has_its_result_and_figure_in_the_repository(name):
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_every_experiment_has_its_result_and_figure_in_the_repository(path):
+    name = path.stem
     result = ROOT / f"experiments/results/{name}.json"
     meta = json.loads(result.read_text()) if result.exists() else load_result(result.with_suffix(".npz"))[0]
     assert meta["command"][0] == f"{name}.py"
     assert (ROOT / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (ROOT / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert f"`experiments/{name}.py`" in (ROOT / "figures/README.md").read_text()
+    assert f"`experiments/{path}`" in (ROOT / "figures/README.md").read_text()
 
 
 def test_the_pages_quote_what_the_result_files_hold():
@@ -154,15 +156,15 @@ def test_the_pages_quote_what_the_result_files_hold():
     assert all(row in claims for row in rows)
 
 
-@pytest.mark.parametrize("call", ["study.py --list", "theorem2.py --plot-only --out {}/x.npz"])
+@pytest.mark.parametrize("call", ["networks/study.py --list", "theorem2.py --plot-only --out {}/x.npz"])
 def test_a_reader_that_leaves_is_no_error_and_the_work_is_done(tmp_path, call):
     words = [word.format(tmp_path) for word in call.split()]
     shutil.copy(ROOT / "experiments/results/theorem2.npz", tmp_path / "x.npz")
     program = subprocess.Popen(
-        [sys.executable, ROOT / "experiments" / words[0], *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, FOLDER / words[0], *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     program.stdout.close()  # as `head` does when it has seen enough
     assert program.stderr.read() == b""
     program.stderr.close()
     assert program.wait(timeout=100) == 0
-    assert call.startswith("study") or (tmp_path / "x.png").exists()
+    assert call.startswith("networks") or (tmp_path / "x.png").exists()

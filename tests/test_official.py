@@ -1,14 +1,10 @@
 """The authors' script run from outside, and what the noise of batches leaves of the direction that a bias kills."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
 import official
+import torch
 
 from collapse.theory import BiasedViews, GaussianViews, MeanField, sgd
 

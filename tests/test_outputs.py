@@ -799,7 +799,7 @@ def test_a_later_version_is_refused_by_its_name(tmp_path):
 
 def test_every_document_is_in_the_table():
     written = set()
-    for path in [*ROOT.glob("collapse/**/*.py"), *ROOT.glob("experiments/*.py")]:
+    for path in [*ROOT.glob("collapse/**/*.py"), *ROOT.glob("experiments/**/*.py")]:
         written |= set(re.findall(r"\"collapse\.[a-z]+/\d+\"", path.read_text()))
     table = (ROOT / "docs/results.md").read_text()
     for schema in written | {'"collapse.probe/1"', '"collapse.knn/1"'}:

@@ -1,22 +1,18 @@
 """A frozen trunk's last map, relaxed on views: it stands still where water-filling says, and what heads leave of r."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import relaxation as script
+import study
+import summary
 import torch
 
 from collapse import InputError
 from collapse.models.heads import make_head
 from collapse.results import load_result
 from collapse.training.relaxation import Relaxation, Views, living, relax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
-import relaxation as script
-import study
-import summary
 
 DIM, TEMPERATURE = 12, 0.5
 RHO = np.array([0.95, 0.93, 0.9, 0.88, 0.86, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.02])

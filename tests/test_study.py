@@ -9,9 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import diagnosis
 import matplotlib
 import numpy as np
+import predictors
 import pytest
+import regimes
+import study
+import summary
 import torch
 from processes import ended
 from scipy import stats
@@ -29,15 +34,7 @@ from collapse.training.data import of_arrays
 from collapse.training.network import Network, save_encoder
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import diagnosis  # noqa: E402
-import predictors  # noqa: E402
-import regimes  # noqa: E402
-import study  # noqa: E402
-import summary  # noqa: E402
-
-SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "import summary" in path.read_text())
+SCRIPTS = sorted(path for path in EXPERIMENTS.rglob("*.py") if "import summary" in path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +243,16 @@ def test_intervals_do_not_shrink_when_seeds_are_copied():
 
 
 def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
-    call = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "100", "--only", "mlp-s?"]
+    call = [
+        sys.executable,
+        EXPERIMENTS / "networks/study.py",
+        "--data",
+        "sklearn:digits",
+        "--epochs",
+        "100",
+        "--only",
+        "mlp-s?",
+    ]
     queue = subprocess.Popen([*map(str, call)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     logs = [tmp_path / f"runs/study-{study.PRESET}-x100/mlp-s{seed}/metrics.jsonl" for seed in (0, 1)]
     ended = time.monotonic() + 400
@@ -265,7 +271,7 @@ def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
 def results(tmp_path_factory):
     """One run on the digits, and its result under the name of every other."""
     folder = tmp_path_factory.mktemp("study")
-    command = [sys.executable, EXPERIMENTS / "study.py", "--data", "sklearn:digits", "--epochs", "0.34"]
+    command = [sys.executable, EXPERIMENTS / "networks/study.py", "--data", "sklearn:digits", "--epochs", "0.34"]
     ran = ended([*command, "--only", "linear-depth2-s0"], cwd=folder)
     assert ran.returncode == 0, ran.stderr
     results = folder / f"runs/study-{study.PRESET}-x0.34/results"
@@ -295,11 +301,12 @@ def test_a_run_leaves_what_it_says(results):
 
 
 @pytest.mark.filterwarnings("ignore")  # one run under every name has no variance
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_sums_up(results, monkeypatch, capsys, name):
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_sums_up(results, monkeypatch, capsys, path):
+    name = path.stem
     monkeypatch.chdir(results)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--epochs", "0.34"])
-    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    runpy.run_path(str(path), run_name="__main__")
     folder = results / f"runs/study-{study.PRESET}-x0.34"
     document = json.loads((folder / f"{name}.json").read_text())
     assert document["schema"] == "collapse.study/1"
@@ -313,22 +320,23 @@ def test_every_script_sums_up(results, monkeypatch, capsys, name):
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes((folder / f"{name}.json").read_bytes())
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--plot-only", "--out", str(copy)])
-    runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+    runpy.run_path(str(path), run_name="__main__")
     assert copy.with_suffix(".png").read_bytes() == drawn
     if name.startswith("table"):
         row = {"method", "head", "seeds", "probe_top1", "knn_top1", "effective_rank", "collapsed_dimensions"}
         assert all(row <= set(one) for one in document["rows"])
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_what_is_missing_is_one_line(results, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_what_is_missing_is_one_line(results, tmp_path, monkeypatch, capsys, path):
+    name = path.stem
     kept = Path(f"runs/study-{study.PRESET}-x0.34/results/none-s0.npz")
     (tmp_path / kept).parent.mkdir(parents=True)
     (tmp_path / kept).write_bytes((results / kept).read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--epochs", "0.34"])
     with contextlib.suppress(SystemExit) if name in ("table1", "table2") else pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+        runpy.run_path(str(path), run_name="__main__")
     lines = capsys.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith(f"{name}.py: ") for line in lines)
@@ -455,7 +463,7 @@ def test_the_page_quotes_what_the_result_files_hold():
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
-    command = [sys.executable, EXPERIMENTS / "study.py", *arguments]
+    command = [sys.executable, EXPERIMENTS / "networks/study.py", *arguments]
     ran = ended(command, cwd=tmp_path)
     assert ran.returncode == 2
     assert message in ran.stderr

@@ -1,6 +1,6 @@
 """Strong augmentation shrinks and does not kill: the ratio of augmented to free directions over the noise amplitude.
 
-    python experiments/shrinkage.py               # 15 s on one core
+    python experiments/beyond/shrinkage.py  # 15 s on one core
 
 The official toy script's case: one layer, dot product, temperature 0.1, batch 128, noise of amplitude k on 8 of 16
 coordinates.  At its k = 1.5 the clean covariance has 8 values near 0.15 and 8 near 0.01, a 14-fold shrinkage that reads

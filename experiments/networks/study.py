@@ -1,9 +1,9 @@
 """The study on real networks: trains and measures every run that tables 1 and 2, figures 2, 8 and 10 and the map need.
 
-    python experiments/study.py --data cifar10.zip                     # what is missing, two runs at a time
-    python experiments/study.py --data cifar10.zip --only 'choice-*'   # some runs, by name
-    python experiments/study.py --list                                 # their names, and which are done
-    torchrun --nproc-per-node 8 experiments/study.py --data imagenet --preset imagenet --only mlp-s0    # one run
+    python experiments/networks/study.py --data cifar10.zip  # what is missing, two runs at a time
+    python experiments/networks/study.py --data cifar10.zip --only 'choice-*'  # some runs, by name
+    python experiments/networks/study.py --list  # their names, and which are done
+    torchrun --nproc-per-node 8 experiments/networks/study.py --data imagenet --preset imagenet --only mlp-s0  # one run
 
 A run is an entry of `plan`: the preset with a few values changed.  It trains in runs/study/NAME with `collapse train`'s
 own loop, so it goes on where it was interrupted, and leaves experiments/results/study/NAME.npz; another preset of KEPT
@@ -28,7 +28,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -50,7 +49,7 @@ from collapse import InputError, metrics, theory
 from collapse.encoders import processes
 from collapse.encoders.accuracy import knn, probe, wilson
 from collapse.encoders.passes import features
-from collapse.experiment import Arrays, Meta, say
+from collapse.experiment import Arrays, Meta, ending, say
 from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
@@ -63,7 +62,7 @@ from collapse.training.network import Network, resolve
 from collapse.training.run import Signals
 from collapse.training.train import Options, train
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PRESET = "cifar10-narrow"
 KEPT = {PRESET: "", "tiny-imagenet-narrow": "-tiny-imagenet"}  # what the names of a preset's results end with
 CHOOSING = ("choice-", "map-")  # names of runs that see no test image
@@ -109,7 +108,7 @@ AXES = {
     "weight_decay": (10,),
     "width": (1 / 2, 2),
 }
-# What experiments/regimes.py says of the choice: the best mean of the probe over the four heads.  Of the presets of
+# What regimes.py says of the choice: the best mean of the probe over the four heads.  Of the presets of
 # KEPT, that is; another's values stay as they are.
 CHOSEN: dict[str, float] = {"lr": 3}
 HOT = "-t0.5"  # in the names of runs at the temperature where the paper's order of ranks appears
@@ -481,7 +480,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--list", action="store_true", help="print the names, and which are done")
     given = parser.parse_args()
-    try:
+    with ending("study.py"):
         planned = plan(given.preset, given.epochs)
         chosen = [name for name in planned if any(fnmatch.fnmatchcase(name, pattern) for pattern in given.only)]
         if not chosen:
@@ -490,8 +489,3 @@ if __name__ == "__main__":
             say("\n".join(f"{name}{'  done' * (where(given).results / f'{name}.npz').exists()}" for name in chosen))
         else:
             queue(chosen, given)
-    except InputError as error:
-        print(f"study.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

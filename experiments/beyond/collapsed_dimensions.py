@@ -1,7 +1,7 @@
 """Collapsed dimensions against time, depth and initial scale, and the times at which modes escape.
 
-    python experiments/collapsed_dimensions.py                 # simulate, predict, save, draw: 30 s on one core
-    python experiments/collapsed_dimensions.py --plot-only     # redraw from the saved result
+    python experiments/beyond/collapsed_dimensions.py              # simulate, predict, save, draw: 30 s on one core
+    python experiments/beyond/collapsed_dimensions.py --plot-only  # redraw from the saved result
 
 L balanced aligned layers, 16 x 16, whose product starts at a exp(-0.4 k) for three scales a; clean data N(0, I),
 noise of standard deviation 0.001, batch 128, temperature 0.1, learning rate 0.004, time 40.  A dimension is collapsed

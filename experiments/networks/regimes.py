@@ -1,6 +1,6 @@
 """Where does the paper's picture hold?  One setting changed at a time: rank and accuracy with and without a projector.
 
-    python experiments/regimes.py                 # from the runs that are there; --data trains the rest
+    python experiments/networks/regimes.py  # from the runs that are there; --data trains the rest
 
 The paper finds that without a projector the representation has the lower rank.  Every run here is short, trains on two
 fifths of the training images and is tested on another fifth, so the same runs serve to choose temperature, learning
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import study
 import summary
-from summary import Meta
 
 from collapse import plots
+from collapse.experiment import Meta
 
 TITLES = {
     "paper": "paper's regime, seed",

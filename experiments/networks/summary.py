@@ -15,7 +15,7 @@ import study
 from scipy import stats
 
 from collapse import InputError, plots
-from collapse.experiment import Arrays, Meta, say
+from collapse.experiment import Arrays, Meta, ending, show
 from collapse.results import load_result, provenance, save_text, strict, to_json
 from collapse.training.relaxation import CLEAR
 
@@ -55,24 +55,15 @@ def main(
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there and the figure beside it")
     parser.add_argument("--plot-only", action="store_true", help="report and draw again from the saved result")
     options = parser.parse_args()
-    try:
+    with ending(f"{name}.py"):
         places = study.where(options)
         path = options.out or places.documents / f"{name}{places.ending}.json"
         if not options.plot_only:
             save_text(path, to_json(_document(name, patterns, summarise, options)))
         elif not path.exists():
             raise InputError(f"{path}: not there; without --plot-only it is made from the runs")
-        document = json.loads(path.read_text())
-        say(report(document))
-        with plots.style():
-            figure = draw(document)
         drawn = path.with_suffix("") if options.out else places.figures / path.stem
-        plots.save_figure(figure, drawn)
-    except InputError as error:
-        print(f"{name}.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        show([json.loads(path.read_text())], report, draw, drawn)
 
 
 def _document(

@@ -1,7 +1,7 @@
 """Propositions 1 and 2: what a linear projector of each kind does to the representation, simulated and predicted.
 
-    python experiments/propositions.py                 # simulate, predict, save, draw: 90 s on one core
-    python experiments/propositions.py --plot-only     # redraw from the saved result
+    python experiments/beyond/propositions.py              # simulate, predict, save, draw: 90 s on one core
+    python experiments/beyond/propositions.py --plot-only  # redraw from the saved result
 
 r = W x is the representation, z = P W x what the loss sees; all 16 x 16; clean data N(0, I), noise of standard
 deviation 3 on the last 8 coordinates; loss, batch, temperature and learning rate of the official toy script.  W starts

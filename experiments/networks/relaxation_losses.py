@@ -1,7 +1,7 @@
 """The last linear layer on a frozen trunk under Barlow Twins and VICReg: dead directions, predicted and measured.
 
-    python experiments/relaxation_losses.py                 # train, relax, predict, save, draw: 2 minutes on one core
-    python experiments/relaxation_losses.py --plot-only     # redraw from the saved result
+    python experiments/networks/relaxation_losses.py  # train, relax, predict, draw: 2 minutes on one core
+    python experiments/networks/relaxation_losses.py --plot-only  # redraw from the saved result
 
 Trunks: small networks trained on scikit-learn's digits by `collapse train` with either loss.  Their representations h
 of augmented views, the 16 leading principal components, centred, mean square 1, are computed once, 8 versions of each

@@ -1,6 +1,6 @@
 """The floor: what of a spectrum is data, and what is rounding, of the forward pass or of the stored embeddings.
 
-    python experiments/floor.py                   # 40 s on one core
+    python experiments/beyond/floor.py  # 40 s on one core
 
 A residual network and projector of random weights see the 1,797 digits; its last two layers have singular values that
 fall from 1 to 1e-6 over 96 directions, and lead to 128, so that the truth, computed in float64, is known: a slope, and

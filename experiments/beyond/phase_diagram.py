@@ -1,7 +1,7 @@
 """Phase diagram: how many dimensions collapse, by strength of the augmentation and by depth.
 
-    python experiments/phase_diagram.py                 # simulate, predict, save, draw: 80 s on one core
-    python experiments/phase_diagram.py --plot-only     # redraw from the saved result
+    python experiments/beyond/phase_diagram.py              # simulate, predict, save, draw: 80 s on one core
+    python experiments/beyond/phase_diagram.py --plot-only  # redraw from the saved result
 
 16 modes with clean variance 1; the augmentation adds noise of standard deviation a k / 15 to mode k.  L balanced
 aligned layers whose product starts at 0.3 exp(-0.4 k), whatever L; learning rate 1e-3, time 10, batch 128, temperature

@@ -1,7 +1,7 @@
 """Real images, real augmentation, a linear network: how far the Gaussian theory goes on scikit-learn's digits.
 
-    python experiments/linear_digits.py                 # augment, simulate, predict, save, draw: 25 s on one core
-    python experiments/linear_digits.py --plot-only     # redraw from the saved result
+    python experiments/networks/linear_digits.py              # augment, simulate, predict, save, draw: 25 s on one core
+    python experiments/networks/linear_digits.py --plot-only  # redraw from the saved result
 
 z = W x on the 64 pixels of 1,797 images, in crops, rotations and changes of brightness and contrast as in digits.py;
 pixels centred and scaled to a mean square of 1; dot-product loss, batch and temperature of the official toy script.

@@ -1,6 +1,6 @@
 """What predicts the probe's accuracy: rank alone, signal fraction alone, or both?  All runs of the tables.
 
-    python experiments/predictors.py              # from the runs that are there; --data trains the rest
+    python experiments/networks/predictors.py  # from the runs that are there; --data trains the rest
 
 Rank is the effective rank of the representation's spectrum; signal fraction the share of its variance that is between
 images, not between the views of one; both: LiDAR, which is the rank of what the signal adds over the augmentation, and
@@ -22,9 +22,9 @@ import study
 import summary
 from numpy.typing import NDArray
 from scipy import stats
-from summary import Meta
 
 from collapse import InputError, plots
+from collapse.experiment import Meta
 
 TITLES = {
     "effective_rank": "effective rank",

@@ -1,7 +1,7 @@
 """Diagnosis where the truth is known: toy networks that collapse by one mechanism, by both, by dead units, in rounding.
 
-    python experiments/diagnosis.py                 # train 250 networks, diagnose, save, draw: 3 minutes on one core
-    python experiments/diagnosis.py --plot-only     # redraw from the saved result
+    python experiments/beyond/diagnosis.py  # train 250 networks, diagnose, save, draw: 3 minutes on one core
+    python experiments/beyond/diagnosis.py --plot-only  # redraw from the saved result
 
 Linear networks on 16 coordinates of clean variance 1, trained by SGD on InfoNCE of cosine similarity at temperature 1,
 then turned by random rotations of data, hidden units and embedding.  By scenario:

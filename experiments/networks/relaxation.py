@@ -1,8 +1,8 @@
 """The theory against a real network where theory speaks: at the place where the last map stands still.
 
-    python experiments/relaxation.py --data cifar10.zip                  # what is missing, minutes a cell
-    python experiments/relaxation.py --data cifar10.zip --only '*-t0.5-*'    # some cells, by name
-    python experiments/relaxation.py --plot-only
+    python experiments/networks/relaxation.py --data cifar10.zip                    # what is missing, minutes a cell
+    python experiments/networks/relaxation.py --data cifar10.zip --only '*-t0.5-*'  # some cells, by name
+    python experiments/networks/relaxation.py --plot-only
 
 The trunk is frozen: the study's encoder of SimCLR with two layers ("trained"), or the network that it started from
 ("start").  5,000 training images in 8 views each, those of training, are represented once a seed; then

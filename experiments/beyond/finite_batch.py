@@ -1,6 +1,6 @@
 """What a finite batch changes: where the flow stops without augmentation, against the batch size.
 
-    python experiments/finite_batch.py            # 40 s on one core
+    python experiments/beyond/finite_batch.py  # 40 s on one core
 
 One layer, dot product, temperature 0.1, isotropic data in d = 4 and 16 dimensions, no augmentation: the infinite batch
 stops at m = sigma^2 = tau / c, a batch of N at u times that. u = 2 exactly at N = 2, whatever d; it falls slowly, and

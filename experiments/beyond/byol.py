@@ -1,7 +1,7 @@
 """Learning without negatives: which directions BYOL, SimSiam, DirectPred and DirectCopy keep, predicted and simulated.
 
-    python experiments/byol.py                 # simulate, predict, save, draw: 20 s on one core
-    python experiments/byol.py --plot-only     # redraw from the saved result
+    python experiments/beyond/byol.py              # simulate, predict, save, draw: 20 s on one core
+    python experiments/beyond/byol.py --plot-only  # redraw from the saved result
 
 z = W x and a linear predictor P, both 12 x 12, that share a random basis at the start and are then left alone; clean
 variance 1, noise variance 0 to 0.1 in eight directions and 0.5 to 0.8 in four; weight decay 0.21, batch 128.  Each

@@ -1,6 +1,6 @@
 """Cosine similarity: normalisation turns shrinkage into collapse, and temperature decides how much of it.
 
-    python experiments/cosine.py                  # 25 s on one core
+    python experiments/beyond/cosine.py  # 25 s on one core
 
 One layer, d = 16, c0 = 1, noise amplitude from 0 to 1.5 along the modes, batch 128 (512 at temperature 0.1). t_k is
 the share of mode k in the variance of the embedding. An infinite batch and wide embeddings give water-filling, t_k =

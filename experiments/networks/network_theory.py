@@ -1,6 +1,6 @@
 """The theory against a real network, at the last layers: its three statements.
 
-    python experiments/network_theory.py          # from the runs that are there; --data trains the rest
+    python experiments/networks/network_theory.py  # from the runs that are there; --data trains the rest
 
 Top left, mechanism one: X = Sigma0 - Sigma1 (lemma 2, exact for the cosine loss too) of the representation under a
 linear head, over training, at four strengths of augmentation: the weight of its negative eigenvalues, in whose
@@ -25,9 +25,9 @@ import numpy as np
 import study
 import summary
 from scipy import stats
-from summary import Meta
 
 from collapse import plots, theory
+from collapse.experiment import Meta
 from collapse.results import r_squared
 
 LEADING = 16  # modes whose alignment is averaged

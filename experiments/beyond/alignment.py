@@ -1,7 +1,7 @@
 """Identity or anti-identity: what decides the alignment of two layers, and when it turns.
 
-    python experiments/alignment.py                 # simulate, predict, save, draw: 20 s on one core
-    python experiments/alignment.py --plot-only     # redraw from the saved result
+    python experiments/beyond/alignment.py              # simulate, predict, save, draw: 20 s on one core
+    python experiments/beyond/alignment.py --plot-only  # redraw from the saved result
 
 A = |V2^T U1| of two 16 x 16 layers.  The conserved K = W2^T W2 - W1 W1^T pulls their Gram matrices apart, G -+ K / 2,
 and the product's singular values w hold them together: A tends to the identity where w is spread more widely than half

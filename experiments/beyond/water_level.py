@@ -1,7 +1,7 @@
 """Where the diagnosis draws its line, in toys that leave no gap between the two mechanisms.
 
-    python experiments/water_level.py                 # train 140 networks, diagnose, save, draw: 2 minutes on one core
-    python experiments/water_level.py --plot-only     # redraw from the saved result
+    python experiments/beyond/water_level.py  # train 140 networks, diagnose, save, draw: 2 minutes on one core
+    python experiments/beyond/water_level.py --plot-only  # redraw from the saved result
 
 The networks of diagnosis.py, trained with cosine similarity at temperature 1, in seven settings in which the signal
 fractions of what collapses lie on both sides of 1/2 and next to those of what lives.  `collapse.diagnose` is asked with

@@ -1,7 +1,7 @@
 """Contrastive and non-contrastive losses side by side on the same data: which directions does each lose?
 
-    python experiments/losses.py                 # simulate, predict, save, draw: 50 s on one core
-    python experiments/losses.py --plot-only     # redraw from the saved result
+    python experiments/beyond/losses.py              # simulate, predict, save, draw: 50 s on one core
+    python experiments/beyond/losses.py --plot-only  # redraw from the saved result
 
 One linear layer on 16 coordinates of Gaussian data, batch 128.  Clean variances and noise are set so that the
 directions of most clean variance are not those of the largest signal fraction rho = c0 / (c0 + ce): c0 falls from 1.5

@@ -1,7 +1,7 @@
 """`collapse diagnose` on the study's encoders, and on the network that they started from.
 
-    python experiments/network_diagnosis.py --data cifar10.zip     # a minute
-    python experiments/network_diagnosis.py --plot-only
+    python experiments/networks/network_diagnosis.py --data cifar10.zip  # a minute
+    python experiments/networks/network_diagnosis.py --plot-only
 
 2,000 test images in 4 views each, those of training; collapsed is below 1e-3 of the largest variance.  The start, of
 the same seed as the others, is the control: what it shows no training has made.

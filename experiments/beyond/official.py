@@ -1,7 +1,7 @@
 """The authors' toy as it is: its layer has a bias, which kills one direction more where the augmentation is strong.
 
-    python experiments/official.py                                # predict and simulate beside the stored output
-    python experiments/official.py --script toy_task/case_1.py    # run the authors' script anew before that
+    python experiments/beyond/official.py                              # predict and simulate beside the stored output
+    python experiments/beyond/official.py --script toy_task/case_1.py  # run the authors' script anew before that
 
 The script is that of github.com/facebookresearch/directclr, which is not part of this project.  It runs unchanged but
 for the device (`cuda()` gives back what it is called on); torch's seed is set before it and fixes the layer that it
@@ -36,7 +36,7 @@ from collapse.experiment import Arrays, Meta, main
 from collapse.results import load_result, r_squared, save_result
 from collapse.theory import BiasedViews, Descent, GaussianViews, MeanField, matrix_flow, sgd
 
-OUTPUT = Path(__file__).parent / "results" / "case_1.npz"
+OUTPUT = Path(__file__).parents[1] / "results" / "case_1.npz"
 AMPLITUDES, SEEDS = (1.5, 3.0), range(4)
 DIM, SAMPLES, DRAWS = 16, 1000, 8
 LN_CHI2 = -np.euler_gamma - np.log(2)  # mean of ln chi^2_1

@@ -1,6 +1,6 @@
 """The Euclidean loss of section 4: one layer under strong augmentation, the infinite batch over SGD.
 
-    python experiments/euclidean.py               # 20 s on one core
+    python experiments/beyond/euclidean.py  # 20 s on one core
 
 Clean data N(0, I), noise variances geometric from 0.25 to 8, temperature 1, learning rate 4e-3, 4,000 steps.  The modes
 of the infinite batch decouple, d ln m / dt = -4 ce + 2 c (2 + s) / (1 + s)^2, s = m c, and that already fits a finite

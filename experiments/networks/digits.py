@@ -1,7 +1,7 @@
 """A study in miniature on real images: figure 10 and table 1 of the paper, on scikit-learn's 1,797 handwritten digits.
 
-    python experiments/digits.py                  # train 4 heads x 2 temperatures x 3 seeds: 3 minutes on 2 cores
-    python experiments/digits.py --plot-only      # redraw from the saved result
+    python experiments/networks/digits.py              # train 4 heads x 2 temperatures x 3 seeds: 3 minutes on 2 cores
+    python experiments/networks/digits.py --plot-only  # redraw from the saved result
 
 The same small residual network is trained contrastively without a projector, with a linear one, with a two-layer one,
 and by DirectCLR, at two temperatures of the loss, which decide whether the paper's picture appears; 1,197 images train

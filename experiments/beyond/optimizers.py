@@ -1,7 +1,7 @@
 """Weight decay, momentum and LARS: where a direction dies exactly, how depth makes death sudden, and three clocks.
 
-    python experiments/optimizers.py                 # simulate, predict, save, draw: 90 s on one core
-    python experiments/optimizers.py --plot-only     # redraw from the saved result
+    python experiments/beyond/optimizers.py              # simulate, predict, save, draw: 90 s on one core
+    python experiments/beyond/optimizers.py --plot-only  # redraw from the saved result
 
 Dot product, temperature 0.1, batch 128; L balanced aligned layers.
 
