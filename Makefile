@@ -98,7 +98,7 @@ mutants: .venv/installed-mutants
 
 COUNT ?= 200000
 fuzz: .venv/installed-test
-	nice -n 19 $(BIN)/python tests/fuzz.py --count $(COUNT) --seed $(SEED) --out benchmarks/results/fuzz.json
+	nice -n 19 $(BIN)/python tests/fuzzing/fuzz.py --count $(COUNT) --seed $(SEED) --out benchmarks/results/fuzz.json
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("collapse needs Python 3.10 or newer; give one as PYTHON=...") if sys.version_info < (3, 10) else None'

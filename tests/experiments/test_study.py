@@ -33,7 +33,7 @@ from collapse.results import load_result
 from collapse.training.data import of_arrays
 from collapse.training.network import Network, save_encoder
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(path for path in EXPERIMENTS.rglob("*.py") if "import summary" in path.read_text())
 
 

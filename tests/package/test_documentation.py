@@ -15,7 +15,7 @@ import pytest
 import collapse
 from collapse import cli, experiment, metrics, theory
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("figures/*.md")]
 SCRIPTS = [path for folder in ("experiments", "benchmarks", "tests") for path in ROOT.glob(f"{folder}/**/*.py")]
 by_name = {"ids": lambda path: str(path.relative_to(ROOT))}

@@ -1,14 +1,14 @@
 """Files that are wrong in one place, in every format that is read: an answer or one line, nothing else.
 
     make fuzz                                              # 200,000 mutants, two processes, half an hour; it goes on
-    python tests/fuzz.py --count 5000 --quick              # by test_fuzz.py, a minute
-    python tests/fuzz.py --formats npy zarr --count 2000   # some formats
-    python tests/fuzz.py --case tests/cases/NAME.json      # one case again, its files left in build/fuzz/case
+    python tests/fuzzing/fuzz.py --count 5000 --quick              # by test_fuzz.py, a minute
+    python tests/fuzzing/fuzz.py --formats npy zarr --count 2000   # some formats
+    python tests/fuzzing/fuzz.py --case tests/fuzzing/cases/NAME.json   # one case, its files in build/fuzz/case
 
 Mutant I of a format is a function of the seed and I.  A forked process reads many of them.  It is a failure if a reader
 raises anything but InputError, if that has several lines or does not name the file, if the process dies, takes over
 2 s of processor time or 1 GiB, does what fuzz_watch.py forbids, or gives an answer that no file can mean.
-Failures are cut down and kept in build/fuzz/failures, as tests/cases keeps those that were mended.
+Failures are cut down and kept in build/fuzz/failures, as tests/fuzzing/cases keeps those that were mended.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-BUILD, CASES = ROOT / "build/fuzz", ROOT / "tests/cases"
+ROOT = Path(__file__).parents[2]
+BUILD, CASES = ROOT / "build/fuzz", ROOT / "tests/fuzzing/cases"
 CHUNK = 250  # mutants a process
 
 
 def _code() -> str:
     """A digest of the readers and of this program: what was counted with others does not count."""
-    paths = [*ROOT.glob("collapse/**/*.py"), *ROOT.glob("tests/fuzz*.py")]
+    paths = [*ROOT.glob("collapse/**/*.py"), *ROOT.glob("tests/fuzzing/*.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()[:16]
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import features
 
+sys.path.append(str(Path(__file__).parents[1] / "checkpoints"))  # the layouts, also where this is a program
+
 New = Callable[[str], Path]
 ROWS = np.random.default_rng(0).standard_normal((12, 5))
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
@@ -477,7 +479,7 @@ def image_tables(new):
 
 @seeds("image bands", "images")
 def image_bands(new):
-    with zipfile.ZipFile(Path(__file__).with_name("geotiffs.zip")) as archive:
+    with zipfile.ZipFile(Path(__file__).parents[1] / "files/geotiffs.zip") as archive:
         for name in ("pages.tif", "three-deep.tif", "four-infrared.tif", "u1-contig-packbits-plain-strips-little.tif"):
             data = archive.read(name)
             if name == "pages.tif":
@@ -556,6 +558,6 @@ def run(new):
             (folder / ".lock").write_text(lock)
 
 
-if __name__ == "__main__":  # python tests/fuzz_seeds.py FOLDER FORMAT ...: what the writers load stays in this process
+if __name__ == "__main__":  # fuzz_seeds.py FOLDER FORMAT ...: what the writers load stays in this process
     for chosen in sys.argv[2:]:
         make(chosen, Path(sys.argv[1]) / chosen)

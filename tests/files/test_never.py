@@ -1,6 +1,6 @@
 """No byte of a file is run, whatever the file: hundreds that try, and each place of the code where one might be.
 
-python tests/test_never.py      # the table of places as it is now
+python tests/files/test_never.py      # the table of places as it is now
 """
 
 import ast
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import collapse
 
-HERE, PACKAGE = Path(__file__).parent, Path(collapse.__file__).parent
+FUZZING, PACKAGE = Path(__file__).parents[1] / "fuzzing", Path(collapse.__file__).parent
 
 READ_ALL = """
 import json, os, tempfile, warnings
@@ -39,7 +39,7 @@ READ = ("seed ", "a script", "disguise")
 
 
 def test_what_tries_to_run_is_data_or_one_line():
-    program = f"import sys; sys.path.insert(0, {str(HERE)!r})\n{READ_ALL}"
+    program = f"import sys; sys.path.insert(0, {str(FUZZING)!r})\n{READ_ALL}"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout)

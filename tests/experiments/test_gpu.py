@@ -16,7 +16,7 @@ from processes import ended
 
 from collapse.recipes.config import Config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

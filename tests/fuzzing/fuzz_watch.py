@@ -29,7 +29,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PROGRAMS = tuple(
     {
         os.path.realpath(place)
-        for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1], Path(collapse.__file__).parent)
+        for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[2], Path(collapse.__file__).parent)
     }
 )
 SYSTEM = ("/proc/", "/sys/", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo", "/etc/localtime")

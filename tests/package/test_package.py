@@ -240,7 +240,9 @@ def test_wheel_and_sdist_are_whole_and_the_index_would_take_them(built):
     assert sdist.stat().st_size < 2 << 20  # figures and results stay in the repository
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert mine | {"README.md", "LICENSE", "tests/test_package.py", "experiments/figure3.py", "docs/index.md"} < names
+    assert (
+        mine | {"README.md", "LICENSE", "tests/package/test_api.py", "experiments/figure3.py", "docs/index.md"} < names
+    )
 
 
 def test_the_installed_package_runs_from_any_folder(built, tmp_path):

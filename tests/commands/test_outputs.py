@@ -28,7 +28,7 @@ from collapse.images import Images
 from collapse.results import outputs
 from collapse.spectra import load_results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(capsys, *arguments):

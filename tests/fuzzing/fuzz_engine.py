@@ -372,7 +372,7 @@ def shrink(target: str, made: Mutant, seeds: list, seconds: float = 20.0) -> Mut
 
 
 def pack(made: Mutant, target: str, why: str) -> str:
-    """A case for tests/cases, as JSON."""
+    """A case for tests/fuzzing/cases, as JSON."""
     files: dict[str, Any] = {}
     for name, content in made.files.items():
         packed = zlib.compress(content, 9) if isinstance(content, bytes) else b""

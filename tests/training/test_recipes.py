@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[1] / "docs/recipes.md"
+PAGE = Path(__file__).parents[2] / "docs/recipes.md"
 RECIPES = dict(re.findall(r"## (.+?)\n.*?```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
 NEEDS = {"Lightning": "lightning", "torchmetrics in Lightning": "lightning", "torchmetrics": "torchmetrics",
          "Hugging Face Trainer": "accelerate", "accelerate": "accelerate",

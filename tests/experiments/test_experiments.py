@@ -14,7 +14,7 @@ from processes import ended
 from collapse import experiment
 from collapse.results import load_result
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
 
 

@@ -20,7 +20,7 @@ from collapse.training import parallel
 from collapse.training.losses import contrastive_loss
 from collapse.training.network import Network, backward, recompute_blocks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def free_port():
@@ -31,9 +31,9 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def report():
-    """What tests/ranks.py finds."""
+    """What tests/training/ranks.py finds."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-W", "error", str(ROOT / "tests/ranks.py"), str(free_port())]
+    call = [sys.executable, "-W", "error", str(ROOT / "tests/training/ranks.py"), str(free_port())]
     result = ended(call, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

@@ -25,8 +25,8 @@ from collapse.training.network import resolve
 from collapse.training.run import SCHEMA, Run, log_line, spectra_of
 from collapse.training.train import Options, train
 
-ROOT = Path(__file__).parents[1]
-V1 = ROOT / "tests/run_v1"  # at step 12 of 27: made by the code of version 1, as run_v1/README.md says
+ROOT = Path(__file__).parents[2]
+V1 = ROOT / "tests/training/run_v1"  # at step 12 of 27: made by the code of version 1, as run_v1/README.md says
 DIGITS = {"blocks": (1, 1), "planes": (8, 16), "batch_size": 128, "dim": 8}
 TINY = make_config("digits", **{**DIGITS, "batch_size": 40}, epochs=2)
 SOME = Options(save_every=2, log_every=1, spectrum_every=2, knn_every=0)

@@ -38,7 +38,7 @@ from collapse.training.optim import learning_rate
 from collapse.training.run import Run, Signals
 from collapse.training.train import Options, Training, _plan, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = make_config(
     "digits", blocks=(1, 1), planes=(8, 32), epochs=4, batch_size=64, lr=0.1, warmup=1, dim=8, temperature=0.1
 )

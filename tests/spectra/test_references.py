@@ -11,7 +11,7 @@ import collapse
 from collapse import cli
 from collapse.spectra.scale import ABOUT, FOLDER, placed, references, share
 
-PAGE = Path(__file__).parents[1] / "docs/references.md"
+PAGE = Path(__file__).parents[2] / "docs/references.md"
 
 
 @pytest.mark.parametrize("name", sorted(ABOUT))

@@ -26,7 +26,7 @@ from collapse.metrics.attribution import CAUSES, attribute, signal_and_augmentat
 from collapse.recipes.views import uniforms
 from collapse.results import load_result
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Noise:

@@ -14,7 +14,7 @@ from torch import nn
 
 import collapse
 
-DOCS = Path(__file__).parents[1] / "docs/checkpoints.md"
+DOCS = Path(__file__).parents[2] / "docs/checkpoints.md"
 assert layouts_convnets
 assert layouts_transformers
 

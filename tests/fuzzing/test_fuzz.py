@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 def program(text, *words):
     """Run another process with the tests' modules; one that forks wants no threads of other tests."""
     call = [sys.executable, *(["-c", text] if text else [str(HERE / "fuzz.py")]), *map(str, words)]
-    return ended(call, 900, cwd=HERE.parent)
+    return ended(call, 900, cwd=HERE.parents[1])
 
 
 def test_five_thousand_mutants_are_answers_or_one_line(tmp_path):
