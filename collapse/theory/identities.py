@@ -7,6 +7,7 @@ The lemmas are for the Euclidean similarity -|z - z'|^2 / 2; the dot-product and
 from the other view, as the official code does. Losses are summed over anchors.
 All of it holds for any finite batch, to rounding; limits and approximations are in predict.py and meanfield.py.
 Arguments are numpy arrays or torch tensors, results of the same kind, in float64; gradients flow through tensors.
+An array that is not of real numbers, or holds NaN or infinity, raises InputError with its name.
 """
 
 import torch

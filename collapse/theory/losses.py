@@ -133,7 +133,8 @@ def _check_batch(batch: int | None, least: int) -> None:
 def loss_gradient(loss: Callable[..., Tensor], C0: Floats, Ce: Floats, **options: object) -> Callable[[Floats], Floats]:
     """W (m, d) -> dL/dW (m, d) of one of this module's losses, for `matrix_flow`.
 
-    loss: called with W, C0 and Ce as tensors, and the options.
+    loss: called with W, C0 and Ce as float64 tensors, and the options.
+    C0, Ce: (d, d) covariance of the clean data and of the augmentation.
     """
     covariances = torch.as_tensor(float64(C0)), torch.as_tensor(float64(Ce))
 

@@ -237,6 +237,9 @@ class MeanField:
 
         Returns:
             (T, L, d) float64; the solver's own error in ln sigma is about 1e-4, the pool's is larger.
+
+        Raises:
+            InputError: the similarity is unknown.
         """
         check_choice("similarity", similarity, ("dot", "cosine"))
         gradient = self.mode_gradient if similarity == "dot" else self.cosine_mode_gradient

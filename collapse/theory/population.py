@@ -87,8 +87,8 @@ def stationary_modes(
         (K,) float64.
 
     Raises:
-        InputError: shapes do not fit, a variance or the decay is negative, both variances are zero, or the depth is
-            above 1 for the Euclidean loss.
+        InputError: shapes do not fit, a variance or the decay is negative, both variances are zero, the similarity is
+            unknown, the temperature is not positive, or the depth is below 1 (for the Euclidean loss, not 1).
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -130,7 +130,8 @@ def critical_start(c0: Array, ce: Array, depth: int, temperature: float = 0.1, w
         (K,) float64; infinite where a mode dies from any start.
 
     Raises:
-        InputError: shapes do not fit, a variance or the decay is negative, or the temperature is not positive.
+        InputError: shapes do not fit, depth is below 1, a variance or the decay is negative, or the temperature is not
+            positive.
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -214,7 +215,19 @@ def population_modes(
 
 @same_kind
 def population_gradient(W: Array, C0: Array, Ce: Array, temperature: float = 0.1) -> Array:
-    """dL/dW of `population_loss` for the dot product: 2 (S W C / tau - W C0) / tau. (m, d) float64."""
+    """dL/dW of `population_loss` for the dot product: 2 (S W C / tau - W C0) / tau.
+
+    Args:
+        W: (m, d) the product of all layers.
+        C0, Ce: (d, d) covariance of the clean data and of the augmentation.
+        temperature: tau > 0.
+
+    Returns:
+        (m, d) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
+    """
     WC = W @ (C0 + Ce)
     return 2 * ((WC @ W.T) @ WC / temperature - W @ C0) / temperature
 
@@ -232,6 +245,9 @@ def euclidean_modes(t: Array, m0: Array, c0: Array, ce: Array) -> Array:
 
     Returns:
         (T, K) float64.
+
+    Raises:
+        InputError: shapes do not fit, or an entry is NaN or infinite.
     """
     check_shapes(t=(t, ("T",)), m0=(m0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     times, start, a, v = (array.detach().cpu().numpy() for array in (t, m0, 4 * ce, c0 + ce))
@@ -257,6 +273,9 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
 
     Returns:
         (K,) float64, adding up to 1.
+
+    Raises:
+        InputError: shapes do not fit, a variance is negative, or the temperature is not positive.
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -318,7 +337,7 @@ def escape_time(
         (K,) float64 times; negative where the mode was at w before, infinite where it never gets there.
 
     Raises:
-        InputError: shapes do not fit, a value is not positive, or the decay is negative.
+        InputError: shapes do not fit, depth is below 1, a value is not positive, or the decay is negative.
     """
     check_shapes(w0=(w0, ("K",)), w=(w, ("K",)), c0=(c0, ("K",)))
     check_depth(depth)
@@ -359,6 +378,9 @@ def collapsed_modes(
 
     Returns:
         (K,) bool.
+
+    Raises:
+        InputError: as for `stationary_modes` and `escape_time`.
     """
     stationary = stationary_modes(c0, ce, "dot", temperature)
     level = (threshold * stationary.max()).sqrt().expand(len(w0))

@@ -124,6 +124,9 @@ def conserved_split(m: Array, kappa: Array) -> Array:
 
     Returns:
         (...) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
     """
     root = torch.sqrt(kappa**2 + 4 * m)
     # For kappa < 0 the sum cancels; its conjugate does not.
@@ -145,6 +148,9 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
 
     Returns:
         Two (h, h) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
     """
     values, vectors = torch.linalg.eigh(K)
     gram = (vectors * ((torch.sqrt(values**2 + 4 * m) - values) / 2)) @ vectors.T

@@ -204,6 +204,8 @@ def sample_gradient(
     """W -> dL/dW of the mean loss over one fixed sample, in float64: for `matrix_flow`, the exact flow of a sample.
 
     x, x_prime: (n, d) the two views.  Costs O(n^2) an evaluation.
+
+    Raises InputError: the similarity is unknown.
     """
     check_choice("similarity", similarity, tuple(GRADIENTS))
     views = torch.as_tensor(np.concatenate([float64(x), float64(x_prime)]))
