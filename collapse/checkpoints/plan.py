@@ -106,17 +106,17 @@ class Clues:
         return self.hints.get(name, ("", None))
 
     def word(self, name: str) -> str | None:
-        """A text among the hints; other values are refused where only a text can stand, in a config.json."""
+        """A text among the hints. Raises InputError: a config.json has another value, where only a text can stand."""
         place, value = self.hint(name)
         return settings.text(place, value) if place.startswith("config.json") or isinstance(value, str) else None
 
     def epsilon(self) -> float | None:
-        """The epsilon of the layer norms by the config."""
+        """The epsilon of the layer norms by the config. Raises InputError: it is no number above 0, at most 1."""
         return settings.number(*self.hint("layer_norm_eps"), 1e-30, 1)
 
 
 def refuse_flags(name: str, clues: Clues) -> None:
-    """Refuse the caller's word on what a library's network decides by itself, which would not be heard."""
+    """Raise InputError for the caller's word on what a library's network decides by itself: it would not be heard."""
     for flag in ("heads", "activation"):
         if getattr(clues.given, flag) is not None:
             raise InputError(f"{flag}=: {shown(name)[1:-1]} has its own; leave it out")

@@ -118,7 +118,10 @@ def is_single(net: nn.Module) -> bool:
 def errors_of(
     net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, passes: Mapping[str, Any]
 ) -> tuple[dict[str, NDArray], list[str]]:
-    """(rounding of some rows by layer, warnings); nothing of a network that is not float32, or runs in nothing else."""
+    """(rounding of some rows by layer, warnings), arguments as for `rounding`: {name: (n, d)} float64.
+
+    There is nothing of a network that is not float32, or runs in nothing else.
+    """
     if not is_single(net):
         return {}, []
     try:

@@ -46,7 +46,10 @@ def sequence_colors(count: int) -> list:
 
 
 def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:
-    """Write `fig` to stem.png and stem.pdf, all whole or none, and close it."""
+    """Write `fig` to stem.png and stem.pdf, all whole or none, and close it.
+
+    Raises InputError: one cannot be written.
+    """
     from matplotlib import pyplot as plt
 
     try:
@@ -276,7 +279,10 @@ CAUSE_COLORS = {"alive": "#0072B2", "augmentation": "#D55E00", "implicit": "#E69
 def plot_causes_by_depth(
     ax: Any, layers: Sequence[str], counts: Mapping[str, Sequence[int]], widths: ArrayLike, ranks: ArrayLike
 ) -> None:
-    """Bars of L layers' directions by cause, (L,) a cause, and effective ranks, as shares of the layers' widths."""
+    """Bars of L layers' directions by cause, (L,) a cause, and effective ranks, as shares of the layers' widths.
+
+    widths, ranks: (L,).
+    """
     at, widths, below = np.arange(len(layers)), np.asarray(widths, float), np.zeros(len(layers))
     for cause, numbers in counts.items():
         share = np.asarray(numbers) / widths

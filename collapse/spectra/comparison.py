@@ -163,7 +163,10 @@ def compare(sources: Mapping[str, Source], images: Any = None, **options: Any) -
 
 
 def spectra_of(source: Source, images: Any = None, **options: Any) -> list[Spectrum]:
-    """The spectra of a result, an array, or a network and images; arguments as for `compare`."""
+    """The spectra of a result, an array, or a network and images; arguments as for `compare`.
+
+    Raises InputError: as `compare`, of one source.
+    """
     if isinstance(source, Spectrum):
         return [source]
     if isinstance(source, (str, PathLike)) and str(source).endswith(".json"):
