@@ -35,6 +35,12 @@ class Overrides:
     resize, crop, interpolation, mean, std, no_normalize: preprocessing.
     allow_unknown: go on when some tensors belong to nothing known.
     weights: the file with the tensors of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> from collapse import load
+        >>> load(resnet18().state_dict(), resize=64, crop=56).preprocess.crop
+        56
     """
 
     arch: str | None = None

@@ -127,7 +127,12 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
 
 
 def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> float:
-    """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added."""
+    """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added.
+
+    Examples:
+        >>> lidar_of(between=np.diag([1.0, 1, 0]), within=np.eye(3))
+        2.0
+    """
     from scipy.linalg import eigh
 
     Sb, Sw = float64(between), float64(within)

@@ -19,6 +19,12 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
     """Let the first argument be a Spectrum; as an array it is given by its keyword.
 
     What the Spectrum knows itself (n, threshold, floor) takes the place of the other defaults.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> s = spectrum(np.random.default_rng(0).standard_normal((100, 3)))
+        >>> rankme(s) == rankme(of_rows=(s.moments * s.n) ** 0.5) == s.rankme
+        True
     """
     names = list(signature(function).parameters)
 
@@ -47,7 +53,12 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def float64(values: ArrayLike) -> NDArray:
-    """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
+    """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph.
+
+    Examples:
+        >>> float64([1, 2]).dtype
+        dtype('float64')
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64, order="C")
@@ -57,6 +68,10 @@ def descending(values: ArrayLike) -> NDArray:
     """Singular values (d,) in descending order, float64.
 
     Raises InputError: not one axis, no value, NaN, or a negative one.
+
+    Examples:
+        >>> descending([1, 3, 2]).tolist()
+        [3.0, 2.0, 1.0]
     """
     values = float64(values)
     if values.ndim != 1 or values.size == 0:
@@ -183,7 +198,12 @@ def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> i
 
 
 class PowerLaw(NamedTuple):
-    """lambda_k ~ k^-alpha over k = first..last; r2 of the weighted fit of ln lambda_k on ln k."""
+    """lambda_k ~ k^-alpha over k = first..last; r2 of the weighted fit of ln lambda_k on ln k.
+
+    Examples:
+        >>> power_law(of_covariance=1 / np.arange(1, 31.0)).last
+        30
+    """
 
     alpha: float
     r2: float

@@ -311,6 +311,13 @@ class Result(ABC):
     """A result: strict JSON in a file, equal by what it says, a sentence and a table where it is shown.
 
     A subclass gives `to_dict`, `sentence` and `table`, and reads its own document in `_of`.
+
+    Examples:
+        >>> import collapse
+        >>> s = collapse.spectrum([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+        >>> s.save("s.json")
+        >>> collapse.Spectrum.load("s.json") == s, s.to_dict()["schema"]
+        (True, 'collapse.spectrum/1')
     """
 
     @abstractmethod
