@@ -15,6 +15,13 @@ class InputError(ValueError):
 
     The line names an argument of the library as `name=`; the command shows it as its flag, --name.  Control characters,
     as in the name of a file, are shown as escapes; of a text without end, the beginning and the end are shown.
+
+    Examples:
+        >>> from collapse import metrics
+        >>> metrics.uniformity([1.0, 2.0])
+        Traceback (most recent call last):
+            ...
+        collapse.errors.InputError: embeddings: got shape (2,), expected (n, d), neither of them 0
     """
 
     def __init__(self, *texts: str) -> None:
@@ -27,11 +34,29 @@ def _line(text: str) -> str:
 
 
 class GateError(Exception):
-    """A metric lies beyond a bound that was asked for, in one line. The command prints it and exits with 3."""
+    """A metric lies beyond a bound that was asked for, in one line. The command prints it and exits with 3.
+
+    Examples:
+        >>> raise GateError("effective_rank is 3.1, below 10")
+        Traceback (most recent call last):
+            ...
+        collapse.errors.GateError: effective_rank is 3.1, below 10
+    """
 
 
 class CollapseWarning(UserWarning):
-    """What a reader should know before using a number; the result lists the same sentences."""
+    """What a reader should know before using a number; the result lists the same sentences.
+
+    Examples:
+        >>> import warnings
+        >>> import numpy as np
+        >>> import collapse
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always", collapse.CollapseWarning)
+        ...     s = collapse.spectrum(np.eye(3, 5))
+        >>> [str(one.message) for one in told], str(told[0].message) in s.warnings
+        (['3 rows in 5 dimensions: at most 2 singular values are not zero'], True)
+    """
 
 
 def warn(notes: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ def main(
 
     Args:
         script: the script's __file__.
-        simulate: keywords -> (what to say about the result, arrays).
+        simulate: keywords -> (what to say about the result, arrays of any shapes by name).
         report: (meta, arrays) -> the lines to print.
         draw: (meta, arrays) -> a matplotlib figure.
     """

@@ -418,7 +418,7 @@ def pixel_batches(
 
 
 def readable(batch: Decoded, skipped: Skipped, strict: bool) -> Tensor | None:
-    """The pixels of a batch, None if none of its images can be read; those that cannot go to `skipped`.
+    """The pixels of a batch, (b, c, h, w), None if no image of it can be read; those that cannot go to `skipped`.
 
     Raises InputError: an image that cannot be read, if `strict`; images of several sizes.
     """

@@ -17,6 +17,7 @@ class MonitorCallback(pl.Callback):
 
     Of several such callbacks in one trainer each logs as rank/LAYER/NAME, or rank/LAYER/EVERY/NAME on the same layer.
     layer: the name of a module of the LightningModule, as in named_modules(); the rest as for `Monitor`.
+    transform: what the module gives -> (n, d) or (n, d, h, w).
     """
 
     def __init__(

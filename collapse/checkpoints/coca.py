@@ -62,7 +62,10 @@ def split(weights: Weights, norm: str, proj: str) -> tuple[Weights, Weights]:
 
 
 def plan(tower: Plan, pooler: Weights, clues: Clues, final_norm: bool) -> Plan:
-    """The plan of a tower with what pools its tokens; final_norm: whether the tower has a norm behind its blocks."""
+    """The plan of a tower with what pools its tokens; final_norm: whether the tower has a norm behind its blocks.
+
+    Raises InputError: a tensor of the pooler is missing or misshapen, or its heads do not go into its width.
+    """
     queries, dim = pooler.shape(QUERY, 2)
     width = pooler.shape("attn_pool.ln_k.weight", 1)[0]
     projected = len(pooler.tensors["proj.weight"]) if "proj.weight" in pooler.tensors else 0

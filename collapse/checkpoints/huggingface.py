@@ -212,7 +212,7 @@ def _pooling(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[st
 
 
 def checked(values: Mapping[str, Any], own: Collection[str], tensors: int) -> dict[str, Any]:
-    """The values of a config that shape a network, each of a kind and size that one can have."""
+    """The values of a config that shape a network. Raises InputError: one is of a kind or size that no network has."""
     mine = {name for name in values if isinstance(name, str) and (name in own or ROTARY.search(name))}
     found = {name: value for name, value in values.items() if name in mine and not re.search(LEFT, name)}
     for name, value in found.items():

@@ -94,7 +94,7 @@ def _join(name: str, parts: list[Tensor]) -> Tensor:
 
 
 def flatten(tree: Any) -> Iterator[tuple[str, Tensor]]:
-    """(dotted key, tensor) of every tensor in nested mappings, lists and pickled modules, without state of training.
+    """(dotted key, tensor of any shape) of all in nested mappings, lists and pickled modules; no state of training.
 
     Raises InputError for a tree of more than `limits.PARTS` mappings, as one that holds itself has.
     """

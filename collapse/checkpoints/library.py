@@ -261,7 +261,10 @@ def _roots(name: str, tensors: Mapping[str, Tensor], options: Options) -> list[s
 
 
 def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options = MappingProxyType({})) -> Plan:
-    """The plan of a library's network for the tensors under a root."""
+    """The plan of a library's network for the tensors under a root.
+
+    Raises InputError: a tensor is missing or misshapen, or the network gives no vector an image.
+    """
     create = partial(make, name, options)
     light = on_meta(create)
     names = {root + file: own for own, file in _keys(name, light).items()}

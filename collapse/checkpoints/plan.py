@@ -35,6 +35,12 @@ class Overrides:
     resize, crop, interpolation, mean, std, no_normalize: preprocessing.
     allow_unknown: go on when some tensors belong to nothing known.
     weights: the file with the tensors of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> from collapse import load
+        >>> load(resnet18().state_dict(), resize=64, crop=56).preprocess.crop
+        56
     """
 
     arch: str | None = None
@@ -106,17 +112,17 @@ class Clues:
         return self.hints.get(name, ("", None))
 
     def word(self, name: str) -> str | None:
-        """A text among the hints; other values are refused where only a text can stand, in a config.json."""
+        """A text among the hints. Raises InputError: a config.json has another value, where only a text can stand."""
         place, value = self.hint(name)
         return settings.text(place, value) if place.startswith("config.json") or isinstance(value, str) else None
 
     def epsilon(self) -> float | None:
-        """The epsilon of the layer norms by the config."""
+        """The epsilon of the layer norms by the config. Raises InputError: it is no number above 0, at most 1."""
         return settings.number(*self.hint("layer_norm_eps"), 1e-30, 1)
 
 
 def refuse_flags(name: str, clues: Clues) -> None:
-    """Refuse the caller's word on what a library's network decides by itself, which would not be heard."""
+    """Raise InputError for the caller's word on what a library's network decides by itself: it would not be heard."""
     for flag in ("heads", "activation"):
         if getattr(clues.given, flag) is not None:
             raise InputError(f"{flag}=: {shown(name)[1:-1]} has its own; leave it out")

@@ -121,7 +121,7 @@ def _branch(path: str) -> set[str]:
 def read(
     parts: Mapping[str, Tensor], prefix: str, width: int, layers: int | None, everything: Mapping[str, Tensor]
 ) -> Projector:
-    """Read a chain; `problem` says why it cannot be."""
+    """Read a chain; `problem` says why it cannot be, in the place of an InputError."""
     found = Projector(prefix, set(parts))
     try:
         modules = _modules(parts, prefix, layers)

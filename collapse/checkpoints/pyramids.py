@@ -60,7 +60,10 @@ HUGGINGFACE_SWIN = (
 
 
 def plan_convnext(weights: Weights, clues: Clues) -> Plan:
-    """ConvNeXt and ConvNeXt-V2 under timm's names or their authors', who leave the last norm out of pre-training."""
+    """ConvNeXt and ConvNeXt-V2 under timm's names or their authors', who leave the last norm out of pre-training.
+
+    Raises InputError: a tensor is missing or misshapen, a kernel is not square, or stages have a gap.
+    """
     original = not any(name.startswith("stem.") for name in weights.tensors)
     renamed = dense(weights).renamed(CONVNEXT) if original else weights
     if original and "head.norm.weight" not in renamed.tensors:
@@ -158,12 +161,15 @@ def _make_swin(widths: tuple[int, ...], **options: Any) -> nn.Module:
 
 
 def plan_swin(weights: Weights, clues: Clues) -> Plan:
-    """Swin under timm's names or its authors', who downsample at a stage's end and not at the next's start."""
+    """Swin under timm's names or its authors', who downsample at a stage's end and not at the next's start.
+
+    Raises InputError: a Swin V2, a tensor is missing or misshapen, stages have a gap, or its images are too large.
+    """
     return _swin(weights, clues, 1e-5)
 
 
 def plan_huggingface_swin(weights: Weights, clues: Clues) -> Plan:
-    """transformers' Swin."""
+    """transformers' Swin. Raises InputError: as `plan_swin`."""
     return _swin(weights.renamed(HUGGINGFACE_SWIN), clues, clues.epsilon() or 1e-5)
 
 

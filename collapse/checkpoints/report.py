@@ -18,6 +18,12 @@ class Checkpoint(Result):
     branch: the root of the encoder; branches_left: those of others.  projector: {"dims", "prefix"} or None.
     keys: numbers of tensors loaded, of the projector, dropped (dropped_by a rule) and unknown.
     foreign: names of classes that were not loaded.
+
+    Examples:
+        >>> from torchvision.models import resnet18
+        >>> from collapse import inspect
+        >>> print(inspect(resnet18().state_dict()).sentence())
+        a state dict, resnet18, 512 features, without a projector, branch (top).
     """
 
     path: str | None

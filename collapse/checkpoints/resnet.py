@@ -78,12 +78,18 @@ def _moved(match: re.Match[str], change: int) -> str:
 
 
 def plan_torchvision(weights: Weights, clues: Clues) -> Plan:
-    """torchvision's names, as most projects have them; shortcut is another name of downsample."""
+    """torchvision's names, as most projects have them; shortcut is another name of downsample.
+
+    Raises InputError: as `plan`.
+    """
     return plan(weights.renamed(TORCHVISION), clues)
 
 
 def plan_sequential(weights: Weights, clues: Clues) -> Plan:
-    """The children of torchvision's network in a Sequential: conv1 is 0, and layer1 is 3 if max-pool was left out."""
+    """The children of torchvision's network in a Sequential: conv1 is 0, and layer1 is 3 if max-pool was left out.
+
+    Raises InputError: as `plan`.
+    """
     pooled = "3.0.conv1.weight" not in weights.tensors
     first = SEQUENTIAL[pooled]
     stages = [(rf"^{first + stage}\.", f"layer{stage + 1}.") for stage in range(4)]
@@ -103,7 +109,7 @@ def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_simclrv2(weights: Weights, clues: Clues) -> Plan:
-    """SimCLRv2 (arXiv 2006.10029), with selective kernels where the file has them."""
+    """SimCLRv2 (arXiv 2006.10029), with selective kernels where the file has them. Raises InputError: as `plan`."""
     if any(".mixing_conv." in name for name in weights.tensors):
         return plan_selective(weights)
     return plan(weights.renamed(SIMCLRV2), clues)
@@ -181,7 +187,10 @@ def name_of(shape: ResNetShape) -> str:
 
 
 def plan_clip(weights: Weights, clues: Clues) -> Plan:
-    """CLIP's ModifiedResNet (arXiv 2103.00020), built by timm; its output is that of the attention pool."""
+    """CLIP's ModifiedResNet (arXiv 2103.00020), built by timm; its output is that of the attention pool.
+
+    Raises InputError: a tensor is missing or misshapen, or two get one name.
+    """
     renamed = counted(weights, CLIP, -1)
     shapes = infer_clip(weights)
     blocks = tuple(

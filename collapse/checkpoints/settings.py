@@ -119,7 +119,10 @@ def read_text(value: Any) -> Any:
 
 
 def side(place: str, value: Any) -> int | None:
-    """Pixels: 224, [224, 224], {"shortest_edge": 224} or {"height": 224, "width": 224}."""
+    """Pixels: 224, [224, 224], {"shortest_edge": 224} or {"height": 224, "width": 224}.
+
+    Raises InputError: another value, such as two sides that differ.
+    """
     if isinstance(value, Mapping):
         value = value.get("shortest_edge") or (value.get("height"), value.get("width"))
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1] is not None:

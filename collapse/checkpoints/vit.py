@@ -128,12 +128,12 @@ def plan_timm(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_torchvision(weights: Weights, clues: Clues) -> Plan:
-    """torchvision's ViTs, whose positions are for one size."""
+    """torchvision's ViTs, whose positions are for one size. Raises InputError: as `plan`."""
     return plan(weights.renamed(TORCHVISION), clues, resampling="fixed", pixels=Preprocessing())
 
 
 def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
-    """transformers' ViT, ViTMAE, ViTMSN, I-JEPA, DINOv2 with and without registers."""
+    """transformers' ViT, ViTMAE, ViTMSN, I-JEPA, DINOv2 with and without registers. Raises InputError: as `plan`."""
     renamed = weights.renamed(HUGGINGFACE)
     dinov2 = "blocks.0.ls1.gamma" in renamed.tensors
     eps = clues.epsilon()
@@ -143,12 +143,15 @@ def plan_huggingface(weights: Weights, clues: Clues) -> Plan:
 
 
 def plan_openmmlab(weights: Weights, clues: Clues) -> Plan:
-    """mmpretrain's and mmselfsup's VisionTransformer."""
+    """mmpretrain's and mmselfsup's VisionTransformer. Raises InputError: as `plan`."""
     return plan(weights.renamed(OPENMMLAB), clues)
 
 
 def plan_clip(weights: Weights, clues: Clues) -> Plan:
-    """The image tower of CLIP and open_clip (arXiv 2103.00020), with its projection: what encode_image gives."""
+    """The image tower of CLIP and open_clip (arXiv 2103.00020), with its projection: what encode_image gives.
+
+    Raises InputError: nothing says which activation it has; or as `plan` and `coca.split`.
+    """
     if coca.QUERY in weights.tensors:
         tower, pooler = coca.split(weights, "ln_post", "proj")
         act = clip_activation(clues)

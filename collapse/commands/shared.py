@@ -238,7 +238,7 @@ def bound(text: str) -> tuple[str, float]:
 
 
 def check_plot(path: Path | None) -> None:
-    """Refuse a plot of an unknown kind."""
+    """Raise InputError for a plot of an unknown kind."""
     if path and path.suffix not in (".png", ".pdf"):
         raise InputError(f"{path}: a plot is .png or .pdf")
 
@@ -254,7 +254,8 @@ def deliver(
     """Write the JSON document to --out, print it or the text, and take the steps `more`, as drawing.
 
     save: writes to --out in its own way, and returns the document as written.  notes: warnings, said if all went well.
-    Each step is taken though one before it failed, so that nothing computed is lost; then the first error is raised.
+    Each step is taken though one before it failed, so that nothing computed is lost; then the first error is raised:
+    an InputError where the file cannot be written, or standard output takes no more.
     """
     from collapse.results import save_text
 
@@ -273,7 +274,7 @@ def deliver(
 
 
 def still_free(options: argparse.Namespace, path: Path) -> None:
-    """Refuse to replace, without --force, a file that has appeared since the command began."""
+    """Raise InputError, without --force, for a file that has appeared since the command began."""
     if os.path.lexists(path) and not options.force:
         raise InputError(f"{path}: has appeared meanwhile and is kept; give --force to replace it, or another name")
 
@@ -373,7 +374,7 @@ def placed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def device_here(options: argparse.Namespace) -> str:
-    """The device of this process."""
+    """The device of this process. Raises InputError: it is not there."""
     return str(options.here) if options.distributed else device_of(options.device)
 
 

@@ -33,7 +33,10 @@ ROWS = 512  # rows that wait for one product: with fewer, reading and writing th
 
 
 class LayerCovariances:
-    """The streaming covariances of all layers, and what one batch tells of rounding and of the last linear maps."""
+    """The streaming covariances of all layers, and what one batch tells of rounding and of the last linear maps.
+
+    start: (b, ...), the first batch as the network takes it, its views one after another.
+    """
 
     def __init__(self, net: Encoder, start: Tensor, views: int, how: dict[str, Any]) -> None:
         last = ["representation", *(["projector"] if net.projector is not None else [])]
@@ -52,7 +55,7 @@ class LayerCovariances:
         self.images = 0
 
     def add(self, batches: Iterable[Tensor], distributed: bool = False) -> None:
-        """Add all batches, the views of an image one after another; of every process, if they are shared."""
+        """Add all batches, (b, ...) each, the views of an image one after another; of every process, if shared."""
         for rows in in_order(embed_layers(self.net, self.places, batches, **self.how), distributed):
             for name, z in rows.items():
                 self.waiting.setdefault(name, []).append(z)
@@ -73,7 +76,7 @@ class LayerCovariances:
         self.waiting.clear()
 
     def parts(self, name: str) -> tuple[NDArray, NDArray]:
-        """(S, A) of what was tapped under a name."""
+        """(S, A) of what was seen under a name: (d, d) each, float64."""
         matrices = self.totals[name].matrix(), self.means[name].matrix()
         return signal_and_augmentation(*matrices, self.images, self.views)
 

@@ -80,6 +80,12 @@ def report(
     Raises:
         InputError: as `collapse.layer_spectra` and `collapse.diagnose` do, or `out` is no page or is read.
         TypeError: an unknown keyword.
+
+    Examples:
+        >>> import torch
+        >>> page = report(torch.nn.Flatten(), torch.rand(40, 3, 1, 1), "page.html", views=2)
+        >>> page.read_text()[:15]
+        '<!doctype html>'
     """
     path = Path(out)
     if path.suffix not in (".html", ".htm"):

@@ -35,6 +35,13 @@ class Block(Result):
     eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv
     2312.04000).  last_map: of the last layers, how their last linear map treats what is collapsed
     (attribution.through), or None.
+
+    Examples:
+        >>> import torch
+        >>> from collapse import diagnose
+        >>> (block,) = diagnose(torch.nn.Flatten(), torch.rand(60, 3, 2, 2), views=2).blocks
+        >>> block.layer, sum(block.attribution.counts().values()), block.signal_fraction.shape
+        ('representation', 12, (12,))
     """
 
     spectrum: Spectrum
@@ -148,6 +155,13 @@ class Diagnosis(Result):
 
     provenance: source, images, views, seed, threshold, augmentation, warnings, as in the document collapse.diagnosis/1.
     verdict: one paragraph with the numbers it rests on.
+
+    Examples:
+        >>> import torch
+        >>> from collapse import diagnose
+        >>> found = diagnose(torch.nn.Flatten(), torch.rand(60, 3, 2, 2), views=2)
+        >>> [(block.layer, block.spectrum.dim) for block in found.blocks]
+        [('representation', 12)]
     """
 
     blocks: list[Block]

@@ -25,7 +25,12 @@ from collapse.results import (
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share, of `right` successes in n."""
+    """Wilson's 95 % interval for a share, of `right` successes in n.
+
+    Examples:
+        >>> [round(end, 3) for end in wilson(90, n=100)]
+        [0.826, 0.945]
+    """
     from scipy.stats import binomtest  # a second to load
 
     interval = binomtest(right, n).proportion_ci(0.95, "wilson")
@@ -37,6 +42,13 @@ class Accuracy(Result):
     """How many of n images have their class among the k most likely, k = 1 and 5.
 
     correct1, correct5: counts.  provenance: what was measured, as in the documents collapse.probe/1 and collapse.knn/1.
+
+    Examples:
+        >>> found = Accuracy(correct1=90, correct5=99, n=100)
+        >>> found.top1, found.top5
+        (0.9, 0.99)
+        >>> print(found.sentence())
+        90.00 % of 100 images are right (95 %: 82.56 to 94.48), 99.00 % among the first five.
     """
 
     correct1: int
@@ -125,6 +137,11 @@ def knn(
 
     Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.  A class that
     none of the k neighbours has is not among the five most likely.
+
+    Examples:
+        >>> train, labels = [[1.0, 0], [0.9, 0.1], [0, 1]], [0, 0, 1]
+        >>> knn(train, labels, [[1.0, 0.2], [0.1, 1]], [0, 1], k=1).top1
+        1.0
     """
     keys, queries = (F.normalize(torch.as_tensor(z).float()) for z in (train, test))
     labels, wanted = (torch.as_tensor(y).to(keys.device) for y in (train_labels, test_labels))
@@ -143,7 +160,13 @@ def knn(
 def knn_top1(
     train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """Share of test rows, (n, d), whose vote among the k nearest training rows is right; see `knn`."""
+    """Share of test rows, (n, d), whose vote among the k nearest training rows is right; see `knn`.
+
+    Examples:
+        >>> import numpy as np
+        >>> knn_top1(np.eye(2), np.array([0, 1]), np.eye(2), np.array([0, 0]), k=1)
+        0.5
+    """
     found = knn(train, train_labels, test, test_labels, k, temperature)
     return found.top1
 
@@ -152,6 +175,13 @@ def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -
     """Minimise mean cross-entropy + decay |W|^2 / 2 by L-BFGS; x (n, d) float64 -> [W b], (classes, d + 1).
 
     The bias b is free. decay 1 / n is scikit-learn's C = 1.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.tensor([[-1.0], [1]]).double()
+        >>> W = logistic_regression(x, torch.tensor([0, 1]), classes=2, decay=0.5)
+        >>> (W[:, 0] > 0).tolist(), tuple(W.shape)
+        ([False, True], (2, 2))
     """
     # In coordinates where the loss is about equally curved all ways: collapsed features take forever in their own.
     size, turn = torch.linalg.eigh(x.T @ x / len(x))
@@ -186,6 +216,11 @@ def probe(
     """Logistic regression on features standardised with the training rows' mean and deviation.
 
     Rows (n, d); labels (n,) integers from 0; decay None is 1 / n, see `logistic_regression`.
+
+    Examples:
+        >>> x = [[-1.0], [-2], [1], [2]]
+        >>> probe(x, [0, 0, 1, 1], x, [0, 0, 1, 1]).top1
+        1.0
     """
     x, y = (torch.as_tensor(z).double() for z in (train, test))
     labels, wanted = (torch.as_tensor(a).to(x.device) for a in (train_labels, test_labels))
@@ -197,6 +232,13 @@ def probe(
 
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
-    """Share of test rows, (n, d), that `probe` gets right."""
+    """Share of test rows, (n, d), that `probe` gets right.
+
+    Examples:
+        >>> import numpy as np
+        >>> x = np.array([[-1.0], [-2], [1], [2]])
+        >>> probe_top1(x, np.array([0, 0, 1, 1]), x, np.array([0, 0, 1, 0]))
+        0.75
+    """
     found = probe(train, train_labels, test, test_labels)
     return found.top1

@@ -89,6 +89,8 @@ class TextBatches(Groups):
 
     texts: a file, an iterable of str or of lists of them; or, with `views`, a list of the views of each.
     Blank lines of a file are skipped.  A text that is longer than the network reads is cut, and counted.
+
+    Raises InputError: a file that cannot be read, or what is no text.
     """
 
     unit = "texts"

@@ -44,7 +44,10 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
 def rows_of(
     source: Any, images: Any, layer: str = "representation", watch: Watch = iter, **options: Any
 ) -> Iterator[tuple[Encoder, Any, Iterator[NDArray]]]:
-    """(network, images, batches of rows) as `embed` reads them, one batch after another; arguments as for `embed`."""
+    """(network, images, batches of rows (b, d) float32) as `embed` reads them; arguments and errors as for `embed`.
+
+    Raises InputError: as `embed`, but not for want of an image.
+    """
     how, overrides = How.of(source, options)
     require_batches(images)
     net = encoder_of(source, overrides)

@@ -115,7 +115,10 @@ class How:
 
     @classmethod
     def of(cls, source: Any, given: Mapping[str, Any]) -> tuple["How", dict[str, Any]]:
-        """(how, overrides) for a source, with a device and a batch size; given: fields of both, each of them known."""
+        """(how, overrides) for a source, with a device and a batch size; given: fields of both, each of them known.
+
+        Raises InputError: a value that is impossible, or no such device.
+        """
         how = cls(**{name: value for name, value in given.items() if name in cls.__dataclass_fields__})
         overrides = {name: value for name, value in given.items() if name not in cls.__dataclass_fields__}
         held = chain(source.parameters(), source.buffers()) if isinstance(source, nn.Module) else ()
@@ -222,7 +225,7 @@ class ImageBatches:
         return f"{len(self.skipped)} of {self.total} images cannot be read, first {first['path']} ({first['why']})"
 
     def shown(self, batch: Tensor) -> Tensor:
-        """The first batch of all, in every process that holds one of the first; `batch` is its own."""
+        """The first batch of all, (b, ...), in every process that holds one of the first; `batch` is its own."""
         return processes.collect(batch.cpu() if processes.rank() == self.leader else None)[self.leader]
 
     def __iter__(self) -> Iterator[Tensor]:

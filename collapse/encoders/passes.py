@@ -30,6 +30,15 @@ def embed(
     An empty batch stays empty, whatever the network.
 
     precision: "float32", or "bf16" for autocast and channels_last: faster on a GPU, and three digits instead of seven.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> [tuple(rows.shape) for rows in embed(net, [pixels, pixels], net.preprocess)]
+        [(4, 5), (4, 5)]
     """
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
@@ -44,7 +53,18 @@ def embed(
 
 
 def entered(preprocess: Any, batch: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    """A batch (n, ...) as a network takes it, on its device; numbers of pieces of words stay whole."""
+    """A batch (n, ...) as a network takes it, on its device; numbers of pieces of words stay whole.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> x = entered(net.preprocess, pixels, "cpu", torch.float64)
+        >>> tuple(x.shape), x.dtype
+        ((4, 3, 2, 2), torch.float64)
+    """
     x = preprocess.normalize(batch.to(device, non_blocking=True))
     return x.to(dtype) if x.is_floating_point() else x
 
@@ -68,6 +88,16 @@ def embed_layers(
     """Rows of several layers, {name: (n, d)} on `device`, for batches of pixels (b, 3, h, w) uint8; one pass for all.
 
     names: "representation", "projector" and modules of the backbone.  Of an empty batch the dict is empty.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> (rows,) = embed_layers(net, ["1", "representation"], [pixels])
+        >>> {name: tuple(z.shape) for name, z in rows.items()}
+        {'1': (4, 5), 'representation': (4, 5)}
     """
     net = _ready(net, device, precision)
     dtype = next((p.dtype for p in net.parameters()), torch.float32)
@@ -93,6 +123,16 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
 
     A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
     twice, in the precision of `options` (those of `embed_layers`) and in float64.  The weights must be float32.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> errors = rounding(net, ["representation"], pixels, normalize=False)
+        >>> errors["representation"].shape, bool(abs(errors["representation"]).max() < 1e-6)
+        ((4, 5), True)
     """
     (single,) = embed_layers(net, names, [pixels], **options)
     try:
@@ -110,7 +150,13 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
 
 
 def is_single(net: nn.Module) -> bool:
-    """Whether all numbers of a network are float32, so that `rounding` brings them back as they were."""
+    """Whether all numbers of a network are float32, so that `rounding` brings them back as they were.
+
+    Examples:
+        >>> from torch import nn
+        >>> is_single(nn.Linear(2, 2)), is_single(nn.Linear(2, 2).double())
+        (True, False)
+    """
     held = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
     return all(dtype == torch.float32 for dtype in held)
 
@@ -118,7 +164,19 @@ def is_single(net: nn.Module) -> bool:
 def errors_of(
     net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, passes: Mapping[str, Any]
 ) -> tuple[dict[str, NDArray], list[str]]:
-    """(rounding of some rows by layer, warnings); nothing of a network that is not float32, or runs in nothing else."""
+    """(rounding of some rows by layer, warnings), arguments as for `rounding`: {name: (n, d)} float64.
+
+    There is nothing of a network that is not float32, or runs in nothing else.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).double())
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> errors_of(net, ["representation"], pixels, False, {})
+        ({}, [])
+    """
     if not is_single(net):
         return {}, []
     try:
@@ -130,7 +188,17 @@ def errors_of(
 
 
 def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
-    """The blocks that run, once or more, and give features of each of the `rows`, (n, 3, h, w), every time."""
+    """The blocks that run, once or more, and give features of each of the `rows`, (n, 3, h, w), every time.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> readable(net, pixels)
+        {'1'}
+    """
     fit: dict[str, bool] = {}
 
     def see(module: nn.Module, inputs: Any, output: Any, name: str) -> None:
@@ -151,6 +219,16 @@ def readable(net: Encoder, rows: Tensor, **options: Any) -> set[str]:
 def features(
     net: nn.Module, batches: Iterable[Tensor], preprocess: Preprocessing, device: str, distributed: bool = False
 ) -> NDArray:
-    """All embeddings in one array, (n, d) float32; of every process's batches, if they are shared."""
+    """All embeddings in one array, (n, d) float32; of every process's batches, if they are shared.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from collapse.models.encoder import Module
+        >>> net = Module(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
+        >>> pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+        >>> features(net, [pixels, pixels], net.preprocess, "cpu").shape
+        (8, 5)
+    """
     rows = in_order(embed(net, batches, preprocess, device), distributed)
     return np.concatenate([z.cpu().numpy() for z in rows])

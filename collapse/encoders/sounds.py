@@ -25,6 +25,8 @@ class SoundBatches(Groups):
     sounds: a folder of WAV and FLAC files; (n, t) array or tensor, or an iterable of (t,) ones, float in -1..1 at the
     network's own rate; or, with `views`, a list of the paths of the views of each.
     No sound is filled up for the sake of a batch: those that follow one another in one length are one batch.
+
+    Raises InputError: no such folder, no sound in it, or arrays of another shape.
     """
 
     unit = "sounds"

@@ -128,7 +128,10 @@ class _Table:
 def open_arrow(
     source: Descriptor, key: str | None, most: float | None, notes: list[str]
 ) -> Iterator[Iterator[np.ndarray]]:
-    """Rows of a table, in blocks; arguments and errors as of `parquet.open_parquet`."""
+    """Rows (b, d) of a table, in blocks; arguments as of `parquet.open_parquet`.
+
+    Raises InputError: as `parquet.open_parquet`.
+    """
     ipc = library(source.path, "pyarrow.ipc", "parquet")
     types = library(source.path, "pyarrow.types", "parquet")
     found = messages(source)

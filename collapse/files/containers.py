@@ -100,7 +100,10 @@ def read(path: Path) -> Contents:
 
 
 def read_from(source: Descriptor) -> Contents:
-    """What `read` gives, of an open file or a window of one, whose digest is that of the window."""
+    """What `read` gives, of an open file or a window of one, whose digest is that of the window.
+
+    Raises InputError: as `read`.
+    """
     container, tree, foreign, metadata = parts_of(source)
     return Contents(container, tree, source.sha256(), sorted(foreign), metadata)
 
@@ -158,7 +161,10 @@ class Storage:
         return _memory(self.base)
 
     def tensor(self, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
-        """All its numbers, (numel,)."""
+        """All its numbers, (n,), as the storage's dtype or another.
+
+        Raises InputError: they are not in the file, or damaged.
+        """
         if self.base is None:
             buffer = self.buffer()
             if self.fill is not None and self.size:

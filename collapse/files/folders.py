@@ -62,7 +62,10 @@ def read(path: Path) -> Contents:
 
 
 def rooted(path: Path) -> Path:
-    """The folder itself, or the one in it where its modules.json (sentence-transformers) says that the network is."""
+    """The folder itself, or the one in it where its modules.json (sentence-transformers) says that the network is.
+
+    Raises InputError: modules.json is no JSON list, or names what lies outside the folder.
+    """
     if not (path / "modules.json").is_file() or any((path / name).is_file() for name in WEIGHTS):
         return path
     first = next(iter(json_of(path / "modules.json", list)), None)

@@ -39,13 +39,13 @@ class Pickled:
         self.array: NDArray | None = None
 
     def setstate(self, state: Any) -> None:
-        """numpy's (version, shape, dtype, whether in Fortran's order, bytes)."""
+        """numpy's (version, shape, dtype, whether in Fortran's order, bytes). Raises InputError: as `rebuilt`."""
         shape, kind, fortran, data = state[-4:]
         self.array = rebuilt(data, kind, shape, "F" if fortran else "C")
 
 
 def rebuilt(data: Any, kind: Any, shape: Any, order: Any = "C") -> NDArray:
-    """The array of these bytes. Raises InputError: they are not those of the shape."""
+    """The array of these bytes, of any shape. Raises InputError: no numbers, or not as many bytes as the shape has."""
     data = data.encode("latin-1") if isinstance(data, str) else data
     if not isinstance(kind, Kind) or not isinstance(data, bytes) or not isinstance(shape, tuple):
         raise InputError("an array that is not numbers; refused")

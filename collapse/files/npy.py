@@ -112,7 +112,10 @@ def real_dtype(descr: Any, where: str) -> np.dtype:
 
 @contextmanager
 def open_npy(source: Descriptor, key: str | None, single: bool = False) -> Iterator[Rows]:
-    """Rows of a .npy file, in blocks; single: one vector is one row. Raises InputError as `Header.parse` does."""
+    """Rows (b, d) of a .npy file, in blocks; single: one vector is one row.
+
+    Raises InputError as `Header.parse` does, and for a key.
+    """
     no_key(source.path, key)
     head, check = source.read(0, min(source.size, limits.NPY_HEADER + 12)), _check_single if single else check_rows
     header = as_rows(Header.parse(head, source.size, str(source.path), check))
@@ -124,7 +127,7 @@ def open_npy(source: Descriptor, key: str | None, single: bool = False) -> Itera
 
 
 def check_rows(where: str, shape: Sequence[int], kind: str, dtype: Any) -> None:
-    """As `check_shape`, of rows (n, d), also (n, d, 1, 1): maps of one position."""
+    """Raise InputError as `check_shape` does, for all but rows (n, d), or (n, d, 1, 1): maps of one position."""
     check_shape(where, _cut(shape), kind, dtype)
 
 
@@ -146,7 +149,7 @@ def as_rows(header: Header) -> Header:
 
 @contextmanager
 def open_npz(source: Descriptor, key: str | None, most: float | None) -> Iterator[Rows]:
-    """Rows of one array of a .npz archive, in blocks; the checksum is verified to the end, whatever is read.
+    """Rows (b, d) of one array of a .npz archive, in blocks; the checksum is verified to the end, whatever is read.
 
     Raises InputError as `Header.parse`, `Zip` and `choose` do, and for what unpacks to too much (most: in GiB).
     """

@@ -21,7 +21,7 @@ ROWS, GROUPS = 3, 4  # of the struct that describes a file
 def open_parquet(
     source: Descriptor, key: str | None, most: float | None, notes: list[str]
 ) -> Iterator[Iterator[np.ndarray]]:
-    """Rows of a table, in blocks; a line about columns that were left out is added to `notes`.
+    """Rows (b, d) of a table, in blocks; a line about columns that were left out is added to `notes`.
 
     key: a column of lists or tensors, or a pattern of the names of columns of numbers, as feat_*.
     Raises InputError: pyarrow is not installed, no column or nothing that says which, values missing, lists of

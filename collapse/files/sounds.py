@@ -63,7 +63,7 @@ def _names(folder: Path) -> Iterator[str]:
 def read(path: Path) -> tuple[int, NDArray]:
     """(rate, samples (t,) float32 in -1..1) of a file; several channels become their mean.
 
-    Raises UnreadableSound: no such file, damaged, too long, no WAV or FLAC, a codec that is not there.
+    Raises UnreadableSound, an InputError: no such file, damaged, too long, no WAV or FLAC, a codec that is not there.
     """
     try:
         with opened(path) as file:

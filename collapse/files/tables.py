@@ -25,7 +25,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl")
 
 @contextmanager
 def open_table(source: Descriptor, key: str | None, notes: list[str]) -> Iterator[Iterator[np.ndarray]]:
-    """Rows of a table of text, in blocks; a line about columns that were left out is added to `notes`.
+    """Rows (b, d) float64 of a table of text, in blocks; a line about columns that were left out is added to `notes`.
 
     key: a pattern of the names of columns, as feat_*; of JSON lines the place of the list, as response.embedding.
     Raises InputError: no numbers, nothing that says which, a field that is none, lines of different lengths, no UTF-8.

@@ -40,7 +40,7 @@ def is_zarr(path: Path) -> bool:
 
 @contextmanager
 def open_zarr(path: Path, key: str | None, most: float | None) -> Iterator[Iterator[np.ndarray]]:
-    """Rows of an array, in blocks.
+    """Rows (b, d) of an array, in blocks.
 
     Raises InputError: zarr is not installed or older than 3.1, no such array, a codec that is not known, links, chunks
     that are missing, what unpacks to too much (most: in GiB), damaged.
@@ -145,7 +145,7 @@ class Array:
         return about.st_size
 
     def blocks(self, zarr: Any, step: int) -> Iterator[np.ndarray]:
-        """The rows of `step` rows of chunks at a time."""
+        """The rows (b, d) of `step` rows of chunks at a time. Raises InputError: a chunk is damaged."""
         from zarr.buffer.cpu import Buffer
 
         store = {self.file: Buffer.from_bytes(json.dumps(self.node).encode())}

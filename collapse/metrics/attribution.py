@@ -46,6 +46,14 @@ class Attribution:
     causes: (d,) of CAUSES.  variances: (d,) of C along each.
     fractions: (d,) signal fraction S / T along each, in 0..1; NaN for rounding and dead ones.
     undecided: (d,) whether so few images leave open on which side of LINE a collapsed direction lies.
+
+    Examples:
+        >>> C, A = np.diag([1.0, 1e-4, 1e-4]), np.diag([0.1, 9e-5, 1e-5])
+        >>> found = attribute(C, C - A, A, np.zeros(3, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> found.counts()
+        {'alive': 1, 'augmentation': 1, 'implicit': 1, 'rounding': 0, 'dead': 0}
+        >>> found.causes.tolist(), found.fractions.round(3).tolist()
+        (['alive', 'implicit', 'augmentation'], [0.9, 0.9, 0.1])
     """
 
     directions: NDArray
@@ -73,6 +81,11 @@ def signal_and_augmentation(total: NDArray, means: NDArray, n: int, views: int) 
     """(S, A), each (d, d), of the covariances of all n V rows and of the n means (analysis of variance).
 
     S is free of bias and may have negative eigenvalues where there is no signal.
+
+    Examples:
+        >>> S, A = signal_and_augmentation(total=198 / 199 * np.eye(1), means=np.eye(1), n=100, views=2)
+        >>> S.round(6).tolist(), abs(A).round(6).tolist()  # no view differs from the other
+        ([[1.0]], [[0.0]])
     """
     within = ((n * views - 1) * total - views * (n - 1) * means) / (n * (views - 1))
     return means - within / views, within
@@ -93,6 +106,12 @@ def attribute(
 
     total, signal, augmentation: (d, d) C, S and A.  dead: (d,) bool, constant units.  floor: variances up to it are
     rounding.  threshold: collapsed is below it times the largest variance.  n, views: for `Attribution.undecided`.
+
+    Examples:
+        >>> C, A = np.diag([1.0, 1e-4, 0]), np.diag([0.1, 9e-5, 0])
+        >>> found = attribute(C, C - A, A, np.array([False, False, True]), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> found.causes.tolist()
+        ['alive', 'augmentation', 'dead']
     """
     d, live = len(total), np.flatnonzero(~dead)
     values, vectors = _descending(total[np.ix_(live, live)])
@@ -148,7 +167,12 @@ def _restricted(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray
 
 
 def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
-    """Generalised eigenvalues of S against T in the span of basis (d, k): (k,) descending, in 0..1."""
+    """Generalised eigenvalues of S against T in the span of basis (d, k): (k,) descending, in 0..1.
+
+    Examples:
+        >>> signal_fractions(np.diag([0.9, 0.1]), np.eye(2), basis=np.eye(2)).tolist()  # S and T
+        [0.9, 0.1]
+    """
     if basis.shape[1] == 0:
         return np.zeros(0)
     return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
@@ -160,6 +184,10 @@ def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDA
     The ratio of mean squares between and within images is 1 + V S / A.  Of k directions of white noise in n rows the
     largest and least deviations are within a factor 1 +- (sqrt k + t) / sqrt n with probability 1 - 2 e^{-t^2 / 2}
     (Davidson and Szarek 2001); t = 2.7 leaves 5 %.  Embeddings are not Gaussian, so it is a rough guard.
+
+    Examples:
+        >>> undecided(np.array([0.9, 0.5]), n=1000, views=2).tolist()
+        [False, True]
     """
     k = len(fractions)
     between, within = ((math.sqrt(k) + 2.7) / math.sqrt(rows) for rows in (n - 1, n * (views - 1)))
@@ -186,6 +214,13 @@ def through(
             random ones.  Theorem 2's aligned layers have small gain and input, and alignment 1.
     And of the map's right singular vectors that it lets through at or below the floor, whatever the input holds there,
     killed: how many; killed_augmentation: of them, negative eigenvalues of S - A there.
+
+    Examples:
+        >>> C, A = np.diag([1.0, 1e-4]), np.diag([0.1, 1e-5])
+        >>> found = attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> made = through(np.diag([1.0, 1e-2]), np.diag([0.9, 0.9]), np.diag([0.1, 0.1]), 1e-9, found)
+        >>> round(made["explained"], 6), round(made["gain"], 6), made["killed"]  # a map of 1 and 1e-2
+        (1.0, 0.0001, 0)
     """
     inputs = signal + augmentation
     values, vectors = _descending(inputs)
@@ -212,6 +247,12 @@ def through(
 
 
 def at_other_lines(attribution: Attribution) -> Mapping[str, int]:
-    """How many directions augmentation would have with the line elsewhere: is the answer the data's or the line's?"""
+    """How many directions augmentation would have with the line elsewhere: is the answer the data's or the line's?
+
+    Examples:
+        >>> C, A = np.diag([1.0, 1e-4]), np.diag([0.1, 6e-5])
+        >>> at_other_lines(attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2))
+        {'1/3': 0, '1/2': 1, '2/3': 1}
+    """
     judged = attribution.fractions[attribution.collapsed()]
     return {name: int((judged < line).sum()) for name, line in (("1/3", 1 / 3), ("1/2", LINE), ("2/3", 2 / 3))}

@@ -34,7 +34,10 @@ def _same_rows(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
 def l2_std(z: ArrayLike) -> float:
     """Mean over columns of the standard deviation (divisor n - 1) of unit rows (SimSiam, arXiv 2011.10566; lightly).
 
-    About 1 / sqrt(d) when healthy, 0 at complete collapse; blind to dimensional collapse, and not rotation-invariant.
+    z: (n, d). About 1 / sqrt(d) when healthy, 0 at complete collapse; blind to dimensional collapse, and not
+    rotation-invariant.
+
+    Raises InputError: z is not (n, d), or holds NaN or infinity.
 
     Examples:
         >>> round(l2_std([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
@@ -47,6 +50,8 @@ def uniformity(z: ArrayLike, t: float = 2.0) -> float:
     """ln mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit rows, Z (n, d) (arXiv 2005.10242). 0 is a single point.
 
     O(n^2 d): give a few thousand rows.
+
+    Raises InputError: z is not (n, d), or holds NaN or infinity.
 
     Examples:
         >>> uniformity([[1, 0], [1, 0]])
@@ -62,7 +67,7 @@ def uniformity(z: ArrayLike, t: float = 2.0) -> float:
 def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
     """Mean |z_i - z'_i|^power of unit rows (n, d), two views of the same samples (arXiv 2005.10242). 0 is invariance.
 
-    Raises InputError: the shapes differ.
+    Raises InputError: the shapes differ, one is not (n, d), or one holds NaN or infinity.
 
     Examples:
         >>> alignment([[1, 0], [0, 2]], [[2, 0], [0, 1]])
@@ -77,7 +82,9 @@ def alignment(z: ArrayLike, z_prime: ArrayLike, power: float = 2.0) -> float:
 def coherence(z: ArrayLike) -> float:
     """(n / r) max_i |U_i|^2, U (n, r) the left singular vectors of z, r = min(n, d) (arXiv 2305.16562): 1..n / r.
 
-    Of a z of lower rank than r, some of U is arbitrary, and so is the value.
+    z: (n, d). Of a z of lower rank than r, some of U is arbitrary, and so is the value.
+
+    Raises InputError: z is not (n, d), or holds NaN or infinity.
 
     Examples:
         >>> round(coherence(np.eye(3)), 6)
@@ -99,7 +106,8 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
         z: (n, d) embeddings.
         samples: (n,) which sample each row is a view of; at least 2 views of each.
 
-    Raises InputError: fewer than 2 samples, or one of fewer than 2 views.
+    Raises InputError: fewer than 2 samples, or one of fewer than 2 views; samples is not (n,); z is not (n, d), or
+    holds NaN or infinity.
 
     Examples:
         >>> views = np.repeat(np.eye(4), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((8, 4))
@@ -119,7 +127,12 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
 
 
 def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> float:
-    """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added."""
+    """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added.
+
+    Examples:
+        >>> lidar_of(between=np.diag([1.0, 1, 0]), within=np.eye(3))
+        2.0
+    """
     from scipy.linalg import eigh
 
     Sb, Sw = float64(between), float64(within)
@@ -127,10 +140,12 @@ def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> floa
 
 
 def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
-    """n times the weighted squared distance of each column's characteristic function from that of N(0, 1): (d,).
+    """n times the weighted squared distance of each column's characteristic function from N(0, 1)'s: (d,) of x (n, d).
 
     integral over t in [-upper, upper] of |phi_n(t) - e^{-t^2/2}|^2 e^{-t^2/2} dt by the trapezoid rule with `knots`
     points on [0, upper], doubled (arXiv 2511.08544). Standard normal columns give about 1.05, whatever n.
+
+    Raises InputError: x is not (n, d), or holds NaN or infinity.
 
     Examples:
         >>> epps_pulley(np.zeros((100, 2))).round(3).tolist()
@@ -150,7 +165,9 @@ def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
 def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
     """Mean `epps_pulley` of z along random unit directions (SIGReg, arXiv 2511.08544): is z N(0, I)? 0 is best.
 
-    It is not invariant to scale or mean: standardise first to ask for the shape alone.
+    z: (n, d). It is not invariant to scale or mean: standardise first to ask for the shape alone.
+
+    Raises InputError: z is not (n, d), or holds NaN or infinity.
 
     Examples:
         >>> round(sigreg(np.random.default_rng(0).standard_normal((2000, 4)), seed=0), 1)
@@ -164,8 +181,13 @@ def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
 def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
     """|Yc^T Xc|_F^2 / (|Xc^T Xc|_F |Yc^T Yc|_F), in 0..1 (arXiv 1905.00414): similarity of two embeddings.
 
-    A similarity; some packages return its arc cosine, a distance.  unbiased: Song's estimator of each product (as in
-    arXiv 2010.15327; ckatorch's unbiased=True), O(n^2): the biased one grows with d / n.
+    Some packages return its arc cosine, a distance.
+
+    x, y: (n, d1) and (n, d2).
+    unbiased: Song's estimator of each product (as in arXiv 2010.15327; ckatorch's unbiased=True), O(n^2): the biased
+    one grows with d / n.
+
+    Raises InputError: x or y is not (n, d), holds NaN or infinity, or has another number of rows than the other.
 
     Examples:
         >>> x = np.array([[1.0, 2], [3, 1], [0, 5]])
@@ -190,7 +212,10 @@ def _song(K: NDArray, L: NDArray) -> float:
 def canonical_correlations(x: ArrayLike, y: ArrayLike) -> NDArray:
     """Cosines of the principal angles between the column spaces of centred x and y, descending: (min(d1, d2),).
 
-    Needs n well above d1 + d2. Directions below rounding must be dropped first: in QR they read as 1.
+    x, y: (n, d1) and (n, d2), n well above d1 + d2. Directions below rounding must be dropped first: in QR they read
+    as 1.
+
+    Raises InputError: x or y is not (n, d), holds NaN or infinity, or has another number of rows than the other.
 
     Examples:
         >>> x = np.random.default_rng(0).standard_normal((50, 2))
@@ -205,6 +230,8 @@ def explained_variance(x: ArrayLike, y: ArrayLike) -> NDArray:
     """Share of the variance of x, (n, d), that the first k principal components of y, (n, m), explain: (min(n, m),).
 
     By least squares over the same rows; x and y may differ in width, as a representation and its projection do.
+
+    Raises InputError: x or y is not (n, d), holds NaN or infinity, or has another number of rows than the other.
 
     Examples:
         >>> x = np.array([[1.0, 0], [-1, 0], [0, 2], [0, -2]])

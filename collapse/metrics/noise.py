@@ -23,7 +23,7 @@ def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float
 
 
 def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0) -> NDArray:
-    """Density of the non-zero covariance singular values of white noise at x, (...); it integrates to 1.
+    """Density of the non-zero covariance singular values of white noise at x: (...), as x. It integrates to 1.
 
     Examples:
         >>> marchenko_pastur_density([0.1, 1.0, 3.0], n=401, d=100).round(3).tolist()
@@ -38,10 +38,14 @@ def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0
 
 @of_spectrum
 def noise_variance(of_covariance: ArrayLike, n: int) -> float:
-    """The variance of white noise whose median singular value is that of the non-zero `values` of n rows.
+    """The variance of white noise whose median singular value is that of the non-zero ones of n rows.
+
+    of_covariance: (d,) singular values of C.
 
     scikit-dimension's lPCA(ver="MP").noise_var_. Embeddings are not white noise: it says how large a spread of their
     small singular values n samples make by themselves. NaN if all are zero.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> noise = np.random.default_rng(0).standard_normal((2000, 50))
@@ -71,6 +75,8 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
 @of_spectrum
 def above_edge(of_covariance: ArrayLike, n: int, variance: float | None = None) -> int:
     """Count of singular values (d,) above the upper Marchenko-Pastur edge of noise of `variance`, estimated by default.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> above_edge(of_covariance=[9, 1.1, 1, 0.9], n=1000, variance=1)

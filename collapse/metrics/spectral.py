@@ -19,6 +19,12 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
     """Let the first argument be a Spectrum; as an array it is given by its keyword.
 
     What the Spectrum knows itself (n, threshold, floor) takes the place of the other defaults.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> s = spectrum(np.random.default_rng(0).standard_normal((100, 3)))
+        >>> rankme(s) == rankme(of_rows=(s.moments * s.n) ** 0.5) == s.rankme
+        True
     """
     names = list(signature(function).parameters)
 
@@ -47,7 +53,12 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def float64(values: ArrayLike) -> NDArray:
-    """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph."""
+    """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph.
+
+    Examples:
+        >>> float64([1, 2]).dtype
+        dtype('float64')
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64, order="C")
@@ -57,6 +68,10 @@ def descending(values: ArrayLike) -> NDArray:
     """Singular values (d,) in descending order, float64.
 
     Raises InputError: not one axis, no value, NaN, or a negative one.
+
+    Examples:
+        >>> descending([1, 3, 2]).tolist()
+        [3.0, 2.0, 1.0]
     """
     values = float64(values)
     if values.ndim != 1 or values.size == 0:
@@ -77,6 +92,8 @@ def _share(values: ArrayLike) -> NDArray:
 def entropy_rank(values: ArrayLike) -> float:
     """exp H(p), p = values / sum(values), (d,): how many equal values have the same entropy. NaN if all are zero.
 
+    Raises InputError: the values are not (d,), or one is NaN or negative.
+
     Examples:
         >>> round(entropy_rank([3, 3, 3]), 6)
         3.0
@@ -87,9 +104,11 @@ def entropy_rank(values: ArrayLike) -> float:
 
 @of_spectrum
 def effective_rank(of_covariance: ArrayLike) -> float:
-    """exp H(lambda / sum lambda) of the covariance, in 1..d (Roy and Vetterli, EUSIPCO 2007, with A = C).
+    """exp H(lambda / sum lambda) of lambda (d,), in 1..d (Roy and Vetterli, EUSIPCO 2007, with A = C).
 
     reptrix calls this number RankMe; effdim calls it shannon_entropy.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> round(effective_rank(of_covariance=[1, 1, 0, 0]), 6)
@@ -100,10 +119,12 @@ def effective_rank(of_covariance: ArrayLike) -> float:
 
 @of_spectrum
 def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
-    """exp H(p), p = s / sum s + epsilon, of the singular values s of Z, uncentred (RankMe, arXiv 2210.02885).
+    """exp H(p), p = s / sum s + epsilon, of the singular values s (d,) of Z, uncentred (RankMe, arXiv 2210.02885).
 
     The paper adds 1e-7 to each share, stable-pretraining's callback 1e-5, without dividing by the new sum: the value
     may then exceed d.  A large mean alone makes RankMe small.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> round(rankme(of_rows=[2, 2, 2, 0]), 6)
@@ -120,6 +141,8 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
 def participation_ratio(of_covariance: ArrayLike) -> float:
     """(sum lambda)^2 / sum lambda^2 of lambda (d,), in 1..d: exp of the Renyi entropy of order 2.
 
+    Raises InputError: the values are not (d,), or one is NaN or negative.
+
     Examples:
         >>> participation_ratio(of_covariance=[1, 1, 1, 1])
         4.0
@@ -130,7 +153,9 @@ def participation_ratio(of_covariance: ArrayLike) -> float:
 
 @of_spectrum
 def stable_rank(of_covariance: ArrayLike) -> float:
-    """sum lambda / lambda_1 = |Zc|_F^2 / |Zc|_2^2, in 1..d; the same number as NESum (He and Ozay, ICML 2022).
+    """sum lambda / lambda_1 of lambda (d,), |Zc|_F^2 / |Zc|_2^2, in 1..d; also called NESum (He and Ozay, ICML 2022).
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> stable_rank(of_covariance=[2, 1, 1])
@@ -143,6 +168,8 @@ def stable_rank(of_covariance: ArrayLike) -> float:
 @of_spectrum
 def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
     """Count of lambda_k, (d,), above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C).
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> numerical_rank(of_covariance=[1, 1e-3, 1e-18])
@@ -158,6 +185,8 @@ def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> i
 
     The paper counts by eye ("about 30 of 128"); the threshold is ours, and a result always states it.
 
+    Raises InputError: the values are not (d,), or one is NaN or negative.
+
     Examples:
         >>> collapsed_dimensions(of_covariance=[1, 1e-3, 1e-7])
         1
@@ -169,7 +198,12 @@ def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> i
 
 
 class PowerLaw(NamedTuple):
-    """lambda_k ~ k^-alpha over k = first..last; r2 of the weighted fit of ln lambda_k on ln k."""
+    """lambda_k ~ k^-alpha over k = first..last; r2 of the weighted fit of ln lambda_k on ln k.
+
+    Examples:
+        >>> power_law(of_covariance=1 / np.arange(1, 31.0)).last
+        30
+    """
 
     alpha: float
     r2: float
@@ -183,6 +217,10 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
 
     Stringer et al. 2019; alpha-ReQ, NeurIPS 2022. NaN with fewer than 10 points: the tail of a low-rank matrix
     is rounding, and a line through it is a number without meaning.
+
+    of_covariance: (d,) singular values of C.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> fit = power_law(of_covariance=np.arange(1, 101.0) ** -2)
@@ -204,7 +242,9 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
 
 @of_spectrum
 def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
-    """The exponent of `power_law`. alpha-ReQ wishes for about 1; higher is more collapsed.
+    """The exponent of `power_law`, of lambda (d,). alpha-ReQ wishes for about 1; higher is more collapsed.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> round(alpha(of_covariance=np.arange(1, 101.0) ** -1.5), 6)
@@ -217,6 +257,8 @@ def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
 def condition(of_covariance: ArrayLike) -> float:
     """lambda_d / lambda_1 of lambda (d,), in 0..1: the inverse of the condition number, infinite when collapsed.
 
+    Raises InputError: the values are not (d,), or one is NaN or negative.
+
     Examples:
         >>> condition(of_covariance=[4, 2, 1])
         0.25
@@ -227,10 +269,12 @@ def condition(of_covariance: ArrayLike) -> float:
 
 @of_spectrum
 def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> float:
-    """Mean over k = 1..count of the share cumsum(c^power)_k / sum c^power, c_k = sqrt(lambda_k).
+    """Mean over k = 1..count of the share cumsum(c^power)_k / sum c^power, c_k = sqrt(lambda_k), (d,).
 
     arXiv 2209.15007, eq. 2, has power 1, though it speaks of variances; those are power 2.
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> auc(of_covariance=[1, 1, 1, 1])
@@ -243,6 +287,10 @@ def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> f
 @of_spectrum
 def isoscore(of_covariance: ArrayLike) -> float:
     """IsoScore (arXiv 2108.07344) in closed form, (participation ratio - 1) / (d - 1): 0 one direction, 1 flat.
+
+    of_covariance: (d,) singular values of C; NaN for d = 1.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> isoscore(of_covariance=[1, 1, 1]), isoscore(of_covariance=[1, 0, 0])
@@ -257,6 +305,8 @@ def vendi(moments: ArrayLike, order: float = 1.0) -> float:
     """Vendi score, linear kernel (arXiv 2210.02410): exp of the Renyi entropy of the eigenvalues of Z^T Z / N, (d,).
 
     Rows are of unit length. order: 1 is Shannon's entropy; math.inf counts 1 / the largest share.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> round(vendi(moments=[0.5, 0.5, 0]), 6)
@@ -273,6 +323,8 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
     """(sum_ij (z_i.z_j)^2 - E) / (N^2 - E), E = N + N (N - 1) / d, unit rows (arXiv 2305.16562).
 
     moments: (d,) eigenvalues of Z^T Z / N. About 0 for random directions, 1 for a single point.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> self_clustering(moments=[1, 0], n=10)
@@ -291,6 +343,8 @@ def mean_cosine(of_covariance: ArrayLike, moments: ArrayLike) -> float:
     No N x N matrix is formed, and a zero row has cosine 0 with every other.
 
     of_covariance: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
+
+    Raises InputError: the values are not (d,), or one is NaN or negative.
 
     Examples:
         >>> mean_cosine(of_covariance=[0, 0], moments=[1, 0])  # all rows are one

@@ -29,6 +29,14 @@ class Encoder(nn.Module):
         blocks: names for `layer` of the main blocks in forward order, the stem of a residual network first.
         report: what was loaded and what was not: path, sha256, container, architecture, feature_dim, branch,
             branches_left, projector, preprocessing, keys, foreign, warnings (schema collapse.checkpoint/1).
+
+    Examples:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from collapse import load
+        >>> net = load(resnet18().state_dict())
+        >>> tuple(net(torch.zeros(2, 3, 32, 32)).shape), net.blocks[:2]
+        ((2, 512), ['maxpool', 'layer1.0'])
     """
 
     def __init__(

@@ -26,12 +26,24 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 
 
 def style() -> Any:
-    """Context in which a figure is drawn: one look everywhere, and matplotlib's own settings stay as they are."""
+    """Context in which a figure is drawn: one look everywhere, and matplotlib's own settings stay as they are.
+
+    Examples:
+        >>> with style():
+        ...     matplotlib.rcParams["axes.spines.top"]
+        False
+    """
     return matplotlib.style.context(STYLE)
 
 
 def figure(width: float = COLUMN, height: float = 2.3, columns: int = 1, rows: int = 1, **options: Any) -> tuple:
-    """(figure, axes) in the style of all figures; sizes in inches."""
+    """(figure, axes) in the style of all figures; sizes in inches.
+
+    Examples:
+        >>> fig, axes = figure(TEXT, columns=2)
+        >>> fig.get_size_inches().tolist(), axes.shape
+        ([6.75, 2.3], (2,))
+    """
     from matplotlib import pyplot as plt
 
     with style():
@@ -39,14 +51,28 @@ def figure(width: float = COLUMN, height: float = 2.3, columns: int = 1, rows: i
 
 
 def sequence_colors(count: int) -> list:
-    """`count` colours for ordered things, dark to light, without the palest that vanish on white."""
+    """`count` colours for ordered things, dark to light, without the palest that vanish on white.
+
+    Examples:
+        >>> [round(sum(color), 1) for color in sequence_colors(3)]  # dark to light
+        [1.0, 1.2, 1.3]
+    """
     import seaborn as sns
 
     return sns.color_palette("viridis", count + max(1, count // 5))[:count]
 
 
 def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")) -> None:
-    """Write `fig` to stem.png and stem.pdf, all whole or none, and close it."""
+    """Write `fig` to stem.png and stem.pdf, all whole or none, and close it.
+
+    Raises InputError: one cannot be written.
+
+    Examples:
+        >>> fig, _ = figure()
+        >>> save_figure(fig, Path("a"), suffixes=(".png",))
+        >>> [path.name for path in Path().iterdir()]
+        ['a.png']
+    """
     from matplotlib import pyplot as plt
 
     try:
@@ -64,6 +90,13 @@ def plot_prediction(ax: Any, x: NDArray, simulated: NDArray, predicted: NDArray,
     """Dots and a line per column: ln of simulated and predicted values, (T, K), over x, (T,).
 
     options: colors, a list of K; every, draw each `every`-th dot (default 1); markers, a list of K.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> times, modes = np.arange(3), np.exp([[0, 0], [1, -1], [2, -2]])
+        >>> plot_prediction(ax, times, modes, modes)
+        >>> [line.get_ydata().tolist() for line in ax.lines[::2]]
+        [[0.0, 1.0, 2.0], [0.0, -1.0, -2.0]]
     """
     count = simulated.shape[1]
     colors, every = options.get("colors") or sequence_colors(count), options.get("every", 1)
@@ -74,7 +107,14 @@ def plot_prediction(ax: Any, x: NDArray, simulated: NDArray, predicted: NDArray,
 
 
 def theory_legend(ax: Any, **options: Any) -> None:
-    """The legend that every prediction figure shares: dots simulation, line prediction."""
+    """The legend that every prediction figure shares: dots simulation, line prediction.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> theory_legend(ax)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['simulation', 'prediction']
+    """
     from matplotlib.lines import Line2D
 
     handles = [
@@ -85,7 +125,12 @@ def theory_legend(ax: Any, **options: Any) -> None:
 
 
 def plain(text: str) -> str:
-    """A name as a label that shows it: matplotlib reads dollars as mathematics, and hides what begins with _."""
+    """A name as a label that shows it: matplotlib reads dollars as mathematics, and hides what begins with _.
+
+    Examples:
+        >>> plain("_hidden")
+        ' _hidden'
+    """
     return f"{' ' * text.startswith('_')}{printable(text)}".replace("$", r"\$")
 
 
@@ -93,6 +138,12 @@ def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, lo
     """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes.
 
     Raises InputError: an unknown kind, or "noise" for several.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> ax = draw({"z": spectrum(np.random.default_rng(0).standard_normal((50, 3)))}, "explained", None)
+        >>> float(ax.lines[0].get_ydata()[-1].round(6))
+        1.0
     """
     spectra = {plain(name): spectrum for name, spectrum in spectra.items()}
     many = len(spectra) > 6
@@ -114,7 +165,15 @@ def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, lo
 
 
 def legend_outside(ax: Any, right: bool = False) -> None:
-    """Move the legend, if there is one, off the data: above the axes, or to their right."""
+    """Move the legend, if there is one, off the data: above the axes, or to their right.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_spectra(ax, {"one": [2, 1], "two": [2, 2]})
+        >>> legend_outside(ax)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['one', 'two']
+    """
     if ax.get_legend() is None:
         return
     handles, labels = ax.get_legend_handles_labels()
@@ -130,6 +189,11 @@ def draw_layers(layers: Mapping[str, Mapping[str, ArrayLike]], log10: bool = Fal
     """Small multiples: a panel a layer with each network's singular values (d,), descending; returns the figure.
 
     layers: layer -> network -> values. A network has one colour in all panels; the legend stands above them.
+
+    Examples:
+        >>> fig = draw_layers({"layer1": {"net": [4, 1]}, "layer2": {"net": [2, 2], "other": [3, 1]}})
+        >>> [(ax.get_title(), len(ax.lines)) for ax in fig.axes]
+        [('layer1', 1), ('layer2', 2)]
     """
     from matplotlib import pyplot as plt
 
@@ -170,6 +234,12 @@ def plot_spectra(
 
     Natural logarithms, as in the paper, or log10. Values at or below zero have none and are left out.
     errors: standard errors of a name's values, drawn as a band of two of them either way.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_spectra(ax, {"z": [100, 10, 0]}, log10=True)
+        >>> ax.lines[0].get_ydata().tolist()
+        [2.0, 1.0]
     """
     log = np.log10 if log10 else np.log
     lowest = float(np.inf)
@@ -200,7 +270,14 @@ def plot_spectra(
 
 
 def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
-    """Cumulative share of the variance, of singular values (d,), against the number of directions, one curve a name."""
+    """Cumulative share of the variance, of singular values (d,), against the number of directions, one curve a name.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_explained(ax, {"z": [3, 1]})
+        >>> ax.lines[0].get_ydata().tolist()
+        [0.75, 1.0]
+    """
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         shares = np.cumsum(values) / np.sum(values)
         ax.plot(np.arange(1, len(shares) + 1), shares, dashes, label=name)
@@ -209,7 +286,14 @@ def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
 
 
 def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
-    """Histogram of (singular values (d,), rows n), and the Marchenko-Pastur law of white noise of their median."""
+    """Histogram of (singular values (d,), rows n), and the Marchenko-Pastur law of white noise of their median.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_noise(ax, (np.geomspace(4, 0.1, 20), 100))
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['measured', 'white noise of the same median']
+    """
     values, n = of
     variance = noise_variance(of_covariance=values, n=n)
     low, high = marchenko_pastur_edges(n, len(values), variance)
@@ -226,7 +310,14 @@ def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
 
 
 def plot_over_time(ax: Any, steps: ArrayLike, values: NDArray, log10: bool = False) -> Any:
-    """Heat map of the logarithm of singular values (T, d) over steps (T,) and index; returns the colour bar."""
+    """Heat map of the logarithm of singular values (T, d) over steps (T,) and index; returns the colour bar.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> bar = plot_over_time(ax, [0, 1], np.exp([[0.0, -1], [0, -2]]))
+        >>> ax.collections[0].get_array().ravel().round(6).tolist()
+        [0.0, 0.0, -1.0, -2.0]
+    """
     log, kind = (np.log10, r"$\log_{10}$") if log10 else (np.log, r"$\ln$")
     image = ax.pcolormesh(
         np.asarray(steps), np.arange(1, values.shape[1] + 1), log(np.maximum(values, 1e-300)).T, shading="nearest",
@@ -237,7 +328,14 @@ def plot_over_time(ax: Any, steps: ArrayLike, values: NDArray, log10: bool = Fal
 
 
 def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, ArrayLike], widths: ArrayLike) -> None:
-    """Rank measures (L,), one curve a name, of L layers in the order of the forward pass, and their widths."""
+    """Rank measures (L,), one curve a name, of L layers in the order of the forward pass, and their widths.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_rank_by_depth(ax, ["layer1", "layer2"], {"effective_rank": [3.5, 2.5]}, widths=[4, 8])
+        >>> [(line.get_label(), line.get_ydata().tolist()) for line in ax.lines]
+        [('width', [4, 8]), ('effective rank', [3.5, 2.5])]
+    """
     at = np.arange(len(layers))
     ax.plot(at, widths, color="0.7", drawstyle="steps-mid", label="width")
     for marker, (name, values) in zip(cycle("osv^"), ranks.items()):
@@ -259,6 +357,12 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
     """ln of singular values by index, one line a name through the mean of the logs; a band from least to largest.
 
     spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour of HEAD_COLORS.
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_repeated_spectra(ax, {"DirectCLR": np.exp([[2.0, 0], [4, 0]])})
+        >>> ax.lines[0].get_ydata().round(6).tolist()  # the mean of the logarithms
+        [3.0, 0.0]
     """
     import seaborn as sns
 
@@ -276,7 +380,16 @@ CAUSE_COLORS = {"alive": "#0072B2", "augmentation": "#D55E00", "implicit": "#E69
 def plot_causes_by_depth(
     ax: Any, layers: Sequence[str], counts: Mapping[str, Sequence[int]], widths: ArrayLike, ranks: ArrayLike
 ) -> None:
-    """Bars of L layers' directions by cause, (L,) a cause, and effective ranks, as shares of the layers' widths."""
+    """Bars of L layers' directions by cause, (L,) a cause, and effective ranks, as shares of the layers' widths.
+
+    widths, ranks: (L,).
+
+    Examples:
+        >>> _, ax = figure()
+        >>> plot_causes_by_depth(ax, ["layer1"], {"alive": [3], "implicit": [1]}, widths=[4], ranks=[2])
+        >>> [float(bar.get_height()) for bar in ax.patches], ax.lines[0].get_ydata().tolist()
+        ([0.75, 0.25], [0.5])
+    """
     at, widths, below = np.arange(len(layers)), np.asarray(widths, float), np.zeros(len(layers))
     for cause, numbers in counts.items():
         share = np.asarray(numbers) / widths
@@ -295,6 +408,13 @@ def plot_causes(
     """Two panels of d directions in colours of their causes: ln variance by rank, and signal fraction over it.
 
     variances, fractions, causes: (d,); floor, threshold: variances, drawn as lines.
+
+    Examples:
+        >>> _, axes = figure(TEXT, columns=2)
+        >>> causes = np.array(["alive", "augmentation"])
+        >>> plot_causes(axes, np.array([1, 1e-4]), np.array([0.9, 0.1]), causes, floor=1e-9, threshold=1e-2)
+        >>> axes[0].get_legend_handles_labels()[1]
+        ['alive', 'augmentation']
     """
     order = np.argsort(-variances)
     for cause, color in CAUSE_COLORS.items():

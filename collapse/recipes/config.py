@@ -182,7 +182,10 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def make_config(preset: str, **given: Any) -> Config:
-    """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion."""
+    """The preset with what is given changed; a new batch size without `lr` scales the preset's rate in proportion.
+
+    Raises InputError: no such preset, a value out of range, or one that the method does not use.
+    """
     values = load_preset(preset)
     usual = Config(**values)
     refuse_unused(given.get("method", usual.method), given)

@@ -133,7 +133,7 @@ class Augmentation:
         return self._colour(x, u, _where)
 
     def masked(self, x: Tensor, u: Tensor) -> Tensor:
-        """As `colour`, to the bit: every change is made in all rows, and each row takes its own.
+        """As `colour`, to the bit, of (n, 3, h, w): every change is made in all rows, and each row takes its own.
 
         Nothing depends on what is drawn but numbers, so that it compiles to a few kernels and waits for nothing.
         """

@@ -202,7 +202,7 @@ def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> 
 
 
 def save_text(path: Path, text: str) -> str:
-    """Write `text` to `path`, whole or not at all; returns it."""
+    """Write `text` to `path`, whole or not at all; returns it. Raises InputError: it cannot be written."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
@@ -214,20 +214,23 @@ def provenance() -> dict[str, Any]:
 
 
 def save_result(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
-    """Write named arrays and `meta` (plus schema, command and versions) to an npz file, whole or not at all."""
+    """Write arrays of any shapes, by name, and `meta` (plus schema, command and versions) to an npz file.
+
+    The file is written whole or not at all.  Raises InputError: it cannot be written.
+    """
     with atomic_write(path) as partial:
         write_npz(partial, meta, **arrays)
 
 
 def write_npz(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
-    """Write what `save_result` does straight to `path`, the temporary one of a set of files."""
+    """Write what `save_result` does, arrays of any shapes, straight to `path`, the temporary one of a set of files."""
     text = np.array(to_json({"schema": EXPERIMENT, **provenance(), **meta}))
     with open(path, "wb") as file:
         np.savez_compressed(file, meta=text, **arrays)  # type: ignore[arg-type]
 
 
 def load_result(path: Path, schema: str = EXPERIMENT) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """Read what `save_result` wrote: (meta, arrays). Nothing is unpickled.
+    """Read what `save_result` wrote: (meta, arrays of any shapes by name). Nothing is unpickled.
 
     Raises InputError: no such file, damaged, or not of `schema`.
     """
@@ -241,7 +244,10 @@ def load_result(path: Path, schema: str = EXPERIMENT) -> tuple[dict[str, Any], d
 
 
 def read_npz(path: Path) -> dict[str, NDArray]:
-    """The arrays of an .npz file by name. Raises InputError: damaged, Python objects, or much larger than the file."""
+    """The arrays of an .npz file by name, of any shapes.
+
+    Raises InputError: damaged, Python objects, or much larger than the file.
+    """
     with opened(path) as source:
         most = max(limits.UNPACKED_FREE, limits.UNPACKED_RATIO * source.size)
         archive = Zip(source)
@@ -290,6 +296,8 @@ def r_squared_change(measured: NDArray, predicted: NDArray, start: NDArray) -> f
     """R^2 of the change ln(x / start): what says nothing moves scores 0 at most, however wide the start is spread.
 
     measured, predicted: (..., K) values after the start; start: (K,), or of any shape that broadcasts.
+
+    Raises InputError: a value is not positive.
     """
     return r_squared(measured / start, predicted / start)
 
@@ -303,6 +311,13 @@ class Result(ABC):
     """A result: strict JSON in a file, equal by what it says, a sentence and a table where it is shown.
 
     A subclass gives `to_dict`, `sentence` and `table`, and reads its own document in `_of`.
+
+    Examples:
+        >>> import collapse
+        >>> s = collapse.spectrum([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+        >>> s.save("s.json")
+        >>> collapse.Spectrum.load("s.json") == s, s.to_dict()["schema"]
+        (True, 'collapse.spectrum/1')
     """
 
     @abstractmethod

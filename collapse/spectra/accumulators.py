@@ -102,7 +102,7 @@ class Gram:
     def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
         """Unsorted eigenvalues of the scatter and of Z^T Z, the largest mean square of a column, and what is rounding.
 
-        The last is the largest eigenvalue of the scatter that rounding alone makes.
+        The first two are (d,) float64.  The last is the largest eigenvalue of the scatter that rounding alone makes.
 
         Z^T Z = scatter + n mean mean^T.  A reflection that takes the mean to the first axis leaves the scatter's
         eigenvalues alone, and reducing it to tridiagonal form T leaves the first axis alone: both spectra then are
@@ -137,7 +137,7 @@ class Gram:
         return np.tril(self.scatter) + np.tril(self.scatter, -1).T
 
     def vectors(self, last: int | None = None) -> NDArray:
-        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue; or the last so many of them."""
+        """(d, d): eigenvectors of the scatter as columns, by descending eigenvalue; or the `last` ones, (d, last)."""
         from scipy.linalg import eigh
 
         few = {} if last is None else {"subset_by_index": (0, last - 1)}
@@ -226,7 +226,7 @@ class Triangle:
             self.waiting = [dtpqrt(0, width, np.asfortranarray(self.waiting[0]), rows, overwrite_b=1)[0]]
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
-        """As `Gram.eigenvalues`, from the singular values of the triangle without and with its first row."""
+        """As `Gram.eigenvalues`, (d,) twice, by singular values of the triangle without and with its first row."""
         centred = self._centred()
         triangle = self._moved(self.waiting[0], self.shift)
         values = (np.zeros(self.dim), np.zeros(self.dim))
@@ -242,13 +242,13 @@ class Triangle:
         return self.waiting[0][1:, 1:]
 
     def centre(self) -> NDArray:
-        """As `Gram.centre`."""
+        """(d,): the mean, as `Gram.centre`."""
         self._reduce()
         first = self._moved(self.waiting[0], self.shift)[0]  # its first entry is sqrt(n), up to the sign
         return first[1:] / first[0]
 
     def scattered(self) -> NDArray:
-        """As `Gram.scattered`."""
+        """(d, d): the scatter, as `Gram.scattered`."""
         triangle = self._centred()
         return triangle.T @ triangle
 

@@ -54,6 +54,13 @@ class Comparison(Result):
 
     rows: name, n, dim, l2_normalized, every metric, singular_values, floor and warnings of each.
     subspaces: of each pair of one width whose directions were kept, see `subspaces`.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> z = np.random.default_rng(0).standard_normal((1000, 4))
+        >>> both = compare({"all": spectrum(z), "two": spectrum(z[:, :2])})
+        >>> print(both.sentence())
+        2 spectra; effective rank from 2 of 2 (two) to 3.996 of 4 (all).
     """
 
     rows: list[dict[str, Any]]
@@ -163,7 +170,10 @@ def compare(sources: Mapping[str, Source], images: Any = None, **options: Any) -
 
 
 def spectra_of(source: Source, images: Any = None, **options: Any) -> list[Spectrum]:
-    """The spectra of a result, an array, or a network and images; arguments as for `compare`."""
+    """The spectra of a result, an array, or a network and images; arguments as for `compare`.
+
+    Raises InputError: as `compare`, of one source.
+    """
     if isinstance(source, Spectrum):
         return [source]
     if isinstance(source, (str, PathLike)) and str(source).endswith(".json"):
@@ -203,6 +213,13 @@ def subspaces(name_a: str, a: Spectrum, name_b: str, b: Spectrum) -> dict[str, A
     angle: the largest principal angle, in radians, between the first k directions of both;
     collapsed_overlap: mean squared cosine between the collapsed directions of both (1: the same, or those of one
     contain those of the other), null where one has none.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> z = np.random.default_rng(0).standard_normal((1000, 4))
+        >>> a, b = (spectrum(z * scale, vectors=True) for scale in ([1, 1, 0, 0], [0, 1, 1, 0]))
+        >>> round(subspaces("a", a, "b", b)["variance_within"], 1)
+        0.5
     """
     assert a.vectors is not None
     assert b.vectors is not None

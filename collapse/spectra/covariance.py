@@ -282,6 +282,8 @@ class Covariance:
     ) -> Spectrum:
         """What `spectrum` gives, without a Python warning: a part of a larger result.
 
+        rounding: (b, d); the rest as for `spectrum`.
+
         Raises InputError: as `spectrum`.
         """
         share("threshold", threshold)

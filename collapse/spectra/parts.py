@@ -12,7 +12,7 @@ from collapse.results import LARGEST, integer_of, list_of, value_of
 
 
 def check_possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str) -> None:
-    """Refuse values (d,) that no rows have.
+    """Raise InputError for singular values and moments, (d,) each, that no rows have.
 
     Taking the mean off only takes away, and rows of norm 1 have mean square 1.
     """

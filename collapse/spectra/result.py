@@ -70,6 +70,15 @@ class Spectrum(Result):
         vectors: (d, d) float64, the singular vectors of C as columns in the same order; None unless asked for.
         errors: standard errors by a delete-a-group jackknife, None unless asked for: {"groups": count,
             "singular_values": (d,), "metrics": {name: number}}.
+
+    Examples:
+        >>> from collapse import spectrum
+        >>> s = spectrum([[3.0, 0], [-3, 0], [0, 4], [0, -4]], normalize=False)
+        >>> s.singular_values.round(3).tolist(), s.n, s.dim  # sums of squares over n - 1
+        ([10.667, 6.0], 4, 2)
+        >>> s.save("s.json")
+        >>> Spectrum.load("s.json") == s
+        True
     """
 
     singular_values: NDArray

@@ -55,7 +55,7 @@ class Stream(ABC):
         return self._zero_rows[1]
 
     def add(self, z: Tensor) -> None:
-        """Add rows; what is wrong with them is said when the sum is read."""
+        """Add rows (b, d) of any real dtype; what is wrong with them is said when the sum is read."""
         most = max(4 * self.dim, ROWS)
         while len(z):
             part, z = z[: most - self.waiting], z[most - self.waiting :]
@@ -142,7 +142,7 @@ class Stream(ABC):
         return torch.where(refused, 0.0, made)
 
     def read(self, *made: Tensor) -> list[NDArray]:
-        """Tensors as arrays; the one wait for the device.
+        """Tensors of any shape as float64 arrays; the one wait for the device.
 
         Raises InputError: a row was not finite, or squares of entries overflow or vanish in float64.
         """
@@ -234,7 +234,7 @@ class DeviceGram(Stream):
         self._reduce_facts()
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
-        """As `Gram.eigenvalues`; both decompositions on the device: at d = 8192 the CPU takes minutes."""
+        """As `Gram.eigenvalues`, (d,) twice; both decompositions on the device: at d = 8192 the CPU takes minutes."""
         scatter, mean, off = self._centred()
         moment = scatter.addr(mean, mean, alpha=self.n)
         column, far = moment.diagonal().amax() / self.n, off.square().sum() * self.n
@@ -244,15 +244,15 @@ class DeviceGram(Stream):
         return both[0], both[1], float(square), float(2 * math.sqrt(self.dim) * EPS * largest)
 
     def centre(self) -> NDArray:
-        """As `Gram.centre`."""
+        """(d,): the mean, as `Gram.centre`."""
         return self.read(self._centred()[1])[0]
 
     def scattered(self) -> NDArray:
-        """As `Gram.scattered`."""
+        """(d, d): the scatter, as `Gram.scattered`."""
         return self.read(self._centred()[0])[0]
 
     def vectors(self, last: int | None = None) -> NDArray:
-        """As `Gram.vectors`, on the device."""
+        """(d, d) or (d, last): as `Gram.vectors`, on the device."""
         found = torch.linalg.eigh(self._sound(self._centred()[0]))[1].flip(1)
         return self.read(found[:, -(last or self.dim) :])[0]
 
@@ -309,7 +309,7 @@ class DeviceTriangle(Stream):
         self.n, self.mean, self.triangle, self.facts = total.n, total.mean, total.triangle, total.facts
 
     def eigenvalues(self) -> tuple[NDArray, NDArray, float, float]:
-        """As `Triangle.eigenvalues`, on the device."""
+        """As `Triangle.eigenvalues`, (d,) twice, on the device."""
         moved = self._moved(0.0)[:, 1:]
         column = moved.square().sum(0).amax() / self.n
         parts = self.triangle[1:, 1:], moved
@@ -319,18 +319,18 @@ class DeviceTriangle(Stream):
         return scatter, moment, float(square), float((self.dim * EPS) ** 2 * moment.sum())
 
     def centre(self) -> NDArray:
-        """As `Gram.centre`."""
+        """(d,): the mean, as `Gram.centre`."""
         first = self._moved(0.0)[0]  # its first entry is sqrt(n), up to the sign
         return self.read(first[1:] / first[0])[0]
 
     def scattered(self) -> NDArray:
-        """As `Gram.scattered`."""
+        """(d, d): the scatter, as `Gram.scattered`."""
         self._flush()
         triangle = self.triangle[1:, 1:]
         return self.read(triangle.T @ triangle)[0]
 
     def vectors(self, last: int | None = None) -> NDArray:
-        """As `Triangle.vectors`, on the device."""
+        """(d, d) or (d, last): as `Triangle.vectors`, on the device."""
         self._flush()
         found = torch.linalg.svd(self._sound(self.triangle[1:, 1:]))[2].T
         return self.read(found[:, -(last or self.dim) :])[0]

@@ -77,7 +77,10 @@ class SpectrumMetric(torchmetrics.Metric):
         self.roundoff = self.roundoff.clamp(min=part.roundoff)
 
     def compute(self) -> Tensor:
-        """The metric of all rows; NaN, with a CollapseWarning, of fewer than two. Raises InputError: as `spectrum`."""
+        """The metric of all rows, a scalar; NaN, with a CollapseWarning, of fewer than two.
+
+        Raises InputError: as `spectrum`.
+        """
         if self.moments[0, 0] < 2:
             warn([f"{self.name}: {int(self.moments[0, 0])} rows; a covariance needs at least 2"])
             return self.moments.new_tensor(torch.nan)

@@ -72,7 +72,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_shapes(**arrays: tuple[Tensor, tuple[str, ...]]) -> None:
-    """Each array has its number of axes, and axes of one name have one length. Raises InputError: they do not."""
+    """Raise InputError unless each array has its axes, and axes of one name have one length.
+
+    arrays: by name, an array of any shape and the names of its axes, as W=(W, ("m", "d")).
+    """
     sizes: dict[str, tuple[int, str]] = {}
     for name, (array, axes) in arrays.items():
         if array.ndim != len(axes):
@@ -84,7 +87,7 @@ def check_shapes(**arrays: tuple[Tensor, tuple[str, ...]]) -> None:
 
 
 def check_not_negative(**arrays: Tensor) -> None:
-    """Raise InputError, with the name and the entry, if an entry is below zero."""
+    """Raise InputError, with the name and the entry, if an entry is below zero; arrays of any shape."""
     for name, array in arrays.items():
         if (array < 0).any():
             raise InputError(f"{name}: entry {int((array < 0).nonzero()[0, 0])} is {float(array.min()):g}, below zero")

@@ -35,6 +35,11 @@ class Descent:
         weight_decay: gamma, added to the gradient as gamma W, as in torch.
         trust: LARS's eta: a layer's gradient, decay included, is scaled to the length eta |W|.  0 is plain SGD.
         vicreg: weights of VICReg's invariance, variance and covariance terms.
+
+    Examples:
+        >>> fast = Descent(lr=0.01, momentum=0.9)
+        >>> round(fast.clock, 6), round(fast.inertia, 6)
+        (0.1, 0.95)
     """
 
     lr: float = 1e-3
@@ -65,7 +70,15 @@ class Descent:
 
 
 class Optimizer:
-    """SGD with momentum, weight decay and LARS, on layers (R, rows, columns), each run by itself."""
+    """SGD with momentum, weight decay and LARS, on layers (R, rows, columns), each run by itself.
+
+    Examples:
+        >>> import torch
+        >>> W = torch.ones(1, 2, 2)
+        >>> Optimizer(Descent(lr=0.5), [W]).step([W], [torch.ones_like(W)], [torch.eye(2)])
+        >>> W[0].tolist()
+        [[0.5, 1.0], [1.0, 0.5]]
+    """
 
     def __init__(self, descent: Descent, layers: Sequence[Tensor]) -> None:
         """Start with no velocity."""
@@ -91,6 +104,12 @@ def dot_product_gradient(W: Tensor, x: Tensor, temperature: float) -> Tensor:
     """dL/dW, (m, d), for z = W x, x (n, d): W (B + B^T), B = x^T (softmax - 1) x_prime.
 
     That is one large product, where the gradient of the rows has two.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.tensor([[[1, 0], [0, 1], [1, 0], [0, 1]]]).double()  # two views of two samples
+        >>> dot_product_gradient(torch.eye(2)[None].double(), x, temperature=1.0)[0].round(decimals=3).tolist()
+        [[-0.269, 0.269], [0.269, -0.269]]
     """
     first, second = x.chunk(2, dim=1)
     logits = (first @ (W.mT @ W / temperature)) @ second.mT

@@ -39,6 +39,13 @@ def matrix_flow(
 
     Returns:
         L arrays (T, rows, columns) float64.
+
+    Examples:
+        >>> first, second = matrix_flow([0, 1, 3], [np.eye(2), 0.1 * np.eye(2)], gradient=lambda W: W - np.eye(2))
+        >>> (second @ first)[:, 0, 0].round(2).tolist()  # to where the gradient is 0
+        [0.1, 0.78, 1.0]
+        >>> (second[2].T @ second[2] - first[2] @ first[2].T)[0, 0].round(2).tolist()  # conserved: 0.1^2 - 1^2
+        -0.99
     """
     t, weights = float64(t), [float64(W) for W in weights]
     kept = [None if mask is None else float64(mask) for mask in masks or [None] * len(weights)]
@@ -96,6 +103,11 @@ def aligned_flow(
 
     Returns:
         (T, L, K) float64; the solver's own error in ln sigma is about 1e-4.
+
+    Examples:
+        >>> sigma = aligned_flow([0, 1, 3], [[1.0], [0.1]], mode_gradient=lambda m: (m - m**0.5) / (2 * m))
+        >>> sigma.prod(1).round(2).tolist()
+        [[0.1], [0.78], [1.0]]
     """
     t, sigma = float64(t), float64(sigma)
 
@@ -134,6 +146,12 @@ def momentum_rate(rate: Array, lr: float, momentum: float) -> Array:
     Raises:
         InputError: the learning rate is not positive, momentum is not in [0, 1), or a rate lies so far below zero that
             the mode oscillates, lr rate <= -(1 - sqrt(beta))^2.
+
+    Examples:
+        >>> momentum_rate([0.1, 1], lr=0.01, momentum=0).round(5).tolist()  # ln(1 + lr rate)
+        [0.001, 0.00995]
+        >>> momentum_rate([0.1, 1], lr=0.01, momentum=0.9).round(5).tolist()
+        [0.0092, 0.06265]
     """
     check_positive("lr", lr)
     if not 0 <= momentum < 1:
@@ -167,6 +185,10 @@ def lars_time(t: Array, weights: Array, gradients: Array, trust: float) -> Array
 
     Raises:
         InputError: shapes do not fit, or the trust is not positive.
+
+    Examples:
+        >>> lars_time([0, 1, 2], weights=[1, 1, 1], gradients=[0.1, 0.1, 0.1], trust=0.01).round(6).tolist()
+        [0.0, 10.0, 20.0]
     """
     check_shapes(t=(t, ("T",)), weights=(weights, ("T",)), gradients=(gradients, ("T",)))
     check_positive("trust", trust)

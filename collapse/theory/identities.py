@@ -7,6 +7,7 @@ The lemmas are for the Euclidean similarity -|z - z'|^2 / 2; the dot-product and
 from the other view, as the official code does. Losses are summed over anchors.
 All of it holds for any finite batch, to rounding; limits and approximations are in predict.py and meanfield.py.
 Arguments are numpy arrays or torch tensors, results of the same kind, in float64; gradients flow through tensors.
+An array that is not of real numbers, or holds NaN or infinity, raises InputError with its name.
 """
 
 import torch
@@ -36,6 +37,10 @@ def infonce(z: Array, z_prime: Array, similarity: str = "euclidean", temperature
     Raises:
         InputError: shapes differ, an entry is NaN or infinite, a similarity is unknown, a temperature not positive,
             a row of zeros has no cosine, or the embeddings are so large that their products overflow.
+
+    Examples:
+        >>> round(float(infonce([[1, 0], [0, 1]], [[1, 0], [0, 1]], "dot")), 6)  # 2 ln(1 + 1 / e)
+        0.626523
     """
     _check_views("z", z, "z_prime", z_prime)
     check_choice("similarity", similarity, SIMILARITIES)
@@ -64,6 +69,11 @@ def infonce_gradients(z: Array, z_prime: Array) -> tuple[Array, Array]:
 
     Raises:
         InputError: as for `infonce`.
+
+    Examples:
+        >>> g_z, g_z_prime = infonce_gradients([[1, 0], [0, 1]], [[1, 0], [0, 1]])
+        >>> g_z.round(3).tolist(), g_z_prime.round(3).tolist()
+        ([[-0.538, 0.538], [0.538, -0.538]], [[0.0, 0.0], [0.0, 0.0]])
     """
     _check_views("z", z, "z_prime", z_prime)
     z, z_prime = _centred(z, z_prime)
@@ -96,6 +106,10 @@ def gram_difference(
 
     Raises:
         InputError: as for `infonce`, W has another number of columns than x, or a Euclidean temperature is not 1.
+
+    Examples:
+        >>> gram_difference([[1, 0], [0, 1]], [[1, 0], [0, 1]], W=[[0, 0]]).tolist()
+        [[1.0, -1.0], [-1.0, 1.0]]
     """
     _check_views("x", x, "x_prime", x_prime)
     check_choice("similarity", similarity, SIMILARITIES)

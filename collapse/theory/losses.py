@@ -42,6 +42,10 @@ def spectral_loss(W: Array, C0: Array, Ce: Array) -> Array:
 
     Raises:
         InputError: shapes do not fit.
+
+    Examples:
+        >>> float(spectral_loss([[1]], C0=[[1]], Ce=[[0.5]]))  # 1.5^2 - 2
+        0.25
     """
     check_shapes(W=(W, ("m", "d")), C0=(C0, ("d", "d")), Ce=(Ce, ("d", "d")))
     S = W @ (C0 + Ce) @ W.T
@@ -65,6 +69,11 @@ def barlow_twins_loss(W: Array, C0: Array, Ce: Array, batch: int | None = None) 
 
     Raises:
         InputError: shapes do not fit, or the batch is below 1.
+
+    Examples:
+        >>> W, C0, Ce = [[1]], [[1]], [[0.5]]
+        >>> float(barlow_twins_loss(W, C0, Ce)), float(barlow_twins_loss(W, C0, Ce, batch=10))
+        (0.0, 0.325)
     """
     check_shapes(W=(W, ("m", "d")), C0=(C0, ("d", "d")), Ce=(Ce, ("d", "d")))
     _check_batch(batch, 1)
@@ -101,6 +110,10 @@ def vicreg_loss(
 
     Raises:
         InputError: shapes do not fit, or the batch is below 2.
+
+    Examples:
+        >>> round(float(vicreg_loss([[1]], C0=[[1]], Ce=[[0.5]])), 6)  # 25 . 2 . 0.5: a deviation over 1 costs nothing
+        25.0
     """
     check_shapes(W=(W, ("m", "d")), C0=(C0, ("d", "d")), Ce=(Ce, ("d", "d")))
     _check_batch(batch, 2)
@@ -133,7 +146,13 @@ def _check_batch(batch: int | None, least: int) -> None:
 def loss_gradient(loss: Callable[..., Tensor], C0: Floats, Ce: Floats, **options: object) -> Callable[[Floats], Floats]:
     """W (m, d) -> dL/dW (m, d) of one of this module's losses, for `matrix_flow`.
 
-    loss: called with W, C0 and Ce as tensors, and the options.
+    loss: called with W, C0 and Ce as float64 tensors, and the options.
+    C0, Ce: (d, d) covariance of the clean data and of the augmentation.
+
+    Examples:
+        >>> gradient = loss_gradient(spectral_loss, C0=[[1]], Ce=[[0]])
+        >>> gradient([[0.5]]).tolist()  # 4 (w^3 - w)
+        [[-1.5]]
     """
     covariances = torch.as_tensor(float64(C0)), torch.as_tensor(float64(Ce))
 
@@ -162,6 +181,10 @@ def barlow_twins_modes(t: Array, g: Array, m0: Array) -> Array:
 
     Raises:
         InputError: shapes do not fit, or an initial value is negative.
+
+    Examples:
+        >>> barlow_twins_modes([0, 1, 3], g=[1, 0.5], m0=[0.01, 0.01]).round(3).tolist()  # to 1 / g, one after another
+        [[0.01, 0.01], [0.968, 0.431], [1.0, 1.998]]
     """
     check_shapes(t=(t, ("T",)), g=(g, ("K",)), m0=(m0, ("K",)))
     check_not_negative(m0=m0)
@@ -186,6 +209,10 @@ def vicreg_modes(c0: Array, ce: Array, weights: tuple[float, float, float] = (25
 
     Raises:
         InputError: shapes do not fit, a variance is negative, both are zero, or a weight is out of range.
+
+    Examples:
+        >>> vicreg_modes([1, 1], [0.1, 10]).round(3).tolist()
+        [0.909, 0.007]
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)

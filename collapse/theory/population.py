@@ -46,6 +46,10 @@ def population_loss(W: Array, C0: Array, Ce: Array, similarity: str = "euclidean
 
     Raises:
         InputError: shapes do not fit, the similarity is unknown or the temperature not positive.
+
+    Examples:
+        >>> float(population_loss([[1]], C0=[[1]], Ce=[[0.5]], similarity="dot"))  # -1 + 1.5^2 / 2
+        0.125
     """
     check_shapes(W=(W, ("m", "d")), C0=(C0, ("d", "d")), Ce=(Ce, ("d", "d")))
     check_choice("similarity", similarity, SIMILARITIES)
@@ -87,8 +91,12 @@ def stationary_modes(
         (K,) float64.
 
     Raises:
-        InputError: shapes do not fit, a variance or the decay is negative, both variances are zero, or the depth is
-            above 1 for the Euclidean loss.
+        InputError: shapes do not fit, a variance or the decay is negative, both variances are zero, the similarity is
+            unknown, the temperature is not positive, or the depth is below 1 (for the Euclidean loss, not 1).
+
+    Examples:
+        >>> stationary_modes([1, 1, 0], [0, 1, 1], "dot").tolist()  # c0 / c^2
+        [1.0, 0.25, 0.0]
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -130,7 +138,12 @@ def critical_start(c0: Array, ce: Array, depth: int, temperature: float = 0.1, w
         (K,) float64; infinite where a mode dies from any start.
 
     Raises:
-        InputError: shapes do not fit, a variance or the decay is negative, or the temperature is not positive.
+        InputError: shapes do not fit, depth is below 1, a variance or the decay is negative, or the temperature is not
+            positive.
+
+    Examples:
+        >>> critical_start([1, 0.1], [0, 0], depth=2, weight_decay=1).round(4).tolist()
+        [0.0514, inf]
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -190,6 +203,10 @@ def population_modes(
 
     Raises:
         InputError: shapes do not fit, depth is below 1, or the decay is negative.
+
+    Examples:
+        >>> population_modes([0, 0.2, 2], w0=[0.01], c0=[1], ce=[0]).round(4).tolist()
+        [[0.01], [0.2737], [0.3162]]
     """
     check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_depth(depth)
@@ -214,7 +231,23 @@ def population_modes(
 
 @same_kind
 def population_gradient(W: Array, C0: Array, Ce: Array, temperature: float = 0.1) -> Array:
-    """dL/dW of `population_loss` for the dot product: 2 (S W C / tau - W C0) / tau. (m, d) float64."""
+    """dL/dW of `population_loss` for the dot product: 2 (S W C / tau - W C0) / tau.
+
+    Args:
+        W: (m, d) the product of all layers.
+        C0, Ce: (d, d) covariance of the clean data and of the augmentation.
+        temperature: tau > 0.
+
+    Returns:
+        (m, d) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
+
+    Examples:
+        >>> population_gradient([[1]], C0=[[1]], Ce=[[1]], temperature=1).tolist()  # 2 (w^3 c^2 - w c0)
+        [[6.0]]
+    """
     WC = W @ (C0 + Ce)
     return 2 * ((WC @ W.T) @ WC / temperature - W @ C0) / temperature
 
@@ -232,6 +265,13 @@ def euclidean_modes(t: Array, m0: Array, c0: Array, ce: Array) -> Array:
 
     Returns:
         (T, K) float64.
+
+    Raises:
+        InputError: shapes do not fit, or an entry is NaN or infinite.
+
+    Examples:
+        >>> euclidean_modes([0, 1, 9], m0=[0.01], c0=[0.5], ce=[0.5]).round(3).tolist()
+        [[0.01], [0.062], [0.618]]
     """
     check_shapes(t=(t, ("T",)), m0=(m0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     times, start, a, v = (array.detach().cpu().numpy() for array in (t, m0, 4 * ce, c0 + ce))
@@ -257,6 +297,13 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
 
     Returns:
         (K,) float64, adding up to 1.
+
+    Raises:
+        InputError: shapes do not fit, a variance is negative, or the temperature is not positive.
+
+    Examples:
+        >>> cosine_modes([1, 1, 0.1], [0.1, 1, 0.9], temperature=1).round(3).tolist()
+        [0.705, 0.295, 0.0]
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -280,6 +327,11 @@ def water_level(fractions: Array, temperature: float = 0.1) -> tuple[Array, Arra
 
     Raises:
         InputError: fractions is not a vector of at least one entry, or the temperature is not positive.
+
+    Examples:
+        >>> mu, t = water_level([1, 0.5, 0.1], temperature=1)
+        >>> round(float(mu), 3), t.round(3).tolist()
+        (-0.25, [0.75, 0.25, 0.0])
     """
     check_shapes(fractions=(fractions, ("K",)))
     check_positive("temperature", temperature)
@@ -318,7 +370,11 @@ def escape_time(
         (K,) float64 times; negative where the mode was at w before, infinite where it never gets there.
 
     Raises:
-        InputError: shapes do not fit, a value is not positive, or the decay is negative.
+        InputError: shapes do not fit, depth is below 1, a value is not positive, or the decay is negative.
+
+    Examples:
+        >>> escape_time([0.01], [0.1], c0=[1], depth=1).round(4).tolist()  # 0.1 ln(10) / 2
+        [0.1151]
     """
     check_shapes(w0=(w0, ("K",)), w=(w, ("K",)), c0=(c0, ("K",)))
     check_depth(depth)
@@ -359,6 +415,13 @@ def collapsed_modes(
 
     Returns:
         (K,) bool.
+
+    Raises:
+        InputError: as for `stationary_modes` and `escape_time`.
+
+    Examples:
+        >>> collapsed_modes([0.01, 0.01, 0.01], c0=[1, 1, 0.1], ce=[0.1, 20, 0.1], depth=2, horizon=10).tolist()
+        [False, True, True]
     """
     stationary = stationary_modes(c0, ce, "dot", temperature)
     level = (threshold * stationary.max()).sqrt().expand(len(w0))

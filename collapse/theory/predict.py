@@ -27,6 +27,10 @@ def one_layer(t: Array, W0: Array, X: Array) -> Array:
 
     Raises:
         InputError: shapes do not fit, or W(t) leaves the range of float64.
+
+    Examples:
+        >>> one_layer([0, 1], W0=[[1, 1]], X=[[1, 0], [0, -1]]).round(3).tolist()  # exp(t), exp(-t)
+        [[[1.0, 1.0]], [[2.718, 0.368]]]
     """
     check_shapes(t=(t, ("T",)), W0=(W0, ("m", "d")), X=(X, ("d", "d")))
     W = W0 @ torch.linalg.matrix_exp(X * t[:, None, None])
@@ -53,6 +57,10 @@ def two_layer_modes(t: Array, lam: Array, sigma1: Array, sigma2: Array) -> Array
 
     Raises:
         InputError: shapes do not fit, a singular value is negative, or a mode has blown up before some t.
+
+    Examples:
+        >>> two_layer_modes([0, 1], lam=[20, -20], sigma1=[0.1, 0.1], sigma2=[0.1, 0.1]).round(4).tolist()
+        [[0.01, 0.01], [0.0167, 0.0071]]
     """
     check_shapes(t=(t, ("T",)), lam=(lam, ("K",)), sigma1=(sigma1, ("K",)), sigma2=(sigma2, ("K",)))
     check_not_negative(sigma1=sigma1, sigma2=sigma2)
@@ -78,6 +86,10 @@ def deep_modes(t: Array, lam: Array, w0: Array, depth: int) -> Array:
 
     Raises:
         InputError: shapes do not fit, w0 is negative, depth is below 1, or a mode has blown up before some t.
+
+    Examples:
+        >>> [float(deep_modes([1], lam=[1], w0=[0.1], depth=depth)[0, 0].round(3)) for depth in (1, 2, 3)]
+        [0.272, 0.125, 0.117]
     """
     check_shapes(t=(t, ("T",)), lam=(lam, ("K",)), w0=(w0, ("K",)))
     check_not_negative(w0=w0)
@@ -103,6 +115,12 @@ def alignment(W1: Array, W2: Array) -> Array:
 
     Raises:
         InputError: shapes do not fit.
+
+    Examples:
+        >>> alignment(W1=[[2, 0], [0, 1]], W2=[[3, 0], [0, 1]]).round(6).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+        >>> alignment(W1=[[2, 0], [0, 1]], W2=[[1, 0], [0, 3]]).round(6).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     check_shapes(W1=(W1, ("h", "d")), W2=(W2, ("m", "h")))
     U1 = torch.linalg.svd(W1, full_matrices=False).U
@@ -124,6 +142,13 @@ def conserved_split(m: Array, kappa: Array) -> Array:
 
     Returns:
         (...) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
+
+    Examples:
+        >>> conserved_split([1e-4, 1e-4, 1e-4], kappa=[0, 1, -1]).round(4).tolist()
+        [0.01, 1.0001, 0.0001]
     """
     root = torch.sqrt(kappa**2 + 4 * m)
     # For kappa < 0 the sum cancels; its conjugate does not.
@@ -145,6 +170,14 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
 
     Returns:
         Two (h, h) float64.
+
+    Raises:
+        InputError: an entry is NaN or infinite.
+
+    Examples:
+        >>> first, second = balanced_grams([[1, 0], [0, -1]], m=1)
+        >>> first.diagonal().round(3).tolist(), second.diagonal().round(3).tolist()
+        ([0.618, 1.618], [1.618, 0.618])
     """
     values, vectors = torch.linalg.eigh(K)
     gram = (vectors * ((torch.sqrt(values**2 + 4 * m) - values) / 2)) @ vectors.T
@@ -170,6 +203,11 @@ def alignment_index(w: Array, K: Array) -> Array:
 
     Raises:
         InputError: K is not square, or w has another number of entries.
+
+    Examples:
+        >>> K = [[1, 0], [0, -1]]
+        >>> round(float(alignment_index([1, 1], K)), 3), round(float(alignment_index([3, 0], K)), 3)
+        (-1.0, 0.8)
     """
     check_shapes(K=(K, ("h", "h")))
     if w.shape[-1:] != K.shape[:1]:

@@ -40,6 +40,11 @@ class Distillation:
         target: beta, dW_a/dt = beta (W - W_a); 0 makes the target follow at once, as in SimSiam.
         boost: epsilon of DirectPred and DirectCopy.
         average: share of a batch's covariance in the running mean F (simulation only).
+
+    Examples:
+        >>> simsiam, byol = Distillation(), Distillation(target=0.1)
+        >>> simsiam.predictor, simsiam.target, byol.target
+        ('trained', 0.0, 0.1)
     """
 
     predictor: str = "trained"
@@ -76,6 +81,11 @@ def predictor_roots(c0: Array, ce: Array, weight_decay: float = 0.0) -> tuple[Ar
 
     Raises:
         InputError: shapes do not fit, a variance or the decay is negative, or both variances are zero.
+
+    Examples:
+        >>> start, end = predictor_roots([1, 0.1], [1, 1], weight_decay=0.1)
+        >>> start.round(3).tolist(), end.round(3).tolist()
+        ([0.138, inf], [0.362, 0.0])
     """
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
@@ -118,6 +128,11 @@ def predictor_modes(
 
     Raises:
         InputError: shapes do not fit, or the decay is negative.
+
+    Examples:
+        >>> p, s = predictor_modes([0, 100], w0=[0.5, 0.5], p0=[0.5, 0.5], c0=[1, 0.1], ce=[1, 1], weight_decay=0.1)
+        >>> p[1].round(3).tolist()  # the second dies
+        [0.362, 0.0]
     """
     check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), p0=(p0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_decay(weight_decay)
@@ -172,6 +187,13 @@ def distil(
 
     Raises:
         InputError: the shapes do not fit one another and the seeds, or `at` is out of range.
+
+    Examples:
+        >>> from collapse.theory import Descent, GaussianViews
+        >>> views = GaussianViews(clean=[1.0, 0.1], noise=[0.1, 0.1])
+        >>> P, W = distil([0.1 * np.eye(2)], [np.eye(2)], views, [0], Descent(lr=0.1, steps=20, batch=32), at=[0, 20])
+        >>> P.shape, W.shape
+        ((2, 1, 2, 2), (2, 1, 2, 2))
     """
     method = method or Distillation()
     W, P = (torch.tensor(float64(array), dtype=torch.float32) for array in (weights, predictors))

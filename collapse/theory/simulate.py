@@ -48,6 +48,13 @@ class GaussianViews:
 
     clean, noise: standard deviations of the coordinates of x0 and of e, (d,) or (R, d), where these are independent;
     or square roots A of any covariances A A^T, (d, d) or (R, d, d), given together as matrices.
+
+    Examples:
+        >>> import torch
+        >>> views = GaussianViews(clean=[1.0, 0.1], noise=[0.0, 0.0])
+        >>> x, x_prime = views.draw([torch.Generator().manual_seed(0)], steps=1, batch=3)[0, 0]
+        >>> tuple(x.shape), torch.equal(x, x_prime)
+        ((3, 2), True)
     """
 
     clean: NDArray[np.float64]
@@ -86,6 +93,12 @@ class MaskedViews:
     clean: standard deviations of the coordinates, (d,) or (R, d).
     missing: probabilities, (d,) or (R, d).  About its mean (1 - missing) x0 a view is noise of covariance
     missing (1 - missing) clean^2: to second moments, masking is additive noise on shrunken data.
+
+    Examples:
+        >>> import torch
+        >>> views = MaskedViews(clean=[1.0, 1.0], missing=[0.0, 1.0])
+        >>> views.draw([torch.Generator().manual_seed(0)], steps=1, batch=3)[..., 1].abs().max().item()
+        0.0
     """
 
     clean: NDArray[np.float64]
@@ -108,7 +121,14 @@ class MaskedViews:
 
 @dataclass(frozen=True)
 class BiasedViews:
-    """Views with a last coordinate that is always 1: the last column of a layer of d + 1 columns is its bias."""
+    """Views with a last coordinate that is always 1: the last column of a layer of d + 1 columns is its bias.
+
+    Examples:
+        >>> import torch
+        >>> views = BiasedViews(GaussianViews(clean=[1.0], noise=[0.1]))
+        >>> views.draw([torch.Generator().manual_seed(0)], steps=1, batch=2)[0, 0, 0, :, 1].tolist()
+        [1.0, 1.0]
+    """
 
     views: Views
 
@@ -141,6 +161,13 @@ def sgd(
 
     Raises:
         InputError: the weights are not R stacked layers that fit, `at` is out of range, or a name is unknown.
+
+    Examples:
+        >>> views = GaussianViews(clean=[1.0, 1.0], noise=[0.1, 1.0])
+        >>> descent = Descent(lr=0.01, steps=200, batch=32)
+        >>> (W,) = sgd([0.1 * np.eye(2)[None]], views, seeds=[0], descent=descent, at=[0, 200])
+        >>> W.shape, singular_values(W[1, 0]).round(1).tolist()  # about sqrt(tau c0) / c
+        ((2, 1, 2, 2), [0.3, 0.2])
     """
     weights = [float64(W) for W in weights]
     _check(weights, seeds, descent, at)
@@ -160,7 +187,15 @@ def sgd(
 
 
 def batches(views: Views, generators: Sequence[torch.Generator], descent: Descent) -> Iterator[tuple[int, Tensor]]:
-    """(step, both views stacked (R, 2 batch, d)) for the steps 1 .. descent.steps, drawn some steps at a time."""
+    """(step, both views stacked (R, 2 batch, d)) for the steps 1 .. descent.steps, drawn some steps at a time.
+
+    Examples:
+        >>> import torch
+        >>> views = GaussianViews(clean=[1.0, 1.0], noise=[0.1, 0.1])
+        >>> drawn = batches(views, [torch.Generator().manual_seed(0)], Descent(steps=2, batch=4))
+        >>> [(step, tuple(x.shape)) for step, x in drawn]
+        [(1, (1, 8, 2)), (2, (1, 8, 2))]
+    """
     chunk = max(1, DRAWN // len(generators))
     with tqdm(total=descent.steps, desc=f"SGD of {len(generators)} runs", unit="step", disable=None) as bar:
         for first in range(0, descent.steps, chunk):
@@ -204,6 +239,13 @@ def sample_gradient(
     """W -> dL/dW of the mean loss over one fixed sample, in float64: for `matrix_flow`, the exact flow of a sample.
 
     x, x_prime: (n, d) the two views.  Costs O(n^2) an evaluation.
+
+    Raises InputError: the similarity is unknown.
+
+    Examples:
+        >>> gradient = sample_gradient(np.eye(2), np.eye(2), temperature=1.0)
+        >>> gradient(np.eye(2)).round(3).tolist()
+        [[-0.269, 0.269], [0.269, -0.269]]
     """
     check_choice("similarity", similarity, tuple(GRADIENTS))
     views = torch.as_tensor(np.concatenate([float64(x), float64(x_prime)]))
@@ -228,5 +270,10 @@ def _check(weights: Sequence[NDArray], seeds: Sequence[int], descent: Descent, a
 
 
 def singular_values(weights: Floats) -> NDArray[np.float64]:
-    """Singular values, descending, of all matrices of (..., m, d) at once: (..., min(m, d))."""
+    """Singular values, descending, of all matrices of (..., m, d) at once: (..., min(m, d)).
+
+    Examples:
+        >>> singular_values([[3.0, 0.0], [0.0, -4.0]]).tolist()
+        [4.0, 3.0]
+    """
     return np.linalg.svd(float64(weights), compute_uv=False)

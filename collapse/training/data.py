@@ -37,7 +37,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> Picture:
-        """Image `index`; raises UnreadableImage if it cannot be read."""
+        """Image `index`, of Pillow or (h, w, c). Raises UnreadableImage: it cannot be read."""
 
     def path(self, index: int) -> str:
         """Where image `index` is, for a reader."""
@@ -78,7 +78,10 @@ class Subset:
         return len(self.indices)
 
     def open(self, index: int) -> Picture:
-        """Image `index` of the chosen ones."""
+        """Image `index` of the chosen ones, of Pillow or (h, w, c).
+
+        Raises UnreadableImage: it cannot be read.  Raises InputError: nor, with `tolerant`, can the nine behind it.
+        """
         place = int(self.indices[index])
         return open_next(self.images, place)[1] if self.tolerant else self.images.open(place)
 
@@ -89,6 +92,8 @@ class Subset:
 
 def open_next(images: Source, index: int) -> tuple[int, Picture, list[str]]:
     """The first image from `index` on that can be read, of ten: its index, itself, what was wrong with the others.
+
+    The image is one of Pillow, or (h, w, c) numbers.
 
     Raises InputError: none can be read.
     """
@@ -107,7 +112,7 @@ class Identity:
     names_digest: of names and labels, as version 1 of a RUN keeps it.
     digest: of names, labels, sizes and contents. The contents are the checksums of a zip; or the bytes of all files up
     to `limits.DIGESTED` together, about a second a GiB, and of more those of `limits.SAMPLED` files.
-    For a set in memory both are of pixels and labels.
+    For a set in memory both are of pixels and labels.  labels: (n,) int64.
     """
 
     def __init__(self, images: Source, labels: NDArray) -> None:
@@ -149,7 +154,7 @@ def _contents(files: Images, index: int) -> bytes:
 
 
 class Chosen:
-    """What tells a part of a set from others."""
+    """What tells a part of a set, the images at indices (n,), from others."""
 
     def __init__(self, whole: "Identity | Chosen", indices: NDArray) -> None:
         self.whole, self.indices = whole, indices
@@ -192,7 +197,7 @@ class Labelled:
         return len(self.images)
 
     def subset(self, indices: NDArray) -> "Labelled":
-        """The images at `indices`, in that order."""
+        """The images at `indices`, (n,), in that order."""
         chosen, images = indices, self.images
         if isinstance(images, Pixels):
             chosen = images.stands[indices]

@@ -47,7 +47,7 @@ class BatchOrder:
         return self.n // self.batch_size
 
     def batches(self, first: int) -> Iterator[tuple[int, NDArray]]:
-        """(epoch, this process's images) of each step from `first` on to the last epoch's end."""
+        """(epoch, this process's images (b,)) of each step from `first` on to the last epoch's end."""
         own = self.batch_size // self.world
         for epoch in range(first // self.per_epoch, self.epochs):
             images = order(self.seed, epoch, self.n)

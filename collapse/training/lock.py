@@ -99,7 +99,7 @@ class Lock:
         os.utime(self.path)
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Let others have the folder. Raises InputError: the lock is no regular file any more."""
         if os.getpid() == self._pid and _read(self.path) == self._text:
             self.path.unlink(missing_ok=True)
 

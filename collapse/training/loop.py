@@ -97,7 +97,10 @@ class Loop:
         self.board = Board(run.folder, training.step) if run is not None and self.options.tensorboard else None
 
     def run(self, data: Labelled) -> Iterator[dict[str, Any]]:
-        """Steps until the end; yields the lines of the log as they are written."""
+        """Steps until the end; yields the lines of the log as they are written.
+
+        Raises InputError: images cannot be read, a loader process died, or a file of the run cannot be written.
+        """
         training, per_epoch = self.training, self.training.plan.per_epoch
         labels = torch.from_numpy(data.labels)
         options = (training.step, self.options.workers, training.device)
@@ -215,7 +218,7 @@ class Loop:
 def ahead(
     items: Iterable[Batch], prepare: Callable[[Batch], tuple[Tensor, Tensor]], device: str
 ) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
-    """(batch, its views); on CUDA the next batch is copied and augmented on a stream beside the current step."""
+    """(batch, its views (b, 3, h, w) twice); on CUDA the next is copied and augmented on a stream beside the step."""
     if not device.startswith("cuda"):
         yield from ((batch, prepare(batch)) for batch in items)
         return

@@ -40,6 +40,8 @@ class Network(nn.Module):
     stochastic depth are off: their draws would depend on where a run was interrupted.  Without classes there is no
     classifier, and no logits.
     Attribute config: with the head, the width of its embedding and of the predictor filled in.
+
+    Raises InputError: no such backbone or head, or a width that the head cannot have.
     """
 
     def __init__(self, config: Config, classes: int) -> None:
@@ -86,7 +88,10 @@ class Network(nn.Module):
         return self.predictor(z), self.predictor(z_prime), *targets, logits
 
     def loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The method's loss of what `forward` gives before the class scores: a scalar."""
+        """The method's loss of what `forward` gives before the class scores: a scalar.
+
+        Raises InputError: unknown negatives.
+        """
         config, (z, z_prime, *targets) = self.config, outputs
         if config.method == "barlow-twins":
             return barlow_twins(z, z_prime, config.redundancy)
@@ -231,7 +236,10 @@ def holds(path: Path, network: Network | None) -> bool:
 
 
 def save_encoder(path: Path, network: Network) -> None:
-    """The backbone under its library's names, the head under projector., and in the header what a reader must know."""
+    """The backbone under its library's names, the head under projector., and in the header what a reader must know.
+
+    Raises InputError: the file cannot be written.
+    """
     config, preprocess, tensors = network.config, network.config.preprocessing(), _encoder_tensors(network)
     known = asdict(network.backbone.shape) if isinstance(network.backbone, ResNet) else None
     architecture = known or {"arch": config.arch, "image_size": config.image_size, "planes": config.planes}

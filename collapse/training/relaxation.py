@@ -186,7 +186,7 @@ class Relaxation:
 
     @torch.no_grad()
     def state(self) -> State:
-        """What it has come to, over all images in two views."""
+        """What it has come to, over all images in two views. Raises InputError: a row is NaN or infinite."""
         rows = self.views.rows[:, :2].flatten(0, 1)
         r, z = self._rows(rows)
         few = rows[:: max(1, len(rows) // 512)].double()

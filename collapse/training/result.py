@@ -34,6 +34,11 @@ class Trained(Result):
 
     run: its folder.  encoder: the network, for `collapse.load` and all else that takes a checkpoint.
     last: the last line of its log; empty if that is damaged.  lead: whether this process is the one that writes.
+
+    Examples:
+        >>> done = Trained(Path("RUN"), {"epoch": 10, "step": 200, "epoch_loss": 4.2, "effective_rank": 30.5})
+        >>> print(done.sentence())
+        RUN: 10 epochs, 200 steps: loss 4.2, effective rank 30.5; RUN/encoder.safetensors
     """
 
     run: Path
@@ -147,6 +152,12 @@ def train(
         InputError: no such data, an impossible value, another run in `out`; see `training.train.train`.
         TypeError: an unknown keyword.
         SystemExit, KeyboardInterrupt: a signal came; the state is saved, and the same call goes on.
+
+    Examples:
+        >>> small = {"arch": "mlp", "planes": (16, 16), "batch_size": 1024, "held": 100}
+        >>> done = train("sklearn:digits", "RUN", preset="digits", epochs=1, workers=0, **small)
+        >>> done.last["epoch"], done.encoder.name, done.spectra()["representation"].shape
+        (1, 'encoder.safetensors', (1, 16))
     """
     known("train", options, (*RECIPE, *WATCHING, "compile"), ("preset", "max_pixels", "pixel_range", "holdout"))
     whole("max_pixels", max_pixels, 1)

@@ -257,7 +257,10 @@ class Run:
             print(f"warning: {path}: spectra are missing; the run goes on without them", file=sys.stderr)
 
     def add_spectra(self, step: int, values: Mapping[str, NDArray]) -> None:
-        """Add the singular values of each layer, (d,), at `step`; what the file holds from `step` on is dropped."""
+        """Add the singular values of each layer, (d,), at `step`; what the file holds from `step` on is dropped.
+
+        Raises InputError: the file cannot be written.
+        """
         path = self.folder / "spectra.npz"
         new = {"steps": np.array([step]), **{name: value[None] for name, value in values.items()}}
         stored = spectra_of(path)

@@ -52,7 +52,10 @@ class Options:
 
 
 class Training:
-    """A network, its optimizer, the next step, and the losses that no line of the log has yet: what a save holds."""
+    """A network, its optimizer, the next step, and the losses that no line of the log has yet: what a save holds.
+
+    Raises InputError: as `Network`, or blocks are to be computed again and the network has none.
+    """
 
     def __init__(self, config: Config, classes: int, plan: BatchOrder, options: Options) -> None:
         self.plan, self.options, self.device = plan, options, options.device

@@ -45,7 +45,10 @@ class ImageSet(ABC):
         """(bytes, checksum) of image `index`; without the checksum where none is stored."""
 
     def decode(self, index: int, most: int) -> Picture:
-        """Image `index`, of at most `most` pixels. Raises UnreadableImage."""
+        """Image `index`, of Pillow or (h, w, c) numbers.
+
+        Raises UnreadableImage: it cannot be read, or has over `most` pixels.
+        """
         return pictures.decode(self.bytes_of(index, most), self.path(index), most)
 
     def bytes_of(self, index: int, pixels: int) -> bytes:

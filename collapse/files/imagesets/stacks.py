@@ -28,7 +28,7 @@ def one(contents: bytes, most: int) -> Picture:
 
 
 def picture(values: NDArray, layout: str) -> Picture:
-    """An image of numbers (h, w, c); of 8 bits in one or three channels, Pillow's."""
+    """An image with the axes that `layout` names as (h, w, c); of 8 bits in one or three channels, as Pillow's."""
     values = values[..., None] if layout == "hw" else values.transpose(1, 2, 0) if layout == "chw" else values
     if values.dtype == np.uint8 and values.shape[2] in (1, 3):
         return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
@@ -64,7 +64,10 @@ def _within(shape: Sequence[int], layout: str, most: int) -> None:
 
 
 class Stack(ImageSet):
-    """The images of an array (n, h, w), (n, h, w, c) or (n, c, h, w), in a .npy or under a key of a .npz."""
+    """The images of an array (n, h, w), (n, h, w, c) or (n, c, h, w), in a .npy or under a key of a .npz.
+
+    Raises InputError: damaged, no such array, or a shape that does not show which axis holds the channels.
+    """
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class Stack(ImageSet):
         return f"{self.where}[{self.names[index].lstrip('0') or '0'}]"
 
     def read(self, index: int, most: int) -> bytes:
-        """The numbers of image `index`."""
+        """The numbers of image `index`. Raises InputError: they are over `most` bytes."""
         size = within(self.header.width, most)
         if self.whole is not None:
             return self.whole[index].tobytes()
@@ -112,7 +115,10 @@ class Stack(ImageSet):
         return self.header.width, b""
 
     def decode(self, index: int, most: int) -> Picture:
-        """Image `index`."""
+        """Image `index`, of Pillow where it has 8 bits a channel, else (h, w, c) numbers.
+
+        Raises UnreadableImage: it cannot be read, or has over `most` pixels.
+        """
         shape = self.header.shape[1:]
         contents = self.bytes_of(index, most)
         try:
@@ -154,7 +160,7 @@ class Pages(ImageSet):
         return f"{self.where}[{self.names[index]}]"
 
     def read(self, index: int, most: int) -> bytes:
-        """A TIFF of the page alone."""
+        """A TIFF of the page alone. Raises InputError: it has over `most` bytes, or lacks what a page has."""
         return tiffs.alone(self.pages[index], self.source.read, most)
 
     def mark(self, index: int) -> tuple[int, bytes]:
