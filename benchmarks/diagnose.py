@@ -31,8 +31,9 @@ from torch import Tensor
 from torchvision.models import resnet50
 
 from collapse import diagnose, load
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
 from collapse.diagnosis import before_crop
-from collapse.images import Images, pixel_batches
 from collapse.results import provenance, save_text, to_json
 
 VIEWS, ROWS = 4, 32

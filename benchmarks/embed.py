@@ -24,8 +24,9 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from collapse import load
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
 from collapse.encoders.passes import embed
-from collapse.images import Images, pixel_batches
 from collapse.results import provenance, save_text, to_json
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapse.data.labelled import of_arrays
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
 from collapse.monitor import Monitor
 from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.spectra.covariance import Covariance
-from collapse.training.data import of_arrays
 from collapse.training.network import Network, backward
 from collapse.training.optim import make_optimizer, parameter_groups
 from collapse.training.state import Options

@@ -29,13 +29,13 @@ from train import Bench, rounds, write_images
 
 import collapse
 from collapse import InputError
+from collapse.data.labelled import Labelled, of_arrays, open_data
+from collapse.data.preprocessing import Preprocessing
 from collapse.encoders.accuracy import knn, probe
 from collapse.encoders.passes import embed, features
-from collapse.images import Preprocessing
 from collapse.models.backbones import make_backbone
 from collapse.recipes.config import Config, make_config
 from collapse.results import strict
-from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.state import Options
 from collapse.training.train import train
 

@@ -33,8 +33,8 @@ from torchvision import models
 
 import collapse
 from collapse import plots
+from collapse.data.images import Images
 from collapse.encoders import processes
-from collapse.images import Images
 from collapse.recipes.config import make_config
 from collapse.results import provenance, save_text, to_json
 from collapse.spectra.covariance import Covariance

@@ -33,9 +33,9 @@ from PIL import Image, JpegImagePlugin
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from collapse.data.labelled import Labelled, of_arrays, open_data
 from collapse.recipes.config import Config, make_config
 from collapse.results import provenance, save_text, to_json
-from collapse.training.data import Labelled, of_arrays, open_data
 from collapse.training.loader import BatchOrder, batches
 from collapse.training.loop import ahead
 from collapse.training.losses import contrastive_loss

@@ -18,10 +18,12 @@ MOVED = {
     "collapse.checkpoints.encoder": ("collapse.models.encoder",),
     "collapse.compare": ("collapse.spectra.comparison",),
     "collapse.covariance": ("collapse.spectra.covariance", "collapse.files.rows"),
+    "collapse.images": ("collapse.data.images", "collapse.data.preprocessing", "collapse.data.batches"),
     "collapse.evaluate": ("collapse.encoders.passes", "collapse.encoders.accuracy"),
     "collapse.measure": ("collapse.spectra.measure",),
     "collapse.outputs": ("collapse.results.outputs",),
     "collapse.training.config": ("collapse.recipes.config",),
+    "collapse.training.data": ("collapse.data.labelled", "collapse.data.sources"),
     "collapse.training.views": ("collapse.recipes.views",),
 }
 RENAMED = {

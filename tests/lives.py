@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from collapse import cli
+from collapse.data.labelled import open_data
 from collapse.results import provenance, save_text, to_json
 from collapse.training import online, train  # noqa: F401  (loaded once, for all lives)
-from collapse.training.data import open_data
 from collapse.training.run import Run
 
 BEHIND = "--behind" in sys.argv

@@ -22,8 +22,8 @@ from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import at_size
 from collapse.checkpoints.settings import side, whole
-from collapse.images import Preprocessing
-from collapse.inputs.clips import Frames
+from collapse.data.clips import Frames
+from collapse.data.preprocessing import Preprocessing
 
 LENGTHS = {"videomae": "num_frames", "vjepa2": "frames_per_clip"}
 SIZES = {"videomae": "image_size", "vjepa2": "crop_size"}

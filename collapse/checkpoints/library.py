@@ -25,8 +25,8 @@ from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Clues, Plan, on_meta, refuse_flags
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole
+from collapse.data.preprocessing import Preprocessing
 from collapse.files.containers import Contents, first_line
-from collapse.images import Preprocessing
 from collapse.models.backbones import AUXILIARY, CLASSIFIERS, without_classifier
 
 # What timm calls classifiers besides: a second for distillation, one of the patches, the older names.

@@ -24,11 +24,11 @@ from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
 from collapse.checkpoints.report import Checkpoint
 from collapse.checkpoints.settings import listed, printable, shown
+from collapse.data.clips import Frames
+from collapse.data.preprocessing import Preprocessing
 from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
-from collapse.images import Preprocessing
-from collapse.inputs.clips import Frames
 from collapse.models.backbones import make_backbone
 from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from collapse import InputError
 from collapse.checkpoints.keys import branch_named, clean, named, plain
 from collapse.checkpoints.plan import Overrides
+from collapse.data.preprocessing import Preprocessing
 from collapse.files import folders
-from collapse.images import Preprocessing
 from collapse.models.encoder import Encoder, Module
 
 PLACE = re.compile(r"(?P<file>.+\.py)|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

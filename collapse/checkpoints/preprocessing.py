@@ -22,9 +22,9 @@ from collapse.checkpoints.settings import (
     triple,
     whole,
 )
+from collapse.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from collapse.files.containers import first_line
 from collapse.files.pickles import Stub
-from collapse.images import IMAGENET_MEAN, Preprocessing
 
 BICUBIC = Preprocessing(interpolation="bicubic")
 CIFAR = Preprocessing(resize=32, crop=32)

@@ -12,7 +12,7 @@ from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import CIFAR, CLIP_PIXELS, at_size
 from collapse.checkpoints.selective import plan_selective
 from collapse.checkpoints.settings import flag, shown
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 from collapse.models.resnet import ResNet, ResNetShape
 
 CIFAR_PLANES = (16, 32, 64)  # the three stages of the 6n + 2 networks for CIFAR (arXiv 1512.03385)

@@ -16,7 +16,7 @@ from collapse import InputError
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan, refuse_flags
 from collapse.checkpoints.settings import SIDE_LIMIT
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 
 NAMES = ((r"\.mlp\.lin([12])\.", r".mlp.fc\1."),)
 HEADS = r"prompt_encoder|mask_decoder|pixel_mean|pixel_std"

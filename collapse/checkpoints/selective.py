@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Plan
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 
 
 class SelectiveKernel(nn.Module):

@@ -28,8 +28,8 @@ from collapse.checkpoints.huggingface import (
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import choice, flag, shown, text, whole
+from collapse.data.texts import Words
 from collapse.files import containers, folders, vocabularies
-from collapse.inputs.texts import Words
 
 ENCODERS = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert",
             "jina_embeddings_v3", "modernbert", "mpnet", "mt5", "nomic_bert", "roberta", "t5",

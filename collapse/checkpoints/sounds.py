@@ -26,8 +26,8 @@ from collapse.checkpoints.huggingface import (
 )
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.settings import number, shown, text, whole
+from collapse.data.sounds import Waves
 from collapse.files.containers import first_line
-from collapse.inputs.sounds import Waves
 
 WAVES = ("data2vec-audio", "hubert", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm")
 KINDS = (*WAVES, "audio-spectrogram-transformer", "clap", "whisper")

@@ -25,7 +25,7 @@ from collapse.checkpoints.plan import MOST, Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, HALVES, at_size
 from collapse.checkpoints.settings import shown, side, whole
 from collapse.checkpoints.vit_names import CLIP, HUGGINGFACE, HUGGINGFACE_CLIP, OPENMMLAB, SIGLIP, TIMM, TORCHVISION
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 
 # Heads of the published networks of a width, from ViT-Ti to ViT-bigG; any other width may have any number.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}

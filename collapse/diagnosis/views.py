@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 from collapse.models.encoder import Encoder
 from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import uniforms

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
+from collapse.data.images import Images
 from collapse.encoders.networks import ImageBatches
-from collapse.images import Images
 
 
 class ClipBatches(ImageBatches):

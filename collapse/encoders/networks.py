@@ -19,19 +19,13 @@ from torch import Tensor, nn
 
 from collapse import InputError, arguments
 from collapse.checkpoints import Overrides, loaded
+from collapse.data.batches import Skipped, decoded, pixel_batches, readable, refuse_unreadable
+from collapse.data.images import Images
+from collapse.data.preprocessing import Preprocessing
 from collapse.encoders import processes
 from collapse.encoders.passes import PRECISIONS
 from collapse.files import limits
 from collapse.files.rows import blocks, reservoir
-from collapse.images import (
-    Images,
-    Preprocessing,
-    Skipped,
-    decoded,
-    pixel_batches,
-    readable,
-    refuse_unreadable,
-)
 from collapse.models.encoder import Encoder, Module
 
 PIXELS = ("resize", "crop", "interpolation", "mean", "std", "no_normalize")  # what of `Overrides` fits any network

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError
+from collapse.data.preprocessing import Preprocessing
 from collapse.encoders.processes import in_order
-from collapse.images import Preprocessing
 from collapse.models.encoder import Encoder, LayerHooks, Module, given_by
 
 PRECISIONS = ("float32", "bf16")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse import InputError
-from collapse.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 from collapse.moved import Renamed, renamed
 
 # The main blocks of residual networks, transformers and pyramids, as their modules are called.

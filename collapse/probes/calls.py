@@ -11,6 +11,7 @@ from torch import Tensor
 from collapse import InputError
 from collapse.arguments import choice, known, positive, whole
 from collapse.checkpoints import Overrides
+from collapse.data.labelled import Labelled, open_data, same_classes
 from collapse.encoders import accuracy
 from collapse.encoders.accuracy import Accuracy
 from collapse.encoders.networks import How, Watch, borrowed, encoder_of
@@ -19,7 +20,6 @@ from collapse.encoders.processes import in_turn, own_batches
 from collapse.errors import warn
 from collapse.models.encoder import Encoder
 from collapse.probes.paper import probe_paper
-from collapse.training.data import Labelled, open_data, same_classes
 
 RECIPES = ("fast", "paper")
 OPTIONS = ("device", "batch_size", "workers", "seed", "max_pixels", "pixel_range", "distributed",
@@ -34,7 +34,7 @@ def probe(
 
     Args:
         source: a checkpoint's path, what `collapse.load` gave, or any torch.nn.Module, which comes back as it was.
-        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_data` takes.
+        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `collapse.data.labelled.open_data` takes.
         recipe: "fast", L-BFGS on features of the centre crops; "paper", SGD for `epochs` on random crops and flips.
         watch: gets the batches of images and passes them on, as a progress bar does.
         options: device, batch_size (256), workers, seed, max_pixels, pixel_range, distributed, and the fields of

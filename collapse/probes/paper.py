@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from collapse import InputError
+from collapse.data.labelled import Labelled, to_memory
 from collapse.encoders.accuracy import Accuracy
 from collapse.encoders.passes import embed
 from collapse.models.encoder import Encoder
 from collapse.recipes.views import Augmentation, uniforms
-from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import BatchOrder, Unreadable, batches
 from collapse.training.optim import learning_rate
 

@@ -14,7 +14,7 @@ from collapse import InputError
 from collapse.results import load_json
 
 if TYPE_CHECKING:  # the command line asks for the flags: without torch, which takes a second
-    from collapse.images import Preprocessing
+    from collapse.data.preprocessing import Preprocessing
     from collapse.recipes.views import Augmentation
 
 PRESETS = Path(__file__).with_name("presets")
@@ -90,7 +90,7 @@ class Config:
 
     def preprocessing(self) -> "Preprocessing":
         """How images are seen when the network is evaluated: the paper's resize and centre crop; small ones whole."""
-        from collapse.images import Preprocessing
+        from collapse.data.preprocessing import Preprocessing
 
         resize = round(self.image_size * 256 / 224) if self.image_size > 96 else self.image_size
         return Preprocessing(resize, self.image_size, "bilinear", self.mean, self.std)

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from collapse import InputError
-from collapse.images import Preprocessing, as_bytes, rgb
+from collapse.data.batches import as_bytes
+from collapse.data.labelled import Labelled
+from collapse.data.preprocessing import Preprocessing, rgb
+from collapse.data.sources import Pixels, open_next
 from collapse.moved import renamed
 from collapse.recipes.views import Augmentation, uniforms
-from collapse.training.data import Labelled, Pixels, open_next
 
 AHEAD = 2 << 30  # bytes of crops that workers may have ready
 

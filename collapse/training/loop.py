@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from collapse.data.labelled import Labelled
 from collapse.encoders import processes
 from collapse.spectra import Spectrum
 from collapse.training.board import Board
-from collapse.training.data import Labelled
 from collapse.training.loader import Batch, Unreadable, batches
 from collapse.training.network import save_encoder
 from collapse.training.online import Evaluation, rank_metrics

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collapse.data.labelled import Labelled
+from collapse.data.sources import Subset
 from collapse.encoders import processes
 from collapse.encoders.accuracy import Accuracy, knn
 from collapse.spectra import Spectrum
 from collapse.spectra.covariance import Covariance
 from collapse.training import parallel
-from collapse.training.data import Labelled, Subset
 from collapse.training.network import Network
 
 CACHED = 256 << 20  # bytes of pixels up to which an evaluation set is decoded once

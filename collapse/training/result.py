@@ -11,12 +11,12 @@ from typing import Any
 
 from collapse import InputError
 from collapse.arguments import device_of, flag, given, known, pair, positive, share, whole, whole_or_none
+from collapse.data.labelled import Labelled, open_parts
 from collapse.encoders import processes
 from collapse.errors import warn
 from collapse.files import limits
 from collapse.recipes.config import Config, make_config
 from collapse.results import Result, command, list_of, require_schema, value_of, versions
-from collapse.training.data import Labelled, open_parts
 from collapse.training.network import resolve
 from collapse.training.run import Signals, last_line, spectra_of
 from collapse.training.state import Options
@@ -134,8 +134,8 @@ def train(
     """Train without labels in the folder `out`, or go on with what is unfinished there.
 
     Args:
-        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `training.data.open_parts` takes: images
-            need no labels, without which no classifier is trained beside, and no parts.
+        data: a folder or zip of train/CLASS/* and val/CLASS/*, or what else `collapse.data.labelled.open_parts`
+            takes: images need no labels, without which no classifier is trained beside, and no parts.
         out: the run's folder.
         method: "simclr" (the default), "directclr", "barlow-twins", "vicreg", "simsiam" or "byol".
         head: one of models.HEADS; default: none for directclr, expander for barlow-twins and vicreg, else mlp.

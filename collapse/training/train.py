@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from collapse import InputError
+from collapse.data.labelled import Labelled, to_memory
 from collapse.encoders import processes
 from collapse.recipes.config import Config
-from collapse.training.data import Labelled, to_memory
 from collapse.training.loader import BatchOrder
 from collapse.training.loop import Loop
 from collapse.training.network import holds, resolve, save_encoder

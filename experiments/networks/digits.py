@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import collapse
 from collapse import models, plots
+from collapse.data.labelled import of_arrays
 from collapse.encoders.accuracy import knn_top1, probe_top1
 from collapse.encoders.passes import embed
 from collapse.experiment import Arrays, Meta, main
@@ -42,7 +43,6 @@ from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
 from collapse.training import losses, network, optim
 from collapse.training import train as training
-from collapse.training.data import of_arrays
 
 RUNS = Path("runs/digits")  # below the folder in which the script is started
 

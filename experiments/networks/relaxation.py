@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from collapse import InputError, plots
+from collapse.data.labelled import open_data
 from collapse.experiment import Arrays, Meta, main
 from collapse.models.heads import default_dim, make_head
 from collapse.results import load_result, save_result
-from collapse.training.data import open_data
 from collapse.training.relaxation import Relaxation, State, Views, living, relax
 
 RUNS = Path("runs") / "relaxation"

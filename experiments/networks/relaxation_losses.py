@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from collapse import load, plots
+from collapse.data.labelled import open_data
 from collapse.experiment import Arrays, Meta, main
 from collapse.recipes.config import make_config
 from collapse.results import r_squared, r_squared_change
 from collapse.theory import Descent, barlow_twins_loss, loss_gradient, matrix_flow, sgd, vicreg_loss
-from collapse.training.data import open_data
 from collapse.training.state import Options
 from collapse.training.train import train
 

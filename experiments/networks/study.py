@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 import collapse
 from collapse import InputError, metrics, theory
+from collapse.data.labelled import Labelled, open_data, to_memory
 from collapse.encoders import processes
 from collapse.encoders.accuracy import knn, probe, wilson
 from collapse.encoders.passes import features
@@ -57,7 +58,6 @@ from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import uniforms
 from collapse.results import save_result
 from collapse.spectra.measure import spectrum
-from collapse.training.data import Labelled, open_data, to_memory
 from collapse.training.network import Network, resolve
 from collapse.training.run import Signals
 from collapse.training.train import Options, train

@@ -194,9 +194,10 @@ def test_option_a_shortcuts_have_no_weights(tmp_path, images):
 def test_a_real_cifar_network_classifies_cifar(shared):
     """Published: 91.7 and 92.6 % on lossless images. These are strongly compressed JPEGs, which cost 12 points (as they
     do with an independent implementation); three standard deviations on 1,000 images are 4 points."""
+    from collapse.data.batches import pixel_batches
+    from collapse.data.images import Images
     from collapse.encoders.passes import embed
     from collapse.files.containers import read
-    from collapse.images import Images, pixel_batches
 
     images = Images(shared / "data/cifar10.zip/cifar10/val")
     images = images.some(range(0, len(images), 10))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 import collapse
 from collapse import InputError, Spectrum, cli, plots, results
-from collapse.images import Images
+from collapse.data.images import Images
 from collapse.results import outputs
 from collapse.spectra import load_results
 

@@ -26,11 +26,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from collapse import plots
+from collapse.data.labelled import of_arrays
 from collapse.metrics.attribution import CAUSES
 from collapse.models.heads import make_head
 from collapse.recipes.config import make_config
 from collapse.results import load_result
-from collapse.training.data import of_arrays
 from collapse.training.network import Network, save_encoder
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

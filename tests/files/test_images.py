@@ -17,9 +17,11 @@ from PIL import Image
 from torchvision import transforms
 
 from collapse import InputError, cli
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
+from collapse.data.labelled import open_data
+from collapse.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from collapse.files.pictures import UnreadableImage
-from collapse.images import IMAGENET_MEAN, IMAGENET_STD, Images, Preprocessing, pixel_batches
-from collapse.training.data import open_data
 
 
 def test_a_folder_and_its_zip_give_the_same_pixels_in_the_same_order(photos, tmp_path):
@@ -317,8 +319,9 @@ def test_names_do_not_depend_on_the_locale(tmp_path):
     )
     program = """
 import sys
-from collapse.images import Preprocessing, pixel_batches
-from collapse.training.data import open_data
+from collapse.data.batches import pixel_batches
+from collapse.data.preprocessing import Preprocessing
+from collapse.data.labelled import open_data
 for path in sys.argv[1:]:
     data = open_data(path, "train")
     print(data.names_digest, data.digest, sum(map(len, pixel_batches(data.images, Preprocessing(8, 8)))))

@@ -19,9 +19,11 @@ from pyarrow import ipc, parquet
 import collapse
 from collapse import CollapseWarning, InputError, cli
 from collapse.checkpoints.own import Module
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
+from collapse.data.labelled import UNLABELLED, open_data, open_parts
+from collapse.data.preprocessing import Preprocessing
 from collapse.files.pictures import UnreadableImage
-from collapse.images import Images, Preprocessing, pixel_batches
-from collapse.training.data import UNLABELLED, open_data, open_parts
 
 HERE = Path(__file__).parent
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 12, 10, 3), np.uint8)

@@ -102,7 +102,7 @@ PLACES = {
     "training/lock.py": {"json.loads": 1},
     "training/network.py": {"safetensors": 2},
     "training/parallel.py": {"torch.ops": 5},
-    "training/readers.py": {"torchvision.datasets": 7},
+    "data/archives.py": {"torchvision.datasets": 7},
     "training/run.py": {"json.loads": 3},
 }
 

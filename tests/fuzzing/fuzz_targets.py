@@ -19,13 +19,15 @@ from PIL import Image
 
 import collapse
 import collapse.checkpoints.library  # timm asks for packages that it can do without, pyarrow for cloudpickle
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
+from collapse.data.labelled import open_data, same_classes, to_memory
+from collapse.data.preprocessing import Preprocessing
 from collapse.files import sounds as sound_files
 from collapse.files import texts as text_files
-from collapse.images import Images, Preprocessing, pixel_batches
 from collapse.recipes.config import Config, make_config
 from collapse.spectra import load_results
 from collapse.spectra.comparison import comparison
-from collapse.training.data import open_data, same_classes, to_memory
 from collapse.training.run import Run, last_line, spectra_of
 
 PICTURE = Image.new("RGB", (40, 30), (10, 200, 90))

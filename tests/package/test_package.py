@@ -33,7 +33,7 @@ LAYERS = (
     {"collapse.arguments"},
     {"collapse.files", "collapse.metrics"},
     {"collapse.results"},
-    {"collapse.images", "collapse.inputs", "collapse.plots", "collapse.theory"},
+    {"collapse.data", "collapse.plots", "collapse.theory"},
     {"collapse.experiment", "collapse.models", "collapse.recipes"},
     {"collapse.checkpoints"},
     {"collapse.encoders"},

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from collapse import InputError, Spectrum, cli, load, metrics, spectrum
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
 from collapse.encoders.passes import embed, embed_layers, rounding
-from collapse.images import Images, pixel_batches
 from collapse.spectra.measurement import Measure, Measurement
 
 

@@ -15,11 +15,11 @@ import torch._dynamo
 import torch.multiprocessing as mp
 from torch import nn
 
+from collapse.data.labelled import open_data
 from collapse.encoders import processes
 from collapse.models.backbones import make_backbone
 from collapse.recipes.config import make_config
 from collapse.training import parallel
-from collapse.training.data import open_data
 from collapse.training.network import Network, backward
 from collapse.training.train import Options, train
 

@@ -11,8 +11,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from collapse import InputError
+from collapse.data.labelled import of_arrays, open_data
 from collapse.recipes.config import make_config
-from collapse.training.data import of_arrays, open_data
 from collapse.training.train import Options, train
 
 TINY = make_config("digits", blocks=(1, 1), planes=(8, 16), batch_size=40, dim=8, epochs=2)

@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 
 from collapse import InputError
+from collapse.data.batches import as_bytes
+from collapse.data.labelled import of_arrays, open_data, same_classes, to_memory
+from collapse.data.preprocessing import Preprocessing
+from collapse.data.sources import Pixels
 from collapse.files import limits, tars
 from collapse.files.descriptor import opened
 from collapse.files.pictures import UnreadableImage
-from collapse.images import Preprocessing, as_bytes
 from collapse.recipes.config import make_config
 from collapse.recipes.views import Augmentation
-from collapse.training.data import Pixels, of_arrays, open_data, same_classes, to_memory
 from collapse.training.loader import BatchOrder, Unreadable, batches
 
 

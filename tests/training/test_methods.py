@@ -13,8 +13,8 @@ from torch import nn
 
 import collapse
 from collapse import InputError, cli
+from collapse.data.labelled import open_data
 from collapse.recipes.config import METHODS, OWN, make_config
-from collapse.training.data import open_data
 from collapse.training.loader import BatchOrder
 from collapse.training.losses import barlow_twins, negative_cosine, vicreg
 from collapse.training.network import Network, backward

@@ -17,9 +17,9 @@ from processes import byte, code_of, forked
 from safetensors.torch import load_file
 
 from collapse import InputError, cli
+from collapse.data.labelled import of_arrays, open_data
 from collapse.recipes.config import make_config
 from collapse.training import lock
-from collapse.training.data import of_arrays, open_data
 from collapse.training.lock import Lock
 from collapse.training.network import resolve
 from collapse.training.run import SCHEMA, Run, log_line, spectra_of

@@ -26,12 +26,12 @@ from sklearn.preprocessing import StandardScaler
 
 import collapse
 from collapse import InputError, cli
+from collapse.data.labelled import of_arrays, open_data
 from collapse.encoders.accuracy import Accuracy, knn, knn_top1, logistic_regression, probe, probe_top1, wilson
 from collapse.encoders.passes import embed
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
 from collapse.recipes.config import Config, load_preset, make_config, presets
-from collapse.training.data import of_arrays, open_data
 from collapse.training.losses import contrastive_loss
 from collapse.training.network import Network, save_encoder
 from collapse.training.optim import learning_rate

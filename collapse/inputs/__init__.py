@@ -1,1 +1,0 @@
-"""What texts and sounds are to a network, as collapse/images is for images."""
