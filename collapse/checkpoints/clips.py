@@ -21,7 +21,7 @@ from collapse.checkpoints.huggingface import (
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
 from collapse.checkpoints.preprocessing import at_size
-from collapse.checkpoints.settings import side, whole
+from collapse.checkpoints.settings import side, whole_number
 from collapse.data.clips import Frames
 from collapse.data.preprocessing import Preprocessing
 
@@ -64,7 +64,7 @@ def plan(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[str, P
     refuse_choices(clues, "clips", ("dim", "pool", "projector"))
     values = clues.configs["config.json"]
     config, model = config_of(name, len(tensors), values)
-    length = whole(f"config.json: {LENGTHS[name]}", getattr(config, LENGTHS[name]), 1, MOST) or 1
+    length = whole_number(f"config.json: {LENGTHS[name]}", getattr(config, LENGTHS[name]), 1, MOST) or 1
     size = side(f"config.json: {SIZES[name]}", getattr(config, SIZES[name])) or 224
     norm = "fc_norm.weight" in tensors and getattr(config, "use_mean_pooling", False)
     create = partial(_made, model, config, name, config.hidden_size if norm else 0)

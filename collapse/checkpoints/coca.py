@@ -16,7 +16,7 @@ from collapse import InputError
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import MOST, Clues, Plan
 from collapse.checkpoints.preprocessing import CLIP_PIXELS, at_size
-from collapse.checkpoints.settings import whole
+from collapse.checkpoints.settings import whole_number
 
 QUERY = "attn_pool.query"
 HEADS = r"(.+\.)?(text_decoder|attn_pool_caption|ln_caption|proj_contrast)"
@@ -93,7 +93,7 @@ def _heads(dim: int, clues: Clues) -> int:
     config: Any = clues.configs.get("open_clip_config.json", {}).get("model_cfg")
     vision = config.get("vision_cfg") if isinstance(config, Mapping) else None
     said = vision.get("attn_pooler_heads") if isinstance(vision, Mapping) else None
-    heads = whole("open_clip_config.json: attn_pooler_heads", said, 1, MOST["heads"])
+    heads = whole_number("open_clip_config.json: attn_pooler_heads", said, 1, MOST["heads"])
     if heads is None:
         clues.notes.append("the attention that pools: 8 heads assumed, as open_clip's CoCa and CONCH have")
     if dim % (heads or 8):

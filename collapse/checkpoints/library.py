@@ -24,7 +24,7 @@ from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
 from collapse.checkpoints.plan import Clues, Plan, on_meta, refuse_flags
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
-from collapse.checkpoints.settings import choice, flag, number, shown, whole
+from collapse.checkpoints.settings import choice, flag, number, shown, whole_number
 from collapse.data.preprocessing import Preprocessing
 from collapse.files.containers import Contents, first_line
 from collapse.models.backbones import AUXILIARY, CLASSIFIERS, without_classifier
@@ -294,10 +294,10 @@ def _width(name: str, net: nn.Module, side: int) -> int:
 
 # Arguments of timm's networks that a config may give, and what they may be; no other reaches timm.
 ARGUMENTS: Mapping[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(("img_size", "patch_size", "embed_dim", "num_heads"), partial(whole, low=1, high=1 << 14)),
-    **dict.fromkeys(("depth", "reg_tokens"), partial(whole, low=0, high=1 << 14)),
-    "num_classes": partial(whole, low=0, high=1 << 24),
-    "in_chans": partial(whole, low=3, high=3),
+    **dict.fromkeys(("img_size", "patch_size", "embed_dim", "num_heads"), partial(whole_number, low=1, high=1 << 14)),
+    **dict.fromkeys(("depth", "reg_tokens"), partial(whole_number, low=0, high=1 << 14)),
+    "num_classes": partial(whole_number, low=0, high=1 << 24),
+    "in_chans": partial(whole_number, low=3, high=3),
     **dict.fromkeys(("init_values", "mlp_ratio"), partial(number, low=0, high=100)),
     **dict.fromkeys(("dynamic_img_size", "class_token", "no_embed_class", "qkv_bias", "qk_norm", "pre_norm", "fc_norm",
                      "dynamic_img_pad", "strict_img_size", "final_norm", "ls_init_value"), flag),

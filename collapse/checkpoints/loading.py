@@ -68,7 +68,7 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         raise InputError("weights= are those of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds")
     where = STATE_DICT if isinstance(path, Mapping) else str(path)
     contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
-    with about(where), forms.classes_named(contents.foreign):
+    with naming(where), forms.classes_named(contents.foreign):
         facts = own_facts(contents.metadata, where)
         tensors = clean(contents.tree, where)
         found = hints(contents.tree, contents.configs)
@@ -115,7 +115,7 @@ class Found:
 
 
 @contextmanager
-def about(path: str) -> Iterator[None]:
+def naming(path: str) -> Iterator[None]:
     """Put the file's name before what is wrong with it, in one line that ends.
 
     Raises InputError: whatever was wrong, with the file's name.
@@ -145,15 +145,15 @@ def _folder(path: str | PathLike | Mapping[str, Any]) -> Path | None:
     return place if place.is_dir() else place.parent
 
 
-def _own(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
+def _own(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Found:
     """The network that the header of this package's trainer names; its residual networks are found as all others."""
     from collapse.checkpoints import library
 
-    arch = str(about["arch"])
+    arch = str(manifest["arch"])
     if arch != "mlp" and not (":" in arch and library.known(arch.removeprefix("timm:"))):
         raise InputError(f"its header names the network {shown(arch)}, which is not known here")
     try:
-        make = partial(make_backbone, arch, int(about["image_size"]), (), tuple(map(int, about["planes"])))
+        make = partial(make_backbone, arch, int(manifest["image_size"]), (), tuple(map(int, manifest["planes"])))
         net = on_meta(make)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"its header names an impossible network ({first_line(error)})") from error

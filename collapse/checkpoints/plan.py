@@ -68,7 +68,7 @@ class Overrides:
         for name, allowed in choices.items():
             settings.choice(f"{name}=", getattr(self, name), allowed)
         for name, low in lowest.items():
-            settings.whole(f"{name}=", getattr(self, name), low, MOST.get(name, 1 << 20))
+            settings.whole_number(f"{name}=", getattr(self, name), low, MOST.get(name, 1 << 20))
         for name in ("arch", "branch", "projector", "weights"):
             settings.text(f"{name}=", getattr(self, name))
         for name in ("maxpool", "no_normalize", "allow_unknown"):

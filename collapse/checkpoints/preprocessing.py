@@ -20,7 +20,7 @@ from collapse.checkpoints.settings import (
     shown,
     side,
     triple,
-    whole,
+    whole_number,
 )
 from collapse.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from collapse.files.containers import first_line
@@ -117,7 +117,7 @@ def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
 
 def _own_pixels(values: dict[str, Any]) -> Preprocessing:
     place = "the header's preprocessing"
-    checked: dict[str, Any] = {name: whole(f"{place}: {name}", values.pop(name, None), 1, SIDE_LIMIT)
+    checked: dict[str, Any] = {name: whole_number(f"{place}: {name}", values.pop(name, None), 1, SIDE_LIMIT)
                                for name in ("resize", "crop")}  # fmt: skip
     for name, limits in (("mean", MEANS), ("std", STDS)):
         checked[name] = triple(f"{place}: {name}", values.pop(name, None), limits)

@@ -27,7 +27,7 @@ from collapse.checkpoints.huggingface import (
 )
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import Clues, Plan
-from collapse.checkpoints.settings import choice, flag, shown, text, whole
+from collapse.checkpoints.settings import choice, flag, shown, text, whole_number
 from collapse.data.texts import Words
 from collapse.files import containers, folders, vocabularies
 
@@ -274,18 +274,18 @@ def _dense(folder: Path, at: int, tensors: dict[str, Tensor]) -> tuple[int, int,
 
 def _words(place: Path, clues: Clues, config: Any, said: Reading) -> Words:
     """How texts are cut into pieces."""
-    about = _optional(place / "tokenizer_config.json")
+    settings = _optional(place / "tokenizer_config.json")
     wishes = _optional(place / "sentence_bert_config.json")
     prompts = _optional((clues.folder or place) / "config_sentence_transformers.json")
-    tokenizer = vocabularies.read(place, about)
-    length = _length(config, about, wishes, clues)
-    side = about.get("truncation_side", "right")
+    tokenizer = vocabularies.read(place, settings)
+    length = _length(config, settings, wishes, clues)
+    side = settings.get("truncation_side", "right")
     if side not in ("left", "right"):
         raise InputError(f"tokenizer_config.json: truncation_side is {shown(side)}, expected left or right")
     if length <= tokenizer.num_special_tokens_to_add(False):
         raise InputError(f"a text is to have {length} pieces at most, which the marks of its ends take")
     tokenizer.enable_truncation(length, direction=side)
-    _end_marked(tokenizer, about)
+    _end_marked(tokenizer, settings)
     return Words(
         tokenizer, length, int(config.vocab_size), _said(said.modes), _prompt(prompts, clues),
         bool(flag("sentence_bert_config.json: do_lower_case", wishes.get("do_lower_case"))),
@@ -298,13 +298,13 @@ def _optional(path: Path) -> dict[str, Any]:
     return folders.json_of(path, dict) if path.is_file() else {}
 
 
-def _length(config: Any, about: Mapping[str, Any], wishes: Mapping[str, Any], clues: Clues) -> int:
+def _length(config: Any, settings: Mapping[str, Any], wishes: Mapping[str, Any], clues: Clues) -> int:
     """Pieces of a text that are read: what sentence-transformers' config says, else the tokeniser's and network's."""
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions is not None and config.model_type in FROM_PADDING:
         positions -= config.pad_token_id + 1
-    wished = whole("sentence_bert_config.json: max_seq_length", wishes.get("max_seq_length"), 1, LONGEST)
-    most = about.get("model_max_length")
+    wished = whole_number("sentence_bert_config.json: max_seq_length", wishes.get("max_seq_length"), 1, LONGEST)
+    most = settings.get("model_max_length")
     most = int(most) if isinstance(most, (int, float)) and 0 < most <= LONGEST else None
     found = [n for n in (wished or most, positions) if n is not None]
     if not found:
@@ -312,20 +312,20 @@ def _length(config: Any, about: Mapping[str, Any], wishes: Mapping[str, Any], cl
     return min(found, default=USUAL_LENGTH)
 
 
-def _end_marked(tokenizer: Any, about: Mapping[str, Any]) -> None:
+def _end_marked(tokenizer: Any, settings: Mapping[str, Any]) -> None:
     """Raise InputError if texts are to end in a mark, by tokenizer_config.json, that tokenizer.json does not put."""
-    end = about.get("eos_token")
+    end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, Mapping) else end
-    if about.get("add_eos_token") is True and (tokenizer.encode("a").tokens or [None])[-1] != end:
+    if settings.get("add_eos_token") is True and (tokenizer.encode("a").tokens or [None])[-1] != end:
         raise InputError(
             f"tokenizer_config.json: add_eos_token, and tokenizer.json puts no {shown(end)} at the end; save the "
             "tokeniser again with transformers"
         )
 
 
-def _prompt(about: Mapping[str, Any], clues: Clues) -> str:
+def _prompt(settings: Mapping[str, Any], clues: Clues) -> str:
     """What is put before each text by default."""
-    prompts, name = about.get("prompts"), about.get("default_prompt_name")
+    prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
     if not isinstance(prompts, Mapping) or not prompts:
         return ""
     if name is None:

@@ -49,7 +49,7 @@ def number(place: str, value: Any, low: float, high: float) -> float | None:
     return float(value)
 
 
-def whole(place: str, value: Any, low: int, high: int) -> int | None:
+def whole_number(place: str, value: Any, low: int, high: int) -> int | None:
     """A whole number in low..high. Raises InputError: it is none."""
     if value is None:
         return None
@@ -127,4 +127,4 @@ def side(place: str, value: Any) -> int | None:
         value = value.get("shortest_edge") or (value.get("height"), value.get("width"))
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1] is not None:
         value = value[0]
-    return whole(place, value, 1, SIDE_LIMIT)
+    return whole_number(place, value, 1, SIDE_LIMIT)

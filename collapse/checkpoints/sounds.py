@@ -25,7 +25,7 @@ from collapse.checkpoints.huggingface import (
     taking,
 )
 from collapse.checkpoints.plan import Clues, Plan
-from collapse.checkpoints.settings import number, shown, text, whole
+from collapse.checkpoints.settings import number, shown, text, whole_number
 from collapse.data.sounds import Waves
 from collapse.files.containers import first_line
 
@@ -147,20 +147,20 @@ def _made(model: Any, config: Any, name: str) -> Listener:
     return Listener(net.encoder if name == "whisper" else net, name)
 
 
-def _waves(name: str, about: Mapping[str, Any], config: Any, clues: Clues) -> Waves:
+def _waves(name: str, settings: Mapping[str, Any], config: Any, clues: Clues) -> Waves:
     """How sounds reach the network: its feature extractor, of transformers, with the numbers of its own config."""
     make = _extractor(name)
-    if not about:
+    if not settings:
         clues.notes.append(f"no preprocessor_config.json beside it: the features that {name} usually takes")
-    numbers = {key: about[key] for key in inspect.signature(make.__init__).parameters if key in about}
+    numbers = {key: settings[key] for key in inspect.signature(make.__init__).parameters if key in settings}
     for key, value in numbers.items():
         if isinstance(value, str):
             text(f"preprocessor_config.json: {key}", value)
         elif value is not None and not isinstance(value, bool):
             number(f"preprocessor_config.json: {key}", value, -1e6, 1e6)
-    whole("preprocessor_config.json: sampling_rate", numbers.get("sampling_rate"), 1, 768_000)
+    whole_number("preprocessor_config.json: sampling_rate", numbers.get("sampling_rate"), 1, 768_000)
     for key in SIZES:
-        whole(f"preprocessor_config.json: {key}", numbers.get(key), 1, FRAMES)
+        whole_number(f"preprocessor_config.json: {key}", numbers.get(key), 1, FRAMES)
     if numbers.get("truncation") not in (None, "fusion", "rand_trunc"):
         raise InputError(f"preprocessor_config.json: truncation is {shown(numbers['truncation'])}, which is not known")
     try:

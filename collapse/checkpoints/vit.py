@@ -23,7 +23,7 @@ from collapse.checkpoints import coca
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.plan import MOST, Clues, Plan
 from collapse.checkpoints.preprocessing import BICUBIC, CLIP_PIXELS, HALVES, at_size
-from collapse.checkpoints.settings import shown, side, whole
+from collapse.checkpoints.settings import shown, side, whole_number
 from collapse.checkpoints.vit_names import CLIP, HUGGINGFACE, HUGGINGFACE_CLIP, OPENMMLAB, SIGLIP, TIMM, TORCHVISION
 from collapse.data.preprocessing import Preprocessing
 
@@ -351,7 +351,7 @@ def _mean_pooled(tensors: Mapping[str, Tensor], clues: Clues) -> bool:
 
 def _heads(dim: int, clues: Clues) -> int:
     """The number of attention heads: the caller's, the config's, the layout's, else that of a published width."""
-    given = clues.given.heads or whole(*clues.hint("num_attention_heads"), 1, MOST["heads"])
+    given = clues.given.heads or whole_number(*clues.hint("num_attention_heads"), 1, MOST["heads"])
     if given is None and dim == 384 and clues.has(r"(^|\.)base_encoder\.") and clues.has(r"(^|\.)momentum_encoder\."):
         given = 12  # MoCo-v3's ViT-S (arXiv 2104.02057), unlike everybody else's
     if given is None and dim in (192, 384) and "mocov3" in (clues.word("method") or ""):

@@ -71,10 +71,10 @@ def advised(found: Diagnosis) -> list[tuple[str, str]]:
 def _causes(found: Diagnosis) -> list[tuple[str, dict[str, Any], str]]:
     """(what the advice depends on, the numbers in it, cause and count), the largest first."""
     block = found.blocks[-1]
-    counts, through = block.attribution.counts(), block.last_map or {}
+    counts, last_map = block.attribution.counts(), block.last_map or {}
     causes = sorted(("augmentation", "implicit", "rounding", "dead"), key=lambda cause: -counts[cause])
     told = []
     for cause in (cause for cause in causes if counts[cause]):
-        erased = cause == "rounding" and through.get("killed")
-        told.append(("killed" if erased else cause, through, f"{cause}, {counts[cause]} directions"))
+        erased = cause == "rounding" and last_map.get("killed")
+        told.append(("killed" if erased else cause, last_map, f"{cause}, {counts[cause]} directions"))
     return told or [("none", {}, "all alive")]

@@ -21,9 +21,9 @@ from collapse.metrics.attribution import (
     LINE,
     Attribution,
     attribute,
+    examine_map,
     signal_and_augmentation,
     signal_fractions,
-    through,
 )
 from collapse.models.encoder import INPUT, Encoder
 from collapse.spectra import Spectrum
@@ -99,7 +99,7 @@ class LayerCovariances:
         S, A = self.parts(INPUT + module)
         if weight.shape != (len(found.causes), len(S)):
             return None
-        return {"module": module, **through(weight, S, A, spectrum.floor, found)}
+        return {"module": module, **examine_map(weight, S, A, spectrum.floor, found)}
 
 
 @torch.no_grad()

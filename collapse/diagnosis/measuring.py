@@ -106,14 +106,14 @@ def diagnose(
         unread = f"; {pixels.unread()}" if pixels.skipped else ""
         needed = f"a diagnosis needs at least 2, to tell {pixels.unit} from their views"
         raise InputError(f"{pixels.name}: 1 {pixels.unit[:-1]}; {needed}{unread}")
-    about = {
+    provenance = {
         "views": views,
         "seed": how.seed,
         "threshold": threshold,
         "temperature": temperature,
         "augmentation": recipe,
     }
-    result = _diagnosis(measured, pixels, about)
+    result = _diagnosis(measured, pixels, provenance)
     warn(result.provenance["warnings"])
     return result
 
@@ -125,7 +125,7 @@ def _images(images: Any, how: How, views: int, views_file: Any) -> Any:
 
 
 def _diagnosis(measured: LayerCovariances, pixels: Any, how: dict[str, Any]) -> Diagnosis:
-    images, threshold, line = pixels.about(), how["threshold"], LINE
+    images, threshold, line = pixels.provenance(), how["threshold"], LINE
     if how["temperature"] is not None:  # the loss sees the last layer; linear maps carry its line to the others
         seen = measured.block(measured.names[-1], threshold, images).signal_fraction
         line = _line(seen[~np.isnan(seen)], how["temperature"])
@@ -138,8 +138,8 @@ def _diagnosis(measured: LayerCovariances, pixels: Any, how: dict[str, Any]) -> 
             f"{measured.images} {pixels.unit} for up to {widest} dimensions: attributions are rough, 10 d advised"
         )
     source = {name: value for name, value in measured.net.source("all").items() if name != "layer"}
-    about = {"source": source, "images": images, **how, "line": line, "warnings": notes}
-    return Diagnosis(blocks, about, verdict(blocks, about))
+    provenance = {"source": source, "images": images, **how, "line": line, "warnings": notes}
+    return Diagnosis(blocks, provenance, verdict(blocks, provenance))
 
 
 def _line(fractions: NDArray, temperature: float) -> float:

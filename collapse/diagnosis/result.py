@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapse import InputError
-from collapse.metrics.attribution import CAUSES, Attribution, at_other_lines
+from collapse.metrics.attribution import CAUSES, Attribution, augmentation_at_line
 from collapse.moved import Renamed
 from collapse.results import (
     Result,
@@ -34,7 +34,7 @@ class Block(Result):
     spectrum: of all rows, not normalised.  attribution: its directions by cause.  signal_fraction: (d,) generalised
     eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv
     2312.04000).  last_map: of the last layers, how their last linear map treats what is collapsed
-    (attribution.through), or None.
+    (attribution.examine_map), or None.
 
     Examples:
         >>> import torch
@@ -67,7 +67,7 @@ class Block(Result):
             "rankme": self.spectrum.metrics()["rankme"],
             "attribution": self.attribution.counts(),
             "undecided": int(self.attribution.undecided.sum()),
-            "augmentation_at_line": at_other_lines(self.attribution),
+            "augmentation_at_line": augmentation_at_line(self.attribution),
             "alive": {"signal_fraction": self.attribution.fractions[self.attribution.of("alive")]},
             "collapsed": {
                 "cause": self.attribution.causes[judged],
@@ -93,8 +93,8 @@ class Block(Result):
         if len(fractions) != spectrum.dim:
             raise InputError(f"{where}: {len(fractions)} signal fractions for {spectrum.dim} dimensions; it is cut")
         lidar = number_or_nan(document, "lidar", where)
-        through = value_of({"last_map": None, **document}, "last_map", where, dict, type(None))
-        return cls(spectrum, _attribution(document, spectrum, where), fractions, lidar, through)
+        last_map = value_of({"last_map": None, **document}, "last_map", where, dict, type(None))
+        return cls(spectrum, _attribution(document, spectrum, where), fractions, lidar, last_map)
 
 
 def _attribution(document: Mapping[str, Any], spectrum: Spectrum, where: str) -> Attribution:

@@ -7,7 +7,7 @@ import numpy as np
 
 from collapse.diagnosis.advice import step
 from collapse.diagnosis.result import Block, Diagnosis, rank_lost
-from collapse.metrics.attribution import CAUSES, LINE, at_other_lines
+from collapse.metrics.attribution import CAUSES, LINE, augmentation_at_line
 from collapse.results.screen import fitted, paragraph
 from collapse.spectra.scale import headline
 
@@ -67,17 +67,17 @@ def _implicit(block: Block, line: float) -> str:
         f"Implicit regularisation is left for {chosen.sum()}: {why} "
         f"(signal fraction {_range(block.attribution.fractions[chosen])}), and yet they are small."
     )
-    through = block.last_map
-    if through is None or through["gain"] is None:
+    last_map = block.last_map
+    if last_map is None or last_map["gain"] is None:
         return f"{text} No last linear map could be read to say more."
     text += (
-        f" The last map, {through['module']}, has {through['gain']:.1g} of its largest squared gain along them, its "
-        f"input {through['input']:.1g} of its largest variance; they lie to {through['alignment']:.0%} in the weakest "
-        f"directions of that input (by chance {through['chance']:.0%})."
+        f" The last map, {last_map['module']}, has {last_map['gain']:.1g} of its largest squared gain along them, its "
+        f"input {last_map['input']:.1g} of its largest variance; they lie to {last_map['alignment']:.0%} in the "
+        f"weakest directions of that input (by chance {last_map['chance']:.0%})."
     )
-    if not 0.5 < through["explained"] < 2:
+    if not 0.5 < last_map["explained"] < 2:
         text += (
-            f" But the map makes {through['explained']:.2g} of their variance: something else is added, or it is not "
+            f" But the map makes {last_map['explained']:.2g} of their variance: something else is added, or it is not "
             "linear from there on, and its gain explains little."
         )
     return text
@@ -90,11 +90,11 @@ def _silent(block: Block) -> str:
             f"{_many(counts['rounding'], 'lies', 'lie')} at or below the floor ({block.spectrum.floor:.2g}), where "
             "rounding hides the cause."
         )
-        through = block.last_map
-        if through and through["killed"]:
+        last_map = block.last_map
+        if last_map and last_map["killed"]:
             text.append(
-                f"The last map, {through['module']}, lets nothing above it through along {through['killed']} "
-                f"directions of its input; along {through['killed_augmentation']} of them the views of an image "
+                f"The last map, {last_map['module']}, lets nothing above it through along {last_map['killed']} "
+                f"directions of its input; along {last_map['killed_augmentation']} of them the views of an image "
                 "differ more than images do."
             )
     short = block.spectrum.dim - (block.spectrum.n - 1)
@@ -128,7 +128,7 @@ def _doubts(block: Block, n: int) -> str:
             f"The evidence is thin: {n} images leave open on which side {undecided} of the {judged} attributed "
             "directions lie."
         )
-    lines = at_other_lines(block.attribution)
+    lines = augmentation_at_line(block.attribution)
     if lines["1/3"] != lines["2/3"]:
         text.append(
             f"With the line at a signal fraction of 1/3 or 2/3 instead of 1/2, {lines['1/3']} or {lines['2/3']} would "

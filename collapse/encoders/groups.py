@@ -47,6 +47,6 @@ class Groups:
         """What errors call them."""
         return self.path or self.unit
 
-    def about(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """The `images` of a document, when all have come."""
         return {"path": self.path, "count": self.count, "skipped": self.skipped}

@@ -200,7 +200,7 @@ class ImageBatches:
         lost = {entry["path"] for entry in self.skipped}
         return [name for k, name in enumerate(self.images.names) if self.images.path(k) not in lost]
 
-    def about(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """The `images` of a document, when all have come."""
         return {"path": self.path, "count": self.count, "skipped": self.skipped}
 

@@ -62,48 +62,48 @@ def open_array(source: Path, max_unpacked: float | None = None) -> Iterator[tupl
     far more than is stored, more than the memory there is, or changed while being read.
     """
     path, key = split_key(source)
-    about: dict[str, Any] = {"kind": "array", "path": str(source)}
+    entry: dict[str, Any] = {"kind": "array", "path": str(source)}
     try:
         if is_zarr(path):
             with open_zarr(path, key, max_unpacked) as rows:
-                yield about, rows
+                yield entry, rows
             return
         if os.path.isdir(path):
-            with _of_folder(path, key, max_unpacked, about) as rows:
-                yield about, rows
+            with _of_folder(path, key, max_unpacked, entry) as rows:
+                yield entry, rows
             return
-        with _file(path, key, max_unpacked, about) as rows:
-            yield about, rows
+        with _file(path, key, max_unpacked, entry) as rows:
+            yield entry, rows
     except MemoryError as error:
         raise InputError(f"{source}: wants more memory than there is ({error or 'none is left'})") from error
 
 
 @contextmanager
 def _file(
-    path: Path, key: str | None, most: float | None, about: dict[str, Any], single: bool = False
+    path: Path, key: str | None, most: float | None, entry: dict[str, Any], single: bool = False
 ) -> Iterator[Any]:
     """Rows of one file; what is known of it goes to `about`.  single: one vector is one row."""
     with opened(path) as plain:
         file = Hashed(**vars(plain))
         if kind := _kind(file):
-            with _rows(file, kind, key, most, about, single) as rows:
+            with _rows(file, kind, key, most, entry, single) as rows:
                 yield rows
-            about["sha256"] = file.sha256()
+            entry["sha256"] = file.sha256()
             return
     try:
         contents = containers.read(path)
     except InputError as error:
         hint = f"; arrays are read from {KINDS}" if "is not a checkpoint" in str(error) else ""
         raise InputError(f"{error}{hint}") from error
-    about |= {"sha256": contents.sha256, "foreign": contents.foreign}
+    entry |= {"sha256": contents.sha256, "foreign": contents.foreign}
     yield trees.pick(path, contents.tree, key, single)
 
 
 @contextmanager
-def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[str, Any]) -> Iterator[Iterator[Any]]:
+def _of_folder(folder: Path, key: str | None, most: float | None, entry: dict[str, Any]) -> Iterator[Iterator[Any]]:
     """Rows of the files of a folder, one after another. Raises InputError: not of one kind, of several widths."""
     names, digests = _parts_of(folder), dict[str, str]()
-    about["warnings"] = [f"{len(names)} files of {folder} are read as one array, {names[0]} to {names[-1]}"]
+    entry["warnings"] = [f"{len(names)} files of {folder} are read as one array, {names[0]} to {names[-1]}"]
     yield _one_by_one(folder, names, key, most, digests)
     whole = hashlib.sha256()
     for name in names:
@@ -111,7 +111,7 @@ def _of_folder(folder: Path, key: str | None, most: float | None, about: dict[st
             with opened(folder / name) as file:
                 digests[name] = file.sha256()
         whole.update(f"{name} {digests[name]}\n".encode("utf-8", "surrogateescape"))
-    about["sha256"] = whole.hexdigest()
+    entry["sha256"] = whole.hexdigest()
 
 
 def _one_by_one(
@@ -169,26 +169,26 @@ def _kind(file: Descriptor) -> str:
 
 
 def _rows(
-    file: Descriptor, kind: str, key: str | None, most: float | None, about: dict[str, Any], single: bool
+    file: Descriptor, kind: str, key: str | None, most: float | None, entry: dict[str, Any], single: bool
 ) -> AbstractContextManager[Any]:
     if kind == "npy":
         return open_npy(file, key, single)
     if kind == "npz":
         return open_npz(file, key, most)
     if kind == "pickle":
-        return _pickled(file, key, about, single)
+        return _pickled(file, key, entry, single)
     if kind == "mat":
         return mat.open_mat(file, key, most)
     if kind in ("hdf5", "matlab"):
         return open_hdf5(file, key, most, kind == "matlab")
-    notes = about.setdefault("warnings", [])
+    notes = entry.setdefault("warnings", [])
     if kind == "text":
         return open_table(file, key, notes)
     return (open_arrow if kind == "arrow" else open_parquet)(file, key, most, notes)
 
 
 @contextmanager
-def _pickled(file: Descriptor, key: str | None, about: dict[str, Any], single: bool) -> Iterator[Any]:
+def _pickled(file: Descriptor, key: str | None, entry: dict[str, Any], single: bool) -> Iterator[Any]:
     tree, foreign = trees.read_pickle(file)
-    about["foreign"] = sorted(foreign)
+    entry["foreign"] = sorted(foreign)
     yield trees.pick(file.path, tree, key, single)

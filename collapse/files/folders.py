@@ -125,8 +125,8 @@ def _huggingface_cache(path: Path, target: Path) -> bool:
 
 
 def _read_shards(index: Path) -> Contents:
-    about = json_of(index, dict)
-    weight_map = about.get("weight_map")
+    manifest = json_of(index, dict)
+    weight_map = manifest.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map")
     tree: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _read_shards(index: Path) -> Contents:
                 f"{index.parent / name}: {len(superfluous)} tensors are in the shards but not in the index"
             )
         tree |= contents.tree
-    _check_size(index, about.get("metadata"), tree)
+    _check_size(index, manifest.get("metadata"), tree)
     digest = _digest(contents.sha256 for contents in shards.values())
     foreign = sorted({name for contents in shards.values() for name in contents.foreign})
     return Contents(f"{len(shards)} shards", tree, digest, foreign)

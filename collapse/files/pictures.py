@@ -81,7 +81,7 @@ def kind_of(head: bytes, name: str = "") -> str | None:
 
     TGA alone has nothing that it begins with: it is recognised by the ending of `name`.
     """
-    found = next((kind for kind, about in KINDS.items() if about.magic and about.magic.match(head)), None)
+    found = next((kind for kind, reader in KINDS.items() if reader.magic and reader.magic.match(head)), None)
     return found or ("TGA" if name.lower().endswith(".tga") else None)
 
 
@@ -95,13 +95,13 @@ def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image
     kind = kind_of(contents[:32], path)
     if kind is None:
         raise UnreadableImage(path, f"empty or not {', '.join(KINDS)}" if contents else "empty")
-    about, most = KINDS[kind], most // KINDS[kind].share
+    reader, most = KINDS[kind], most // KINDS[kind].share
     try:
         with _quietly(most), _mute() if kind == "TIFF" else nullcontext():
             numbers = _NUMBERS[kind](contents, most) if kind in _NUMBERS else None
             if numbers is not None:
                 return numbers
-            image = about.open(io.BytesIO(about.prepare(contents, most)))
+            image = reader.open(io.BytesIO(reader.prepare(contents, most)))
             _within(image.size, most)
             _check_work(image, contents)
             image.load()

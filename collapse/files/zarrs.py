@@ -133,16 +133,16 @@ class Array:
 
     def _stored(self, path: Path, sizes: str) -> int:
         try:
-            about = os.lstat(path)
+            status = os.lstat(path)
         except OSError as error:
             raise InputError(
                 f"{path}: this chunk is missing (the array {sizes}); copy the folder anew or, if zeros were meant, "
                 "write them (zarr's write_empty_chunks)"
             ) from error
         inside = path.relative_to(self.folder).parents
-        if not stat.S_ISREG(about.st_mode) or any((self.folder / place).is_symlink() for place in list(inside)[:-1]):
+        if not stat.S_ISREG(status.st_mode) or any((self.folder / place).is_symlink() for place in list(inside)[:-1]):
             raise InputError(f"{path}: is a link, or no file; copy the folder with what its links lead to (cp -rL)")
-        return about.st_size
+        return status.st_size
 
     def blocks(self, zarr: Any, step: int) -> Iterator[np.ndarray]:
         """The rows (b, d) of `step` rows of chunks at a time. Raises InputError: a chunk is damaged."""

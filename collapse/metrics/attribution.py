@@ -115,17 +115,17 @@ def attribute(
     """
     d, live = len(total), np.flatnonzero(~dead)
     values, vectors = _descending(total[np.ix_(live, live)])
-    held = values > floor
-    alive = held & (values >= threshold * values.max(initial=0.0))
-    collapsed = vectors[:, held & ~alive]
+    resolved = values > floor
+    alive = resolved & (values >= threshold * values.max(initial=0.0))
+    collapsed = vectors[:, resolved & ~alive]
     view = (signal + augmentation)[np.ix_(live, live)]
     fractions, turned = _generalised(signal[np.ix_(live, live)], view, collapsed)
-    kept = np.concatenate([vectors[:, alive], turned, vectors[:, ~held]], 1)
+    kept = np.concatenate([vectors[:, alive], turned, vectors[:, ~resolved]], 1)
     directions = np.zeros((d, d))
     directions[live, : len(live)] = kept
     directions[np.flatnonzero(dead), np.arange(len(live), d)] = 1
     found = np.full(d, np.nan)
-    first, last = alive.sum(), held.sum()
+    first, last = alive.sum(), resolved.sum()
     found[:first] = np.einsum("ij,ij->j", vectors[:, alive], signal[np.ix_(live, live)] @ vectors[:, alive])
     found[:first] /= np.einsum("ij,ij->j", vectors[:, alive], view @ vectors[:, alive])
     found[first:last] = fractions
@@ -198,7 +198,7 @@ def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDA
     return np.where(fractions < line, ratio >= low * at_line, ratio <= high * at_line)
 
 
-def through(
+def examine_map(
     weight: NDArray, signal: NDArray, augmentation: NDArray, floor: float, attribution: Attribution
 ) -> dict[str, Any]:
     """How the last linear map treats its input, for the directions whose cause the output does not show.
@@ -218,7 +218,7 @@ def through(
     Examples:
         >>> C, A = np.diag([1.0, 1e-4]), np.diag([0.1, 1e-5])
         >>> found = attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
-        >>> made = through(np.diag([1.0, 1e-2]), np.diag([0.9, 0.9]), np.diag([0.1, 0.1]), 1e-9, found)
+        >>> made = examine_map(np.diag([1.0, 1e-2]), np.diag([0.9, 0.9]), np.diag([0.1, 0.1]), 1e-9, found)
         >>> round(made["explained"], 6), round(made["gain"], 6), made["killed"]  # a map of 1 and 1e-2
         (1.0, 0.0001, 0)
     """
@@ -246,12 +246,12 @@ def through(
     }
 
 
-def at_other_lines(attribution: Attribution) -> Mapping[str, int]:
+def augmentation_at_line(attribution: Attribution) -> Mapping[str, int]:
     """How many directions augmentation would have with the line elsewhere: is the answer the data's or the line's?
 
     Examples:
         >>> C, A = np.diag([1.0, 1e-4]), np.diag([0.1, 6e-5])
-        >>> at_other_lines(attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2))
+        >>> augmentation_at_line(attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2))
         {'1/3': 0, '1/2': 1, '2/3': 1}
     """
     judged = attribution.fractions[attribution.collapsed()]

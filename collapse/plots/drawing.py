@@ -80,8 +80,8 @@ def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")
             partials = [files.enter_context(atomic_write(stem.with_name(stem.name + suffix))) for suffix in suffixes]
             for suffix, partial in zip(suffixes, partials, strict=True):
                 # No date in the file: the same data gives the same bytes.
-                about = {"CreationDate": None} if suffix == ".pdf" else None
-                fig.savefig(partial, format=suffix[1:], metadata=about)
+                metadata = {"CreationDate": None} if suffix == ".pdf" else None
+                fig.savefig(partial, format=suffix[1:], metadata=metadata)
     finally:
         plt.close(fig)
 

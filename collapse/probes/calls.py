@@ -132,6 +132,6 @@ class _Task:
     def result(self, kind: str, found: Accuracy, how: Mapping[str, Any]) -> Accuracy:
         """The counts with what they are of."""
         notes = [*dict.fromkeys([*self.net.report["warnings"], *self.train.warnings, *self.val.warnings])]
-        about = {"schema": f"collapse.{kind}/1", "source": self.net.source("representation"), "data": self.data}
+        header = {"schema": f"collapse.{kind}/1", "source": self.net.source("representation"), "data": self.data}
         warn(notes)
-        return replace(found, provenance={**about, **how, "warnings": notes})
+        return replace(found, provenance={**header, **how, "warnings": notes})

@@ -199,10 +199,10 @@ class Covariance:
         from torch import distributed
 
         self._sum.all_reduce()
-        about = torch.as_tensor(np.array([self._zero_rows, self.roundoff])).to(self.device or "cpu")
-        distributed.all_reduce(about[:1])
-        distributed.all_reduce(about[1:], distributed.ReduceOp.MAX)
-        self._zero_rows, self.roundoff = int(about[0]), float(about[1])
+        counts = torch.as_tensor(np.array([self._zero_rows, self.roundoff])).to(self.device or "cpu")
+        distributed.all_reduce(counts[:1])
+        distributed.all_reduce(counts[1:], distributed.ReduceOp.MAX)
+        self._zero_rows, self.roundoff = int(counts[0]), float(counts[1])
         return self
 
     def matrix(self) -> NDArray:

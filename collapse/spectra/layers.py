@@ -68,7 +68,7 @@ def of_network(
     notes = [*net.report["warnings"], *notes, *pixels.notes()]
     found = {
         name: rows.spectrum(
-            errors.get(name), source=net.source(name), images=pixels.about(), warnings=notes
+            errors.get(name), source=net.source(name), images=pixels.provenance(), warnings=notes
         )
         for name, rows in measured.items()
     }  # fmt: skip

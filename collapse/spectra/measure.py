@@ -104,10 +104,10 @@ def spectrum(
     arguments.flag("distributed", distributed)
     if distributed and on is not None:
         raise InputError("distributed= shares the rows of arrays over processors alone; leave device= out")
-    with _rows(source, max_unpacked, limit) as (about, batches):
+    with _rows(source, max_unpacked, limit) as (provenance, batches):
         notes: list[str] = []
         batches = batches if sample is None else _drawn(batches, sample, seed, notes)
-        rows = Measurement(measure, on, about.get("path") or "embeddings")
+        rows = Measurement(measure, on, provenance.get("path") or "embeddings")
         if distributed:
             from collapse.spectra.shares import update_shared
 
@@ -116,8 +116,8 @@ def spectrum(
             for batch in watch(batches):
                 rows.update(batch)
     # The source is whole now, with the digest of the bytes that were read.
-    notes += [*about.get("warnings", ()), *stale(str(about.get("path") or ""), about.get("sha256"))]
-    result = rows.spectrum(rounding, source=about, warnings=notes)
+    notes += [*provenance.get("warnings", ()), *stale(str(provenance.get("path") or ""), provenance.get("sha256"))]
+    result = rows.spectrum(rounding, source=provenance, warnings=notes)
     warn(note for note in result.warnings if note not in rows.notes)
     return result
 

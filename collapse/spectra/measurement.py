@@ -102,8 +102,8 @@ class Measurement:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         threshold, vectors = self.measure.threshold, self.measure.vectors
         errors = jackknife_errors(self.groups, threshold) if self.measure.jackknife else None
-        about: dict[str, Any] = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
-        return replace(_merged(self.groups).measured(threshold, vectors, rounding, **about), errors=errors)
+        provenance: dict[str, Any] = {"source": source, "images": images, "warnings": [*self.notes, *warnings]}
+        return replace(_merged(self.groups).measured(threshold, vectors, rounding, **provenance), errors=errors)
 
 
 def _merged(parts: Sequence[Covariance]) -> Covariance:

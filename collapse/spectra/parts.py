@@ -56,9 +56,9 @@ def check_files(document: Mapping[str, Any], where: str) -> None:
     """What lies beside the document, by name, if it says so at all."""
     named = value_of({"files": {}, **document}, "files", where, dict)
     for name in named:
-        about = value_of(named, name, f"{where}: files", dict)
-        value_of(about, "sha256", f"{where}: files", str)
-        integer_of(about, "size", 0, f"{where}: files")
+        entry = value_of(named, name, f"{where}: files", dict)
+        value_of(entry, "sha256", f"{where}: files", str)
+        integer_of(entry, "size", 0, f"{where}: files")
 
 
 def errors_of(document: Mapping[str, Any], dim: int, where: str) -> dict[str, Any] | None:

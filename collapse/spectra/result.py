@@ -290,7 +290,7 @@ class Spectrum(Result):
     def _beside(cls, path: Path, document: Any) -> "Spectrum":
         """The result in a document of `path`, with the vectors that lie beside it."""
         result, beside = cls._of(document, str(path)), path.with_suffix(".npz")
-        named = next((about for name, about in document.get("files", {}).items() if name.endswith(".npz")), None)
+        named = next((entry for name, entry in document.get("files", {}).items() if name.endswith(".npz")), None)
         if named is None or not beside.exists():
             odd = "is not named by it: not its directions" if beside.exists() else "is not there: no directions"
             notes = [f"{beside.name} beside {path.name} {odd}"] if named or beside.exists() else []

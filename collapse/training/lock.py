@@ -30,9 +30,9 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         self.path, self._pid, self._beaten = folder / ".lock", os.getpid(), time.monotonic()
-        about = {"pid": self._pid, "host": os.uname().nodename, "place": _place(), "start": _process(self._pid)}
+        holder = {"pid": self._pid, "host": os.uname().nodename, "place": _place(), "start": _process(self._pid)}
         since = datetime.now(timezone.utc).isoformat(" ", "seconds")
-        self._text = json.dumps({**about, "since": since, "token": token_hex(8)})
+        self._text = json.dumps({**holder, "since": since, "token": token_hex(8)})
         if not self._make():
             self._remove_stale()
             if not self._make():
@@ -73,9 +73,9 @@ class Lock:
             claim.unlink(missing_ok=True)
 
     def _held(self, text: str | None, age: float) -> str:
-        about = _about(text or "")
-        who = f"process {about['pid']} on {about['host']}" if about else "another process"
-        since = f"since {about['since']}, " if "since" in about else ""
+        holder = _holder(text or "")
+        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        since = f"since {holder['since']}, " if "since" in holder else ""
         return (
             f"{self.path.parent}: {who} is training in it ({since}last sign of life {max(age, 0):.0f} s ago); "
             f"wait, choose another RUN, or remove {self.path} if that process is gone"
@@ -93,8 +93,8 @@ class Lock:
         if text is None and self._make():  # somebody removed it, and nobody took it
             return
         if text != self._text:
-            about = _about(text or "")
-            who = f"process {about['pid']} on {about['host']}" if about else "another process"
+            holder = _holder(text or "")
+            who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
             raise InputError(f"{self.path.parent}: {who} has taken it over; this one stops, the last save is kept")
         os.utime(self.path)
 
@@ -120,30 +120,30 @@ def _read(path: Path) -> str | None:
         os.close(number)
 
 
-def _about(text: str) -> dict[str, Any]:
+def _holder(text: str) -> dict[str, Any]:
     """What a lock says; that of version 1 is "PID on HOST"."""
     pid, _, host = text.partition(" on ")
     if pid.isdigit() and host:
         return {"pid": int(pid), "host": host.strip()}
     try:
-        about = json.loads(text)
+        holder = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     kinds = {"pid": int, "host": str, "place": str, "since": str}
-    known = isinstance(about, dict) and all(type(about.get(name, kind())) is kind for name, kind in kinds.items())
-    return about if known and 0 < about.get("pid", 0) < 1 << 31 and about.get("host") else {}
+    known = isinstance(holder, dict) and all(type(holder.get(name, kind())) is kind for name, kind in kinds.items())
+    return holder if known and 0 < holder.get("pid", 0) < 1 << 31 and holder.get("host") else {}
 
 
 def _lives(path: Path, text: str, age: float) -> bool:
     """Whether the process that made the lock is there, as far as can be known."""
-    about = _about(text)
-    if not about:
+    holder = _holder(text)
+    if not holder:
         return age < WRITING
-    if "place" not in about:
+    if "place" not in holder:
         return _flocked(path)
-    if about["place"] != _place():
+    if holder["place"] != _place():
         return age < SILENT
-    return _process(about["pid"]) in ("runs", about.get("start"))
+    return _process(holder["pid"]) in ("runs", holder.get("start"))
 
 
 def _flocked(path: Path) -> bool:

@@ -55,8 +55,8 @@ class Trained(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The document of schema collapse.training/1."""
-        about = {"schema": SCHEMA, "run": self.run, "encoder": self.encoder}
-        return {**about, **self.last, "command": self.command, "versions": self.versions}
+        header = {"schema": SCHEMA, "run": self.run, "encoder": self.encoder}
+        return {**header, **self.last, "command": self.command, "versions": self.versions}
 
     def notes(self) -> list[str]:
         """The warnings."""

@@ -82,8 +82,8 @@ class Run:
         if not path.exists():
             if (self.folder / "resume.pt").exists() or self.encoder.exists():
                 raise InputError(f"{self.folder}: holds a run without its config.json; choose another RUN")
-            about = {"schema": f"collapse.run/{SCHEMA}", "versions": versions("numpy", "torch", "torchvision")}
-            save_text(path, to_json({**about, **wanted}))
+            header = {"schema": f"collapse.run/{SCHEMA}", "versions": versions("numpy", "torch", "torchvision")}
+            save_text(path, to_json({**header, **wanted}))
             return
         stored = _stored(path)
         less = [k for k, v in former.items() if stored["data"].get(k) == v != wanted["data"][k]]

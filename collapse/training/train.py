@@ -37,14 +37,14 @@ def train(
     """
     options = options or Options()
     plan = _plan(config, data)
-    about = {"images": len(data), "digest": data.digest, "held_digest": val.digest if val else None}
+    digests = {"images": len(data), "digest": data.digest, "held_digest": val.digest if val else None}
     same = {name: value for name, value in vars(options).items() if name not in ("device", "stop")}
-    processes.agree(repr((resolve(config), about, same, torch.__version__)), "configuration, options, data or torch")
+    processes.agree(repr((resolve(config), digests, same, torch.__version__)), "configuration, options, data or torch")
     run = None
     try:
         training = Training(config, len(data.classes), plan, options)
         former = {"digest": data.names_digest, "held_digest": val.names_digest if val else None}
-        run = _open_run(folder, training, about, former)
+        run = _open_run(folder, training, digests, former)
         if processes.lead(lambda: run is not None and _finished(run, training)):
             return
         data = to_memory(data, options.workers)
@@ -87,13 +87,13 @@ def _plan(config: Config, data: Labelled) -> BatchOrder:
     return BatchOrder(len(data), config.batch_size, config.epochs, config.seed, processes.rank(), world)
 
 
-def _open_run(folder: Path, training: Training, about: dict[str, Any], former: dict[str, Any]) -> Run | None:
+def _open_run(folder: Path, training: Training, digests: dict[str, Any], former: dict[str, Any]) -> Run | None:
     """Open RUN in the first process; restore its state, if there is one, in all."""
     opened: list[Run] = []
 
     def act() -> dict[str, Any] | None:
         behind = training.device.startswith("cuda")  # a step of the device is worth more than a thread
-        opened.append(Run(folder, training.config.as_dict(), about, behind, former))
+        opened.append(Run(folder, training.config.as_dict(), digests, behind, former))
         size = sum(t.numel() * t.element_size() for t in training.network.state_dict().values())
         if not opened[0].encoder.exists():
             opened[0].require_space(2 * size)

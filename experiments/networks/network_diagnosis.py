@@ -22,7 +22,7 @@ from torch import nn
 import collapse
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.metrics.attribution import CAUSES, at_other_lines
+from collapse.metrics.attribution import CAUSES, augmentation_at_line
 from collapse.training.network import Network, save_encoder
 
 
@@ -49,7 +49,7 @@ def simulate(data: str = "cifar10.zip", seed: int = 0, threshold: float = 1e-3) 
         diagnosis = collapse.diagnose(net, pixels, views=study.VIEWS, threshold=threshold, **how)
         block = next(block for block in diagnosis.blocks if block.layer == "representation")
         found["counts"].append(list(block.attribution.counts().values()))
-        lines = at_other_lines(block.attribution)
+        lines = augmentation_at_line(block.attribution)
         found["lines"].append([lines["1/3"], lines["2/3"]])
         found["ranks"].append(block.spectrum.metrics()["effective_rank"])
         collapsed = block.attribution.fractions[block.attribution.collapsed()]

@@ -22,7 +22,7 @@ from collapse import InputError, cli, metrics
 from collapse.diagnosis import as_encoder, last_map, paper_augmentations
 from collapse.diagnosis.page import page
 from collapse.diagnosis.wording import table
-from collapse.metrics.attribution import CAUSES, attribute, signal_and_augmentation, through, undecided
+from collapse.metrics.attribution import CAUSES, attribute, examine_map, signal_and_augmentation, undecided
 from collapse.recipes.views import uniforms
 from collapse.results import load_result
 
@@ -134,7 +134,7 @@ def test_two_aligned_layers_share_their_small_singular_values():
     W1, W2 = Q * sigma @ V.T, U * sigma @ Q.T
     S, A = 0.9 * W1 @ W1.T, 0.1 * W1 @ W1.T
     found = attribute(W2 @ (S + A) @ W2.T, W2 @ S @ W2.T, W2 @ A @ W2.T, np.zeros(8, bool), 1e-12, 1e-3, 10_000, 4)
-    seen = through(W2, S, A, 1e-12, found)
+    seen = examine_map(W2, S, A, 1e-12, found)
     assert found.counts()["implicit"] == 2
     assert seen["explained"] == pytest.approx(1, rel=1e-9)
     assert seen["gain"] == pytest.approx(0.01, rel=1e-9)
@@ -143,7 +143,7 @@ def test_two_aligned_layers_share_their_small_singular_values():
     assert (seen["killed"], seen["killed_augmentation"]) == (0, 0)
     # A map that lets nothing through: its cause shows at its input only.
     noisy = np.diag([0.1] * 6 + [5.0, 0.0])
-    killed = through(np.diag([1.0] * 6 + [0.0] * 2), np.eye(8), noisy, 1e-12, found)
+    killed = examine_map(np.diag([1.0] * 6 + [0.0] * 2), np.eye(8), noisy, 1e-12, found)
     assert (killed["killed"], killed["killed_augmentation"]) == (2, 1)
 
 
