@@ -98,6 +98,35 @@ WRONG = {
     "text that is no result": (lambda: collapse.Spectrum.from_json("{}"), "expected collapse.spectrum/1"),
     "an array of negative numbers": (lambda: metrics.effective_rank(of_covariance=[1.0, -1.0]), "not a number >= 0"),
     "shapes of theory": (lambda: theory.gram_difference([[1.0, 2.0]], [[1.0]], [[1.0, 0.0]]), "got shape"),
+    "shapes of a gradient": (lambda: theory.population_gradient(np.ones((2, 3)), np.eye(4), np.eye(4)), "but d = 3"),
+    "no temperature": (lambda: theory.population_gradient([[1.0]], [[1.0]], [[1.0]], 0), "temperature: got 0"),
+    "K that is not square": (lambda: theory.balanced_grams(np.ones((2, 3)), 1.0), r"K: got shape \(2, 3\)"),
+    "a product below zero": (lambda: theory.balanced_grams(np.eye(2), -1.0), "m: got -1.0"),
+    "splits of two lengths": (lambda: theory.conserved_split([1.0, 2, 3], [1.0, 2]), r"m, kappa: got shapes \(3,\)"),
+    "a split below zero": (lambda: theory.conserved_split(-1.0, 0.0), "m: entry 0 is -1, below zero"),
+    "a direction without variance": (lambda: theory.cosine_modes([1.0, 0], [1.0, 0]), "direction 1 has no variance"),
+    "a mode that starts at zero": (lambda: theory.population_modes([0, 1], [0.0], [1], [1], depth=2), "w0: entry 0"),
+    "modes at no temperature": (
+        lambda: theory.population_modes([0], [1], [1], [1], temperature=0),
+        "temperature: got 0",
+    ),
+    "a mode of zero": (lambda: theory.euclidean_modes([0, 1], [0.0], [1.0], [1.0]), "m0: entry 0 is not positive"),
+    "times that fall": (lambda: theory.predictor_modes([1, 0], [1], [1], [1], [1]), "t: .* ascending times"),
+    "layers that do not fit": (
+        lambda: theory.matrix_flow([0, 1], [np.ones((2, 3)), np.ones((2, 3))], lambda W: W),
+        "weights: got shapes",
+    ),
+    "a mask of another layer": (
+        lambda: theory.matrix_flow([0, 1], [np.eye(2)], lambda W: W, masks=[np.eye(3)]),
+        "masks: got shapes",
+    ),
+    "an aligned layer of zero": (lambda: theory.aligned_flow([0, 1], [[0.0]], lambda m: m), "sigma: got shape"),
+    "a layer of another width": (
+        lambda: theory.MeanField([[1.0]], [[1.0]], points=16).gradient(np.ones((1, 2))),
+        r"W: got shape \(1, 2\), but d = 1",
+    ),
+    "views of two sizes": (lambda: theory.sample_gradient(np.ones((2, 3)), np.ones((3, 3))), "x, x_prime: got shapes"),
+    "a row for a matrix": (lambda: theory.singular_values([1.0, 2.0]), r"weights: got shape \(2,\)"),
 }
 
 
