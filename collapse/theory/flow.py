@@ -35,7 +35,7 @@ def matrix_flow(
         gradient: the product W (m, d) -> G = dL/dW (m, d).
         rtol: error of a step, relative to the largest entries of the layers.
         method: of scipy.integrate.solve_ivp.
-        masks: for each layer None or an array of 0 and 1 that says which of its entries train.
+        masks: for each layer None or an array of 0 and 1, of its shape, that says which of its entries train.
         weight_decay: gamma >= 0.
 
     Returns:
