@@ -157,6 +157,8 @@ def loss_gradient(loss: Callable[..., Tensor], C0: Floats, Ce: Floats, **options
     loss: called with W, C0 and Ce as float64 tensors, and the options.
     C0, Ce: (d, d) covariance of the clean data and of the augmentation.
 
+    Raises InputError: an array is not of real numbers; the gradient also as the loss.
+
     Examples:
         >>> gradient = loss_gradient(spectral_loss, C0=[[1]], Ce=[[0]])
         >>> gradient([[0.5]]).tolist()  # 4 (w^3 - w)

@@ -194,7 +194,10 @@ class MeanField:
         return (repulsion / tau - W @ (pulled + pulled.T)) / (tau * points)
 
     def mode_gradient(self, m: Floats) -> Floats:
-        """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode."""
+        """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode.
+
+        Raises InputError: m is not of real numbers.
+        """
         tau, points, c = self.temperature, len(self.x), np.diagonal(self.C)
         m, (products, squares) = float64(m), self._products
         pull, spread = negative_weights(products @ m / tau, squares @ (c * m**2) / tau**2, self.batch)
