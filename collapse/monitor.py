@@ -48,7 +48,8 @@ class Monitor:
             at most `every`.
         normalize: divide each row by its norm, as the paper does.
         log: a file that gets one JSON line a report (of process 0); None for none.
-        transform: from the module's output to what is watched, as `lambda out: out.last_hidden_state[:, 0]`.
+        transform: from the module's output to what is watched, (n, d) or (n, d, h, w), as
+            `lambda out: out.last_hidden_state[:, 0]`.
         alarm: {rank measure: share of its best so far}; a report below it is a CollapseWarning.
         on_alarm: called at such a report instead, with the sentence and the report.
         stop: raise GateError at such a report, which ends the training; after `on_alarm`, if that is given.

@@ -177,7 +177,10 @@ def _part(text: str, split: str, max_pixels: int, pixel_range: Depth, labels: bo
 
 
 def of_arrays(pixels: Tensor, labels: NDArray, classes: Iterable[str] | None = None) -> Labelled:
-    """A set of images in memory, (n, 3, h, w) uint8, and their labels. Raises InputError: impossible class numbers."""
+    """A set of images in memory, (n, 3, h, w) uint8, and their labels, (n,) whole numbers.
+
+    Raises InputError: impossible class numbers.
+    """
     labels = np.asarray(labels, np.int64)
     names = tuple(classes) if classes is not None else archives.numbered(labels, "labels")
     return Labelled(Pixels(pixels), labels, names, Identity(Pixels(pixels), labels))

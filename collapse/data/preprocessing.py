@@ -41,7 +41,7 @@ class Preprocessing:
         return self.normalize(self.pixels(image)[None])[0]
 
     def pixels(self, image: Picture, most: int = limits.PIXELS) -> Tensor:
-        """Resized and cropped: (3, h, w) uint8; of an array (h, w, c) in 0..1, (c, h, w) float32 in 0..1.
+        """Resized and cropped, Pillow's to (3, h, w) uint8; an array (h, w, c) in 0..1 to (c, h, w) float32 in 0..1.
 
         Raises InputError: resizing or padding makes over `most` pixels; other channels than `mean` has.
         """

@@ -106,6 +106,7 @@ class LayerCovariances:
 def last_map(net: Encoder, layer: str, rows: Tensor, how: dict[str, Any]) -> tuple[str, NDArray] | None:
     """(name, weight (d, h) float64) of the last linear map or convolution that runs before a layer.
 
+    rows: (b, ...), some images as the network takes them.
     A batch norm of its output is folded in; a kernel is summed over its positions, which is exact for means over a
     feature map without edges.  None if there is none, or if it has groups.
     """

@@ -21,7 +21,8 @@ class Augment(Protocol):
     @property
     def DRAWS(self) -> int: ...
 
-    def __call__(self, images: Tensor, u: Tensor) -> Tensor: ...
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        """(n, ...), (n, DRAWS) -> (n, ...)."""
 
 
 def augmentations_of(

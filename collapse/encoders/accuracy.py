@@ -160,7 +160,7 @@ def knn(
 def knn_top1(
     train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray, k: int = 20, temperature: float = 0.07
 ) -> float:
-    """Share of test rows, (n, d), whose vote among the k nearest training rows is right; see `knn`.
+    """Share of test rows, (n, d), whose vote among the k nearest training rows is right; arguments as for `knn`.
 
     Examples:
         >>> import numpy as np
@@ -174,7 +174,7 @@ def knn_top1(
 def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -> Tensor:
     """Minimise mean cross-entropy + decay |W|^2 / 2 by L-BFGS; x (n, d) float64 -> [W b], (classes, d + 1).
 
-    The bias b is free. decay 1 / n is scikit-learn's C = 1.
+    labels: (n,) int64 from 0.  The bias b is free.  decay 1 / n is scikit-learn's C = 1.
 
     Examples:
         >>> import torch
@@ -232,7 +232,7 @@ def probe(
 
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
-    """Share of test rows, (n, d), that `probe` gets right.
+    """Share of test rows, (n, d), that `probe` gets right; arguments as for `probe`.
 
     Examples:
         >>> import numpy as np

@@ -121,8 +121,10 @@ def embed_layers(
 def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool, **options: Any) -> dict[str, NDArray]:
     """The rounding errors of some rows of each layer, {name: (n, d)} float64.
 
-    A network adds up millions of roundings, of which the dtype of its output does not tell; so `pixels` go through
+    A network adds up millions of roundings, of which the dtype of its output does not tell.  So the pixels go through
     twice, in the precision of `options` (those of `embed_layers`) and in float64.  The weights must be float32.
+
+    pixels: (n, 3, h, w) uint8.
 
     Examples:
         >>> import torch

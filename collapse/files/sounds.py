@@ -125,7 +125,7 @@ def _checked(rate: int, samples: NDArray) -> tuple[int, NDArray]:
 
 
 def resampled(samples: NDArray, rate: int, wanted: int) -> NDArray:
-    """The same sound at another rate, (t,) float32, by scipy's polyphase filter."""
+    """A sound, (t,), from its rate to the wanted one, both in Hz: (t',) float32, by scipy's polyphase filter."""
     if rate == wanted:
         return samples
     from scipy.signal import resample_poly

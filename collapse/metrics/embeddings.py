@@ -35,7 +35,7 @@ def l2_std(z: ArrayLike) -> float:
     """Mean over columns of the standard deviation (divisor n - 1) of unit rows (SimSiam, arXiv 2011.10566; lightly).
 
     z: (n, d). About 1 / sqrt(d) when healthy, 0 at complete collapse; blind to dimensional collapse, and not
-    rotation-invariant.
+    rotation-invariant.  NaN of a single row.
 
     Raises InputError: z is not (n, d), or holds NaN or infinity.
 
@@ -43,13 +43,14 @@ def l2_std(z: ArrayLike) -> float:
         >>> round(l2_std([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
         0.816497
     """
-    return float(_unit(z).std(0, ddof=1).mean())
+    unit = _unit(z)
+    return float(unit.std(0, ddof=1).mean()) if len(unit) > 1 else math.nan
 
 
 def uniformity(z: ArrayLike, t: float = 2.0) -> float:
     """ln mean over pairs i < j of exp(-t |z_i - z_j|^2) of unit rows, Z (n, d) (arXiv 2005.10242). 0 is a single point.
 
-    O(n^2 d): give a few thousand rows.
+    O(n^2 d): give a few thousand rows.  NaN of a single one.
 
     Raises InputError: z is not (n, d), or holds NaN or infinity.
 
@@ -61,6 +62,8 @@ def uniformity(z: ArrayLike, t: float = 2.0) -> float:
     from scipy.special import logsumexp
 
     exponents = -t * pdist(_unit(z), "sqeuclidean")
+    if not len(exponents):
+        return math.nan
     return float(logsumexp(exponents) - math.log(len(exponents)))
 
 
@@ -107,7 +110,7 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
         samples: (n,) which sample each row is a view of; at least 2 views of each.
 
     Raises InputError: fewer than 2 samples, or one of fewer than 2 views; samples is not (n,); z is not (n, d), or
-    holds NaN or infinity.
+    holds NaN or infinity.  Raises InputError: as `lidar_of`, where delta is 0.
 
     Examples:
         >>> views = np.repeat(np.eye(4), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((8, 4))
@@ -129,14 +132,21 @@ def lidar(z: ArrayLike, samples: ArrayLike, delta: float = 1e-4) -> float:
 def lidar_of(between: ArrayLike, within: ArrayLike, delta: float = 1e-4) -> float:
     """`lidar` of its two covariances Sb and Sw, (d, d) each, Sw before delta is added.
 
+    Raises InputError: not two finite (d, d), or Sw + delta is not positive definite.
+
     Examples:
         >>> lidar_of(between=np.diag([1.0, 1, 0]), within=np.eye(3))
         2.0
     """
-    from scipy.linalg import eigh
+    from scipy.linalg import LinAlgError, eigh
 
     Sb, Sw = float64(between), float64(within)
-    return entropy_rank(eigh(Sb, Sw + delta * np.eye(len(Sw)), eigvals_only=True).clip(0))
+    if Sb.ndim != 2 or Sb.shape != Sb.shape[::-1] or Sb.shape != Sw.shape or not np.isfinite([Sb, Sw]).all():
+        raise InputError(f"lidar: got shapes {Sb.shape} and {Sw.shape}, expected (d, d) twice, all of it finite")
+    try:
+        return entropy_rank(eigh(Sb, Sw + delta * np.eye(len(Sw)), eigvals_only=True).clip(0))
+    except LinAlgError as error:
+        raise InputError(f"lidar: the scatter within samples is not positive definite with delta= {delta:g}") from error
 
 
 def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
@@ -145,13 +155,15 @@ def epps_pulley(x: ArrayLike, knots: int = 17, upper: float = 3.0) -> NDArray:
     integral over t in [-upper, upper] of |phi_n(t) - e^{-t^2/2}|^2 e^{-t^2/2} dt by the trapezoid rule with `knots`
     points on [0, upper], doubled (arXiv 2511.08544). Standard normal columns give about 1.05, whatever n.
 
-    Raises InputError: x is not (n, d), or holds NaN or infinity.
+    Raises InputError: x is not (n, d), or holds NaN or infinity; there are fewer than 2 knots.
 
     Examples:
         >>> epps_pulley(np.zeros((100, 2))).round(3).tolist()
         [40.205, 40.205]
     """
     x = _rows(x)
+    if knots < 2:
+        raise InputError(f"knots= is {knots}, expected at least 2")
     t = np.linspace(0, upper, knots)
     weight = np.full(knots, 2 * upper / (knots - 1))
     weight[[0, -1]] /= 2
@@ -167,13 +179,15 @@ def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
 
     z: (n, d). It is not invariant to scale or mean: standardise first to ask for the shape alone.
 
-    Raises InputError: z is not (n, d), or holds NaN or infinity.
+    Raises InputError: z is not (n, d), or holds NaN or infinity; there are no slices.
 
     Examples:
         >>> round(sigreg(np.random.default_rng(0).standard_normal((2000, 4)), seed=0), 1)
         0.6
     """
     z = _rows(z)
+    if slices < 1:
+        raise InputError(f"slices= is {slices}, expected at least 1")
     directions = np.random.default_rng(seed).standard_normal((z.shape[1], slices))
     return float(epps_pulley(z @ (directions / np.linalg.norm(directions, axis=0))).mean())
 
@@ -181,7 +195,7 @@ def sigreg(z: ArrayLike, seed: int, slices: int = 1024) -> float:
 def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
     """|Yc^T Xc|_F^2 / (|Xc^T Xc|_F |Yc^T Yc|_F), in 0..1 (arXiv 1905.00414): similarity of two embeddings.
 
-    Some packages return its arc cosine, a distance.
+    Some packages return its arc cosine, a distance.  NaN of rows that are all alike, and unbiased of fewer than 4.
 
     x, y: (n, d1) and (n, d2).
     unbiased: Song's estimator of each product (as in arXiv 2010.15327; ckatorch's unbiased=True), O(n^2): the biased
@@ -195,10 +209,14 @@ def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
         1.0
     """
     x, y = _same_rows(x, y)
-    if not unbiased:
-        return float(((y.T @ x) ** 2).sum() / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
-    K, L = x @ x.T, y @ y.T
-    return _song(K, L) / math.sqrt(_song(K, K) * _song(L, L))
+    if unbiased and len(x) < 4:
+        return math.nan
+    if unbiased:
+        K, L = x @ x.T, y @ y.T
+        shared, own = _song(K, L), (_song(K, K), _song(L, L))
+    else:
+        shared, own = ((y.T @ x) ** 2).sum(), (((x.T @ x) ** 2).sum(), ((y.T @ y) ** 2).sum())
+    return float(shared / (math.sqrt(own[0]) * math.sqrt(own[1]))) if min(own) > 0 else math.nan
 
 
 def _song(K: NDArray, L: NDArray) -> float:
@@ -230,6 +248,7 @@ def explained_variance(x: ArrayLike, y: ArrayLike) -> NDArray:
     """Share of the variance of x, (n, d), that the first k principal components of y, (n, m), explain: (min(n, m),).
 
     By least squares over the same rows; x and y may differ in width, as a representation and its projection do.
+    NaN where x does not vary.
 
     Raises InputError: x or y is not (n, d), holds NaN or infinity, or has another number of rows than the other.
 
@@ -241,4 +260,5 @@ def explained_variance(x: ArrayLike, y: ArrayLike) -> NDArray:
     x, y = _same_rows(x, y)
     U, s, _ = np.linalg.svd(y, full_matrices=False)
     U = U * (s > s[:1] * max(y.shape) * np.finfo(np.float64).eps)  # what is rounding explains nothing
-    return np.cumsum(((U.T @ x) ** 2).sum(1)) / (x**2).sum()
+    explained, total = np.cumsum(((U.T @ x) ** 2).sum(1)), (x**2).sum()
+    return explained / total if total > 0 else np.full(len(explained), math.nan)

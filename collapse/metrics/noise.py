@@ -5,7 +5,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from collapse.metrics.spectral import descending, of_spectrum
+from collapse import InputError
+from collapse.metrics.spectral import descending, float64, of_spectrum
 
 
 def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float, float]:
@@ -13,11 +14,15 @@ def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float
 
     Marchenko and Pastur, 1967.
 
+    Raises InputError: fewer than 2 rows, no dimension, or a negative variance.
+
     Examples:
         >>> low, high = marchenko_pastur_edges(n=401, d=100)
         >>> low, high
         (0.25, 2.25)
     """
+    if n < 2 or d < 1 or variance < 0:
+        raise InputError(f"n= is {n}, d= {d}, variance= {variance:g}; expected 2 rows, 1 dimension and 0 at least")
     ratio = math.sqrt(d / (n - 1))
     return variance * (1 - ratio) ** 2, variance * (1 + ratio) ** 2
 
@@ -25,12 +30,14 @@ def marchenko_pastur_edges(n: int, d: int, variance: float = 1.0) -> tuple[float
 def marchenko_pastur_density(x: ArrayLike, n: int, d: int, variance: float = 1.0) -> NDArray:
     """Density of the non-zero covariance singular values of white noise at x: (...), as x. It integrates to 1.
 
+    Raises InputError: x is no numbers, or as `marchenko_pastur_edges`.
+
     Examples:
         >>> marchenko_pastur_density([0.1, 1.0, 3.0], n=401, d=100).round(3).tolist()
         [0.0, 0.616, 0.0]
     """
     low, high = marchenko_pastur_edges(n, d, variance)
-    x = np.asarray(x, dtype=np.float64)
+    x = float64(x)
     inside = (x > low) & (x < high)
     root = np.sqrt(np.where(inside, (high - x) * (x - low), 0))
     return np.where(inside, root, 0) / (2 * math.pi * variance * min(1.0, d / (n - 1)) * np.where(inside, x, 1))
@@ -45,7 +52,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
     scikit-dimension's lPCA(ver="MP").noise_var_. Embeddings are not white noise: it says how large a spread of their
     small singular values n samples make by themselves. NaN if all are zero.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> noise = np.random.default_rng(0).standard_normal((2000, 50))
@@ -76,7 +83,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
 def above_edge(of_covariance: ArrayLike, n: int, variance: float | None = None) -> int:
     """Count of singular values (d,) above the upper Marchenko-Pastur edge of noise of `variance`, estimated by default.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; or as `marchenko_pastur_edges`.
 
     Examples:
         >>> above_edge(of_covariance=[9, 1.1, 1, 0.9], n=1000, variance=1)

@@ -55,19 +55,28 @@ def of_spectrum(function: Callable[..., T]) -> Callable[..., T]:
 def float64(values: ArrayLike) -> NDArray:
     """Numbers of any shape in float64; of a tensor its values, be it on a GPU, in bfloat16 or part of a graph.
 
+    Raises InputError: text, complex numbers, or rows of several lengths.
+
     Examples:
         >>> float64([1, 2]).dtype
         dtype('float64')
     """
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64, order="C")
+    held: Any = values
+    if hasattr(held, "detach"):
+        held = held.detach().cpu()
+        held = (held if held.is_complex() else held.double()).numpy()
+    try:
+        if np.iscomplexobj(held):
+            raise TypeError("they are complex")
+        return np.asarray(held, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"no array of real numbers ({error})") from error
 
 
 def descending(values: ArrayLike) -> NDArray:
     """Singular values (d,) in descending order, float64.
 
-    Raises InputError: not one axis, no value, NaN, or a negative one.
+    Raises InputError: not one axis, no value, NaN, infinity, or a negative one.
 
     Examples:
         >>> descending([1, 3, 2]).tolist()
@@ -76,8 +85,9 @@ def descending(values: ArrayLike) -> NDArray:
     values = float64(values)
     if values.ndim != 1 or values.size == 0:
         raise InputError(f"singular values: got shape {values.shape}, expected (d,) with d >= 1")
-    if not (values >= 0).all():
-        raise InputError(f"singular values: {values[~(values >= 0)][0]:g} is not a number >= 0")
+    good = (values >= 0) & (values < math.inf)
+    if not good.all():
+        raise InputError(f"singular values: {values[~good][0]:g} is not a number >= 0, and finite")
     return np.sort(values)[::-1]
 
 
@@ -92,7 +102,7 @@ def _share(values: ArrayLike) -> NDArray:
 def entropy_rank(values: ArrayLike) -> float:
     """exp H(p), p = values / sum(values), (d,): how many equal values have the same entropy. NaN if all are zero.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> round(entropy_rank([3, 3, 3]), 6)
@@ -108,7 +118,7 @@ def effective_rank(of_covariance: ArrayLike) -> float:
 
     reptrix calls this number RankMe; effdim calls it shannon_entropy.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> round(effective_rank(of_covariance=[1, 1, 0, 0]), 6)
@@ -124,13 +134,15 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
     The paper adds 1e-7 to each share, stable-pretraining's callback 1e-5, without dividing by the new sum: the value
     may then exceed d.  A large mean alone makes RankMe small.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; epsilon is.
 
     Examples:
         >>> round(rankme(of_rows=[2, 2, 2, 0]), 6)
         3.0
     """
     s = descending(of_rows)
+    if epsilon < 0:
+        raise InputError(f"epsilon= is {epsilon}, expected a number of at least 0")
     if epsilon == 0 or not s[0]:
         return entropy_rank(s)
     p = s / s.sum() + epsilon
@@ -141,7 +153,7 @@ def rankme(of_rows: ArrayLike, epsilon: float = 0.0) -> float:
 def participation_ratio(of_covariance: ArrayLike) -> float:
     """(sum lambda)^2 / sum lambda^2 of lambda (d,), in 1..d: exp of the Renyi entropy of order 2.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> participation_ratio(of_covariance=[1, 1, 1, 1])
@@ -155,7 +167,7 @@ def participation_ratio(of_covariance: ArrayLike) -> float:
 def stable_rank(of_covariance: ArrayLike) -> float:
     """sum lambda / lambda_1 of lambda (d,), |Zc|_F^2 / |Zc|_2^2, in 1..d; also called NESum (He and Ozay, ICML 2022).
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> stable_rank(of_covariance=[2, 1, 1])
@@ -169,7 +181,7 @@ def stable_rank(of_covariance: ArrayLike) -> float:
 def numerical_rank(of_covariance: ArrayLike, floor: float = 0.0) -> int:
     """Count of lambda_k, (d,), above both `floor` and lambda_1 d 2^-52 (numpy.linalg.matrix_rank's rule on C).
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> numerical_rank(of_covariance=[1, 1e-3, 1e-18])
@@ -185,7 +197,7 @@ def collapsed_dimensions(of_covariance: ArrayLike, threshold: float = 1e-6) -> i
 
     The paper counts by eye ("about 30 of 128"); the threshold is ours, and a result always states it.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> collapsed_dimensions(of_covariance=[1, 1e-3, 1e-7])
@@ -220,7 +232,7 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
 
     of_covariance: (d,) singular values of C.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; first is below 1.
 
     Examples:
         >>> fit = power_law(of_covariance=np.arange(1, 101.0) ** -2)
@@ -228,6 +240,8 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
         (2.0, 1.0, 11, 100)
     """
     values = descending(of_covariance)
+    if first < 1:
+        raise InputError(f"first= is {first}, expected at least 1, the largest singular value")
     last = min(last, numerical_rank(of_covariance=values))
     if last - first + 1 < 10:
         return PowerLaw(math.nan, math.nan, first, last)
@@ -244,7 +258,7 @@ def power_law(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> Pow
 def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
     """The exponent of `power_law`, of lambda (d,). alpha-ReQ wishes for about 1; higher is more collapsed.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; first is below 1.
 
     Examples:
         >>> round(alpha(of_covariance=np.arange(1, 101.0) ** -1.5), 6)
@@ -257,7 +271,7 @@ def alpha(of_covariance: ArrayLike, first: int = 11, last: int = 100) -> float:
 def condition(of_covariance: ArrayLike) -> float:
     """lambda_d / lambda_1 of lambda (d,), in 0..1: the inverse of the condition number, infinite when collapsed.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> condition(of_covariance=[4, 2, 1])
@@ -274,12 +288,14 @@ def auc(of_covariance: ArrayLike, count: int | None = None, power: int = 1) -> f
     arXiv 2209.15007, eq. 2, has power 1, though it speaks of variances; those are power 2.
     1/2 + 1/(2 count) for a flat spectrum, 1 for a single direction. count: min(N, d); default d.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; count is below 1.
 
     Examples:
         >>> auc(of_covariance=[1, 1, 1, 1])
         0.625
     """
+    if count is not None and count < 1:
+        raise InputError(f"count= is {count}, expected at least 1")
     c = np.sqrt(descending(of_covariance))[:count] ** power
     return float((np.cumsum(c) / c.sum()).mean()) if c[0] > 0 else math.nan
 
@@ -290,7 +306,7 @@ def isoscore(of_covariance: ArrayLike) -> float:
 
     of_covariance: (d,) singular values of C; NaN for d = 1.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> isoscore(of_covariance=[1, 1, 1]), isoscore(of_covariance=[1, 0, 0])
@@ -306,7 +322,7 @@ def vendi(moments: ArrayLike, order: float = 1.0) -> float:
 
     Rows are of unit length. order: 1 is Shannon's entropy; math.inf counts 1 / the largest share.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> round(vendi(moments=[0.5, 0.5, 0]), 6)
@@ -324,7 +340,7 @@ def self_clustering(moments: ArrayLike, n: int) -> float:
 
     moments: (d,) eigenvalues of Z^T Z / N. About 0 for random directions, 1 for a single point.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative.
 
     Examples:
         >>> self_clustering(moments=[1, 0], n=10)
@@ -344,10 +360,13 @@ def mean_cosine(of_covariance: ArrayLike, moments: ArrayLike) -> float:
 
     of_covariance: (d,) singular values of C; moments: (d,) eigenvalues of Z^T Z / N.
 
-    Raises InputError: the values are not (d,), or one is NaN or negative.
+    Raises InputError: the values are not (d,), or one is NaN, infinite or negative; they are not of one length.
 
     Examples:
         >>> mean_cosine(of_covariance=[0, 0], moments=[1, 0])  # all rows are one
         1.0
     """
-    return float(descending(moments).sum() - descending(of_covariance).sum())
+    moments, values = descending(moments), descending(of_covariance)
+    if len(moments) != len(values):
+        raise InputError(f"moments: got {len(moments)} for {len(values)} singular values; give those of the same rows")
+    return float(moments.sum() - values.sum())

@@ -10,7 +10,7 @@ from collapse.metrics.spectral import float64
 def principal_angles(a: ArrayLike, b: ArrayLike) -> NDArray:
     """Angles, in radians, descending, between the spans of the columns of a (d, k) and b (d, k'): (min(k, k'),).
 
-    Raises InputError: not two axes each, or another d.
+    Raises InputError: not two axes each, another d, or what is not finite.
 
     Examples:
         >>> np.degrees(principal_angles([[1], [0]], [[1], [1]])).round(6).tolist()
@@ -19,6 +19,8 @@ def principal_angles(a: ArrayLike, b: ArrayLike) -> NDArray:
     a, b = float64(a), float64(b)
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or 0 in (*a.shape, *b.shape):
         raise InputError(f"directions: got shapes {a.shape} and {b.shape}, expected (d, k) and (d, k') of one d")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError("directions: hold NaN or infinity")
     a, b = sorted((_basis(a), _basis(b)), key=lambda basis: -basis.shape[1])
     inner = a.T @ b
     cosines, sines = _singular(inner)[::-1].clip(0, 1), _singular(b - a @ inner).clip(0, 1)
@@ -49,7 +51,9 @@ def variance_within(values: ArrayLike, vectors: ArrayLike, basis: ArrayLike) -> 
         values, vectors: (d,) singular values and (d, d) singular vectors, columns, of A's covariance.
         basis: (d, K), as the singular vectors of another B, largest first.
 
-    Raises InputError: the shapes do not fit one another.
+    NaN where A does not vary.
+
+    Raises InputError: the shapes do not fit one another, or a value is negative or not finite.
 
     Examples:
         >>> variance_within([3, 1], np.eye(2), np.eye(2)).tolist()
@@ -58,4 +62,7 @@ def variance_within(values: ArrayLike, vectors: ArrayLike, basis: ArrayLike) -> 
     values, vectors, basis = (float64(a) for a in (values, vectors, basis))
     if vectors.shape != (len(values), len(values)) or basis.shape[:1] != values.shape:
         raise InputError(f"directions: got shapes {vectors.shape} and {basis.shape} for {len(values)} singular values")
-    return np.cumsum((basis.T @ vectors) ** 2 @ values) / values.sum()
+    if not ((values >= 0) & (values < np.inf)).all() or not (np.isfinite(vectors).all() and np.isfinite(basis).all()):
+        raise InputError("directions: a singular value is negative or not finite, or a vector is not")
+    shares = np.cumsum((basis.T @ vectors) ** 2 @ values)
+    return shares / values.sum() if values.any() else np.full(len(shares), np.nan)

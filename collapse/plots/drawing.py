@@ -233,7 +233,7 @@ def plot_spectra(
     """Logarithm of descending singular values (d,) by index, one curve a name; a grey band up to that of the floor.
 
     Natural logarithms, as in the paper, or log10. Values at or below zero have none and are left out.
-    errors: standard errors of a name's values, drawn as a band of two of them either way.
+    errors: standard errors, (d,), of a name's values, drawn as a band of two of them either way.
 
     Examples:
         >>> _, ax = figure()

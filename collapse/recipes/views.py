@@ -74,7 +74,7 @@ class Augmentation:
     def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
         """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
 
-        sizes: (n, 2), or (1, 2) for all: heights and widths of the images.
+        u: (n, DRAWS).  sizes: (n, 2), or (1, 2) for all: heights and widths of the images.
         """
         low, high = self.scale
         height, width = sizes[:, :1], sizes[:, 1:]
@@ -93,7 +93,10 @@ class Augmentation:
         return torch.cat([(height - h) // 2, (width - w) // 2, h, w], 1)
 
     def crop(self, images: Tensor, u: Tensor) -> Tensor:
-        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1."""
+        """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1.
+
+        images: (n, 3, h, w) uint8, or float in 0..1; u: (n, DRAWS).
+        """
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         height, width = images.shape[-2:]
         # Draws stay on the host: what they decide costs no synchronisation with the device.
@@ -107,7 +110,7 @@ class Augmentation:
         return self._rotate(x, u) if self.degrees else x
 
     def crop_one(self, image: Tensor, u: Tensor) -> Tensor:
-        """As `crop`, by torchvision's kernels, of one image of many sizes: (3, h, w) uint8 -> (3, size, size) uint8."""
+        """As `crop`, by torchvision's kernels, of one image (3, h, w) uint8, u (DRAWS,) -> (3, size, size) uint8."""
         from torchvision.transforms.v2 import functional
 
         box = self.boxes(u[None], torch.tensor([image.shape[-2:]]))[0].tolist()
@@ -128,7 +131,8 @@ class Augmentation:
     def colour(self, x: Tensor, u: Tensor) -> Tensor:
         """Jitter, grayscale, blur and solarisation of views (n, 3, h, w) in 0..1; x itself may be changed.
 
-        Each change is made in the rows that it is drawn for, which a CPU does quickest; `masked` is for devices.
+        u: (n, DRAWS).  Each change is made in the rows that it is drawn for, which a CPU does quickest; `masked` is for
+        devices.
         """
         return self._colour(x, u, _where)
 

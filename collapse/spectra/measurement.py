@@ -97,7 +97,10 @@ class Measurement:
         images: Mapping[str, Any] | None = None,
         warnings: Sequence[str] = (),
     ) -> Spectrum:
-        """The result, (d,) values; source, images, warnings: provenance. Raises InputError: fewer than two rows."""
+        """The result, (d,) values; rounding, (b, d), and provenance are as for `Covariance.spectrum`.
+
+        Raises InputError: fewer than two rows.
+        """
         if not self.groups:
             raise InputError(f"{self.name}: no rows; a covariance needs at least 2")
         threshold, vectors = self.measure.threshold, self.measure.vectors

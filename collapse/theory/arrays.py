@@ -71,7 +71,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise InputError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")
 
 
-def check_shapes(**arrays: tuple[Tensor, tuple[str, ...]]) -> None:
+def check_shapes(**arrays: tuple[Tensor | Floats, tuple[str, ...]]) -> None:
     """Raise InputError unless each array has its axes, and axes of one name have one length.
 
     arrays: by name, an array of any shape and the names of its axes, as W=(W, ("m", "d")).
@@ -90,7 +90,29 @@ def check_not_negative(**arrays: Tensor) -> None:
     """Raise InputError, with the name and the entry, if an entry is below zero; arrays of any shape."""
     for name, array in arrays.items():
         if (array < 0).any():
-            raise InputError(f"{name}: entry {int((array < 0).nonzero()[0, 0])} is {float(array.min()):g}, below zero")
+            entry = int((array.flatten() < 0).nonzero()[0, 0])
+            raise InputError(f"{name}: entry {entry} is {float(array.min()):g}, below zero")
+
+
+def check_entries(**arrays: Tensor) -> None:
+    """Raise InputError, with the name and the entry, unless all entries of each (K,) are above zero."""
+    for name, array in arrays.items():
+        if not (array > 0).all():
+            raise InputError(f"{name}: entry {int((array <= 0).nonzero()[0, 0])} is not positive; leave it out")
+
+
+def check_times(t: Tensor | Floats) -> None:
+    """Raise InputError unless t is (T,) ascending times, at least one."""
+    if t.ndim != 1 or not len(t) or not (t[1:] > t[:-1]).all():
+        raise InputError(f"t: got shape {tuple(t.shape)}, expected (T,) ascending times, the first of them the start")
+
+
+def total_variance(c0: Tensor, ce: Tensor) -> Tensor:
+    """c0 + ce, (K,). Raises InputError: a direction has none."""
+    c = c0 + ce
+    if not c.all():
+        raise InputError(f"c0, ce: direction {int((c == 0).nonzero()[0, 0])} has no variance at all; leave it out")
+    return c
 
 
 def check_depth(depth: int) -> None:

@@ -86,7 +86,10 @@ class Optimizer:
         self.velocities = [torch.zeros_like(W) for W in layers] if descent.momentum else None
 
     def step(self, layers: Sequence[Tensor], gradients: Sequence[Tensor], masks: Sequence[Tensor | None]) -> None:
-        """Move the layers, in place; what a mask holds at zero neither moves nor decays."""
+        """Move the layers, in place; gradients, and masks where there are any, are of the layers' shapes.
+
+        What a mask holds at zero neither moves nor decays.
+        """
         for index, (W, gradient, mask) in enumerate(zip(layers, gradients, masks, strict=True)):
             if self.descent.weight_decay:
                 gradient = gradient + self.descent.weight_decay * W

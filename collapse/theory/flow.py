@@ -7,6 +7,7 @@ With weight decay gamma the velocity is dW_l/dt - gamma W_l and the conserved di
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from scipy.integrate import solve_ivp
 
 from collapse import InputError
 from collapse.metrics.spectral import float64
-from collapse.theory.arrays import Array, Floats, check_positive, check_shapes, same_kind
+from collapse.theory.arrays import Array, Floats, check_positive, check_shapes, check_times, same_kind
 
 
 def matrix_flow(
@@ -34,11 +35,14 @@ def matrix_flow(
         gradient: the product W (m, d) -> G = dL/dW (m, d).
         rtol: error of a step, relative to the largest entries of the layers.
         method: of scipy.integrate.solve_ivp.
-        masks: for each layer None or an array of 0 and 1 that says which of its entries train.
+        masks: for each layer None or an array of 0 and 1, of its shape, that says which of its entries train.
         weight_decay: gamma >= 0.
 
     Returns:
         L arrays (T, rows, columns) float64.
+
+    Raises:
+        InputError: times do not ascend, or the layers do not fit one another, or the masks the layers.
 
     Examples:
         >>> first, second = matrix_flow([0, 1, 3], [np.eye(2), 0.1 * np.eye(2)], gradient=lambda W: W - np.eye(2))
@@ -50,6 +54,8 @@ def matrix_flow(
     t, weights = float64(t), [float64(W) for W in weights]
     kept = [None if mask is None else float64(mask) for mask in masks or [None] * len(weights)]
     shapes = [W.shape for W in weights]
+    check_times(t)
+    _check_layers(shapes, [None if mask is None else mask.shape for mask in kept])
     ends = np.cumsum([W.size for W in weights])
 
     def layers(flat: Floats) -> list[Floats]:
@@ -67,6 +73,14 @@ def matrix_flow(
     start = np.concatenate([W.ravel() for W in weights])
     flow = solve_ivp(rate, (t[0], t[-1]), start, method, t_eval=t, rtol=rtol, atol=rtol * np.abs(start).max())
     return layers(flow.y.T)
+
+
+def _check_layers(shapes: list[tuple[int, ...]], masks: list[tuple[int, ...] | None]) -> None:
+    fits = all(len(shape) == 2 for shape in shapes) and all(a[0] == b[1] for a, b in pairwise(shapes))
+    if not shapes or not fits:
+        raise InputError(f"weights: got shapes {shapes}, expected layers (rows, columns) that fit")
+    if len(masks) != len(shapes) or any(mask not in (None, shape) for mask, shape in zip(masks, shapes, strict=True)):
+        raise InputError(f"masks: got shapes {masks}, expected None or the layer's for each of {shapes}")
 
 
 def _velocity(layers: list[Floats], gradient: Callable[[Floats], Floats]) -> list[Floats]:
@@ -104,12 +118,18 @@ def aligned_flow(
     Returns:
         (T, L, K) float64; the solver's own error in ln sigma is about 1e-4.
 
+    Raises:
+        InputError: times do not ascend, or sigma is not (L, K) above zero.
+
     Examples:
         >>> sigma = aligned_flow([0, 1, 3], [[1.0], [0.1]], mode_gradient=lambda m: (m - m**0.5) / (2 * m))
         >>> sigma.prod(1).round(2).tolist()
         [[0.1], [0.78], [1.0]]
     """
     t, sigma = float64(t), float64(sigma)
+    check_times(t)
+    if sigma.ndim != 2 or not (sigma > 0).all():
+        raise InputError(f"sigma: got shape {sigma.shape}, expected (L, K) singular values above zero")
 
     def velocity(log_sigma: Floats) -> Floats:
         """v_l / sigma_l."""

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.metrics.spectral import float64
-from collapse.theory.arrays import Array, Floats, check_not_negative, check_positive, check_shapes, same_kind
+from collapse.theory.arrays import (
+    Array,
+    Floats,
+    check_not_negative,
+    check_positive,
+    check_shapes,
+    same_kind,
+    total_variance,
+)
 from collapse.theory.descent import VICREG_EPSILON
 
 QUANTILES = 512  # of a sample variance, over which its root is averaged
@@ -149,6 +157,8 @@ def loss_gradient(loss: Callable[..., Tensor], C0: Floats, Ce: Floats, **options
     loss: called with W, C0 and Ce as float64 tensors, and the options.
     C0, Ce: (d, d) covariance of the clean data and of the augmentation.
 
+    Raises InputError: an array is not of real numbers; the gradient also as the loss.
+
     Examples:
         >>> gradient = loss_gradient(spectral_loss, C0=[[1]], Ce=[[0]])
         >>> gradient([[0.5]]).tolist()  # 4 (w^3 - w)
@@ -220,8 +230,6 @@ def vicreg_modes(c0: Array, ce: Array, weights: tuple[float, float, float] = (25
     check_positive("lambda", invariance)
     if not variance >= 0:
         raise InputError(f"mu: got {variance}, expected a number, at least 0")
-    c = c0 + ce
-    if not c.all():
-        raise InputError(f"c0, ce: direction {int((c == 0).nonzero()[0, 0])} has no variance at all; leave it out")
+    c = total_variance(c0, ce)
     deviation = (variance * c / (4 * invariance * ce)).clamp(max=1) if variance else torch.zeros_like(c)
     return (deviation**2 - VICREG_EPSILON).clamp(min=0) / c

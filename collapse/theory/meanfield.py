@@ -21,7 +21,7 @@ from scipy.stats import chi, qmc
 
 from collapse import InputError
 from collapse.metrics.spectral import float64
-from collapse.theory.arrays import Floats, check_choice
+from collapse.theory.arrays import Floats, check_choice, check_shapes
 from collapse.theory.flow import aligned_flow
 
 # The tables: 1 - pi and D on p = -40 .. 160 by sqrt(q) = 0 .. 40; beyond, the value at the edge.
@@ -177,8 +177,9 @@ class MeanField:
             self.C = np.pad(self.C, [(0, 1), (0, 1)])
 
     def gradient(self, W: Floats) -> Floats:
-        """dL/dW, (m, d), at any product of layers W, (m, d)."""
+        """dL/dW, (m, d), at any product of layers W, (m, d). Raises InputError: W has another number of columns."""
         W = float64(W)
+        check_shapes(C=(self.C, ("d", "d")), W=(W, ("m", "d")))
         tau, points, G = self.temperature, len(self.x), W.T @ W
         Q = G @ self.C @ G  # q = x^T Q x / tau^2, p = x^T G x' / tau
         pulled, spreaded = np.zeros((2, *G.shape))
@@ -193,7 +194,10 @@ class MeanField:
         return (repulsion / tau - W @ (pulled + pulled.T)) / (tau * points)
 
     def mode_gradient(self, m: Floats) -> Floats:
-        """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode."""
+        """dL/dm_k, (d,), for diagonal covariances and W^T W = diag(m): each is exactly along its own mode.
+
+        Raises InputError: m is not of real numbers.
+        """
         tau, points, c = self.temperature, len(self.x), np.diagonal(self.C)
         m, (products, squares) = float64(m), self._products
         pull, spread = negative_weights(products @ m / tau, squares @ (c * m**2) / tau**2, self.batch)
@@ -255,7 +259,7 @@ class MeanField:
             (T, L, d) float64; the solver's own error in ln sigma is about 1e-4, the pool's is larger.
 
         Raises:
-            InputError: the similarity is unknown.
+            InputError: the similarity is unknown; and as `aligned_flow`.
         """
         check_choice("similarity", similarity, ("dot", "cosine"))
         gradient = self.mode_gradient if similarity == "dot" else self.cosine_mode_gradient

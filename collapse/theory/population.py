@@ -19,10 +19,13 @@ from collapse.theory.arrays import (
     check_choice,
     check_decay,
     check_depth,
+    check_entries,
     check_not_negative,
     check_positive,
     check_shapes,
+    check_times,
     same_kind,
+    total_variance,
 )
 
 SIMILARITIES = ("euclidean", "dot")
@@ -104,9 +107,7 @@ def stationary_modes(
     check_positive("temperature", temperature)
     check_decay(weight_decay)
     check_depth(depth)
-    c = c0 + ce
-    if not c.all():
-        raise InputError(f"c0, ce: direction {int((c == 0).nonzero()[0, 0])} has no variance at all; leave it out")
+    c = total_variance(c0, ce)
     if similarity == "cosine":
         return _water_level(c0 / c, temperature)[1] / c
     if similarity == "dot":
@@ -202,7 +203,8 @@ def population_modes(
         (T, K) float64.
 
     Raises:
-        InputError: shapes do not fit, depth is below 1, or the decay is negative.
+        InputError: shapes do not fit, depth is below 1, the temperature is not positive, or the decay is negative; with
+            more layers than one, times do not ascend, or an initial value is not positive.
 
     Examples:
         >>> population_modes([0, 0.2, 2], w0=[0.01], c0=[1], ce=[0]).round(4).tolist()
@@ -210,6 +212,7 @@ def population_modes(
     """
     check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_depth(depth)
+    check_positive("temperature", temperature)
     check_decay(weight_decay)
     c = c0 + ce
     if depth == 1:
@@ -218,6 +221,8 @@ def population_modes(
         safe = torch.where(k == 0, 1.0, k)
         grown = torch.where(k == 0, elapsed, -torch.expm1(-safe * elapsed) / safe)
         return w0 / torch.sqrt(torch.exp(-k * elapsed) + 4 * (w0 * c / temperature) ** 2 * grown)
+    check_times(t)
+    check_entries(w0=w0)
     times, start, signal, view = (array.detach().cpu().numpy() for array in (t, w0, c0, c))
 
     def rate(_: float, log_w: Floats) -> Floats:
@@ -242,12 +247,14 @@ def population_gradient(W: Array, C0: Array, Ce: Array, temperature: float = 0.1
         (m, d) float64.
 
     Raises:
-        InputError: an entry is NaN or infinite.
+        InputError: shapes do not fit, or the temperature is not positive.
 
     Examples:
         >>> population_gradient([[1]], C0=[[1]], Ce=[[1]], temperature=1).tolist()  # 2 (w^3 c^2 - w c0)
         [[6.0]]
     """
+    check_shapes(W=(W, ("m", "d")), C0=(C0, ("d", "d")), Ce=(Ce, ("d", "d")))
+    check_positive("temperature", temperature)
     WC = W @ (C0 + Ce)
     return 2 * ((WC @ W.T) @ WC / temperature - W @ C0) / temperature
 
@@ -267,13 +274,15 @@ def euclidean_modes(t: Array, m0: Array, c0: Array, ce: Array) -> Array:
         (T, K) float64.
 
     Raises:
-        InputError: shapes do not fit, or an entry is NaN or infinite.
+        InputError: shapes do not fit, times do not ascend, or an initial value is not positive.
 
     Examples:
         >>> euclidean_modes([0, 1, 9], m0=[0.01], c0=[0.5], ce=[0.5]).round(3).tolist()
         [[0.01], [0.062], [0.618]]
     """
     check_shapes(t=(t, ("T",)), m0=(m0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
+    check_times(t)
+    check_entries(m0=m0)
     times, start, a, v = (array.detach().cpu().numpy() for array in (t, m0, 4 * ce, c0 + ce))
 
     def rate(_: float, log_m: Floats) -> Floats:
@@ -299,7 +308,7 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
         (K,) float64, adding up to 1.
 
     Raises:
-        InputError: shapes do not fit, a variance is negative, or the temperature is not positive.
+        InputError: shapes do not fit, a variance is negative, both are zero, or the temperature is not positive.
 
     Examples:
         >>> cosine_modes([1, 1, 0.1], [0.1, 1, 0.9], temperature=1).round(3).tolist()
@@ -308,7 +317,7 @@ def cosine_modes(c0: Array, ce: Array, temperature: float = 0.1) -> Array:
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
     check_positive("temperature", temperature)
-    return _water_level(c0 / (c0 + ce), temperature)[1]
+    return _water_level(c0 / total_variance(c0, ce), temperature)[1]
 
 
 @same_kind
@@ -380,9 +389,7 @@ def escape_time(
     check_depth(depth)
     check_positive("temperature", temperature)
     check_decay(weight_decay)
-    for name, values in {"w0": w0, "w": w, "c0": c0}.items():
-        if not (values > 0).all():
-            raise InputError(f"{name}: entry {int((values <= 0).nonzero()[0, 0])} is not positive; leave it out")
+    check_entries(w0=w0, w=w, c0=c0)
     if depth == 1:
         rate = 2 * c0 / temperature - weight_decay
         return torch.where((rate <= 0) & (w >= w0), torch.inf, torch.log(w / w0) / rate)

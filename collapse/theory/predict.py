@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from collapse import InputError
-from collapse.theory.arrays import Array, check_depth, check_not_negative, check_shapes, same_kind
+from collapse.theory.arrays import Array, check_depth, check_not_negative, check_positive, check_shapes, same_kind
 
 
 @same_kind
@@ -144,12 +144,18 @@ def conserved_split(m: Array, kappa: Array) -> Array:
         (...) float64.
 
     Raises:
-        InputError: an entry is NaN or infinite.
+        InputError: shapes do not broadcast, or m is negative.
 
     Examples:
         >>> conserved_split([1e-4, 1e-4, 1e-4], kappa=[0, 1, -1]).round(4).tolist()
         [0.01, 1.0001, 0.0001]
     """
+    check_not_negative(m=m)
+    try:
+        torch.broadcast_shapes(m.shape, kappa.shape)
+    except RuntimeError as error:
+        shapes = f"{tuple(m.shape)} and {tuple(kappa.shape)}"
+        raise InputError(f"m, kappa: got shapes {shapes}, expected the same, or such as broadcast") from error
     root = torch.sqrt(kappa**2 + 4 * m)
     # For kappa < 0 the sum cancels; its conjugate does not.
     return torch.where(kappa >= 0, (kappa + root) / 2, 2 * m / (root - kappa).clamp(min=torch.finfo(m.dtype).tiny))
@@ -172,13 +178,15 @@ def balanced_grams(K: Array, m: float) -> tuple[Array, Array]:
         Two (h, h) float64.
 
     Raises:
-        InputError: an entry is NaN or infinite.
+        InputError: K is not square, or m is not positive.
 
     Examples:
         >>> first, second = balanced_grams([[1, 0], [0, -1]], m=1)
         >>> first.diagonal().round(3).tolist(), second.diagonal().round(3).tolist()
         ([0.618, 1.618], [1.618, 0.618])
     """
+    check_shapes(K=(K, ("h", "h")))
+    check_positive("m", m)
     values, vectors = torch.linalg.eigh(K)
     gram = (vectors * ((torch.sqrt(values**2 + 4 * m) - values) / 2)) @ vectors.T
     return gram, gram + K

@@ -22,7 +22,17 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.metrics.spectral import float64
-from collapse.theory.arrays import Array, Floats, check_choice, check_decay, check_not_negative, check_shapes, same_kind
+from collapse.theory.arrays import (
+    Array,
+    Floats,
+    check_choice,
+    check_decay,
+    check_not_negative,
+    check_shapes,
+    check_times,
+    same_kind,
+    total_variance,
+)
 from collapse.theory.descent import Descent
 from collapse.theory.simulate import Views, batches
 
@@ -90,9 +100,7 @@ def predictor_roots(c0: Array, ce: Array, weight_decay: float = 0.0) -> tuple[Ar
     check_shapes(c0=(c0, ("K",)), ce=(ce, ("K",)))
     check_not_negative(c0=c0, ce=ce)
     check_decay(weight_decay)
-    c = c0 + ce
-    if not c.all():
-        raise InputError(f"c0, ce: direction {int((c == 0).nonzero()[0, 0])} has no variance at all; leave it out")
+    c = total_variance(c0, ce)
     inside = c0**2 - 4 * c * weight_decay
     alive = (inside > 0) & (c0 > 0)
     high = (c0 + torch.sqrt(inside.clamp(min=0))) / (2 * c)
@@ -127,7 +135,7 @@ def predictor_modes(
         Two (T, K) float64.
 
     Raises:
-        InputError: shapes do not fit, or the decay is negative.
+        InputError: shapes do not fit, times do not ascend, or the decay is negative.
 
     Examples:
         >>> p, s = predictor_modes([0, 100], w0=[0.5, 0.5], p0=[0.5, 0.5], c0=[1, 0.1], ce=[1, 1], weight_decay=0.1)
@@ -135,6 +143,7 @@ def predictor_modes(
         [0.362, 0.0]
     """
     check_shapes(t=(t, ("T",)), w0=(w0, ("K",)), p0=(p0, ("K",)), c0=(c0, ("K",)), ce=(ce, ("K",)))
+    check_times(t)
     check_decay(weight_decay)
     method = method or Distillation()
     times, start, first, signal, view = (array.detach().cpu().numpy() for array in (t, w0, p0, c0, c0 + ce))

@@ -240,7 +240,7 @@ def sample_gradient(
 
     x, x_prime: (n, d) the two views.  Costs O(n^2) an evaluation.
 
-    Raises InputError: the similarity is unknown.
+    Raises InputError: the similarity is unknown, or the views differ in shape.
 
     Examples:
         >>> gradient = sample_gradient(np.eye(2), np.eye(2), temperature=1.0)
@@ -248,7 +248,10 @@ def sample_gradient(
         [[-0.269, 0.269], [0.269, -0.269]]
     """
     check_choice("similarity", similarity, tuple(GRADIENTS))
-    views = torch.as_tensor(np.concatenate([float64(x), float64(x_prime)]))
+    x, x_prime = float64(x), float64(x_prime)
+    if x.ndim != 2 or x.shape != x_prime.shape:
+        raise InputError(f"x, x_prime: got shapes {x.shape} and {x_prime.shape}, expected the same (n, d)")
+    views = torch.as_tensor(np.concatenate([x, x_prime]))
     descent = Descent(temperature=temperature, similarity=similarity)
 
     def gradient(W: NDArray) -> NDArray:
@@ -272,8 +275,13 @@ def _check(weights: Sequence[NDArray], seeds: Sequence[int], descent: Descent, a
 def singular_values(weights: Floats) -> NDArray[np.float64]:
     """Singular values, descending, of all matrices of (..., m, d) at once: (..., min(m, d)).
 
+    Raises InputError: fewer than two axes.
+
     Examples:
         >>> singular_values([[3.0, 0.0], [0.0, -4.0]]).tolist()
         [4.0, 3.0]
     """
-    return np.linalg.svd(float64(weights), compute_uv=False)
+    matrices = float64(weights)
+    if matrices.ndim < 2:
+        raise InputError(f"weights: got shape {matrices.shape}, expected (..., m, d)")
+    return np.linalg.svd(matrices, compute_uv=False)

@@ -59,7 +59,8 @@ def _loss(queries: tuple[Tensor, Tensor], keys: tuple[Tensor, ...], temperature:
 def barlow_twins(z: Tensor, z_prime: Tensor, redundancy: float = 5e-3) -> Tensor:
     """sum_i (1 - C_ii)^2 + redundancy sum_{i != j} C_ij^2, C (m, m) the cross-correlation of the views: a scalar.
 
-    Each view is centred and scaled by its own statistics of the whole batch (arXiv 2103.03230, algorithm 1).
+    z, z_prime: (n, m).  Each view is centred and scaled by its own statistics of the whole batch (arXiv 2103.03230,
+    algorithm 1).
     """
     with torch.autocast(z.device.type, enabled=False):
         a, b = (F.batch_norm(rows, None, None, training=True) for rows in _gathered(*_wide(z, z_prime)))
@@ -72,6 +73,7 @@ def barlow_twins(z: Tensor, z_prime: Tensor, redundancy: float = 5e-3) -> Tensor
 def vicreg(z: Tensor, z_prime: Tensor, weights: Sequence[float] = (25.0, 25.0, 1.0)) -> Tensor:
     """Invariance |z - z'|^2 / m, variance and covariance of each view, times their weights: a scalar.
 
+    z, z_prime: (n, m).
     variance: mean_j (1 - sqrt(Var_j + 1e-4))+, the mean of both views; covariance: sum_{i != j} Cov_ij^2 / m, the sum
     of both, as in the authors' code (arXiv 2105.04906).  Divisor N - 1.
     """

@@ -88,7 +88,7 @@ class Network(nn.Module):
         return self.predictor(z), self.predictor(z_prime), *targets, logits
 
     def loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The method's loss of what `forward` gives before the class scores: a scalar.
+        """The method's loss of what `forward` gives before the class scores, (n, m) each: a scalar.
 
         Raises InputError: unknown negatives.
         """

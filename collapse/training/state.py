@@ -162,7 +162,7 @@ class Training:
         return made[0], made[1]
 
     def run_step(self, views: tuple[Tensor, Tensor], labels: Tensor) -> None:
-        """One optimiser step on views (b, 3, h, w); nothing is read back from the device."""
+        """One optimiser step on views (b, 3, h, w), labels (b,) int64; nothing is read back from the device."""
         config, per_epoch = self.config, self.plan.per_epoch
         steps = config.epochs * per_epoch
         for group in self.optimizer.param_groups:

@@ -377,3 +377,19 @@ def test_more_arguments_than_a_measure_takes_are_refused():
     s = collapse.spectrum(np.random.default_rng(0).standard_normal((50, 4)))
     with pytest.raises(TypeError, match="effective_rank: 1 arguments behind the Spectrum, at most 0"):
         collapse.metrics.effective_rank(s, 3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.l2_std([[1.0, 2]]),
+        lambda: metrics.uniformity([[1.0, 2]]),
+        lambda: metrics.linear_cka(np.ones((5, 2)), np.eye(5)),
+        lambda: metrics.linear_cka(np.eye(3), np.eye(3), unbiased=True),
+        lambda: metrics.linear_cka(np.ones((5, 2)), np.eye(5), unbiased=True),
+        lambda: metrics.explained_variance(np.ones((5, 2)), np.eye(5)).max(),
+        lambda: metrics.variance_within([0, 0], np.eye(2), np.eye(2)).max(),
+    ],
+)
+def test_what_is_undefined_is_nan_without_a_warning(call):
+    assert math.isnan(call())
