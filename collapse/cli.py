@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from collapse import CollapseWarning, GateError, InputError, __version__
 from collapse.arguments import is_number
 from collapse.commands import checkpoint, diagnose, spectrum, training
-from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, together, with_flags
+from collapse.commands.shared import FLAGS, together, with_flags
+from collapse.commands.terminal import INTERRUPTED, interrupt, show, tell, wait
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way
             options = parser().parse_args(arguments)
+            wait("collapse: loading ...")
             with together(options):
                 options.run(options)
         return 0

@@ -16,10 +16,10 @@ from collapse.commands.shared import (
     overrides_of,
     positive,
     reading_of,
-    show,
     still_free,
     warn_of,
 )
+from collapse.commands.terminal import show
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Checkpoint

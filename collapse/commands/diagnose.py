@@ -18,10 +18,9 @@ from collapse.commands.shared import (
     positive,
     reading_of,
     share,
-    show,
     still_free,
-    tell,
 )
+from collapse.commands.terminal import show, tell
 
 if TYPE_CHECKING:
     from collapse.diagnosis import Diagnosis
@@ -85,24 +84,24 @@ def add_report(commands: Any) -> None:
 
 
 def _report_page(options: argparse.Namespace) -> None:
-    from collapse.diagnosis.onepage import report
-
     inputs = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
     protect(
         [*inputs, *recipe(options.augmentation), *recipe(options.views_file)], {"--out": options.out}, options.force
     )
+    from collapse.diagnosis.onepage import report
+    from collapse.results.screen import paragraph
+
     how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
     how["views_file"] = options.views_file
     how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
-    path = report(options.source, options.images, options.out, **how)
+    told: list[str] = []
+    path = report(options.source, options.images, options.out, told=told.append, **how)
     if leads(options):
-        show(f"wrote {path}\n")
+        show("".join(f"{paragraph(text)}\n" for text in told))
+        tell(f"wrote {path}")
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from collapse.diagnosis import diagnose
-    from collapse.diagnosis.wording import table
-
     inputs = [
         *sources(options.source, options.weights or ""),
         *images_of(options.images),
@@ -114,6 +113,9 @@ def _diagnose(options: argparse.Namespace) -> None:
         raise InputError(f"{options.report}: a report is .html")
     if options.images is None and options.views_file is None:
         raise InputError("IMAGES: none are given; a network of texts may take --views-file instead")
+    from collapse.diagnosis import diagnose
+    from collapse.diagnosis.wording import table
+
     names = ("views", "threshold", "temperature", "limit", "sample", "seed", "views_file")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))

@@ -4,29 +4,20 @@ import argparse
 import math
 import os
 import re
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from collapse import GateError, InputError
 from collapse.arguments import device_of
+from collapse.commands.terminal import progress, show, tell
 from collapse.files import limits
 
-T = TypeVar("T")
-INTERRUPTED = threading.Event()
 ASIDE = ("method qr:", "undefined for this input:")
 FLAGS = {"normalize"}  # the names of all flags as arguments of the library; the parser adds its own
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """The handler of SIGINT while a command runs."""
-    INTERRUPTED.set()
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -264,8 +255,8 @@ def deliver(
         with _later(errors):
             still_free(options, options.out)
             document = save(options.out) if save else save_text(options.out, document)
-            tell(f"wrote {options.out}")
-    for step in (lambda: show(document if options.json else text), *more):
+    wrote = [lambda: tell(f"wrote {options.out}")] if options.out and not errors else []
+    for step in (lambda: show(document if options.json else text), *wrote, *more):
         with _later(errors):
             step()
     if errors:
@@ -285,58 +276,6 @@ def _later(errors: list[Exception]) -> Iterator[None]:
         yield
     except (InputError, GateError, OSError) as error:
         errors.append(error)
-
-
-def show(text: str) -> None:
-    """Print, with escapes for what the terminal's encoding or nobody can show; a reader that has left wants no more.
-
-    Raises InputError: standard output is closed, or takes no more.
-    """
-    from collapse.results import printable
-
-    if sys.stdout is None:
-        raise InputError("standard output: is closed, so the result cannot be printed; give --out FILE, or open it")
-    try:
-        coded = printable(text).encode(sys.stdout.encoding or "utf-8", "backslashreplace")
-        sys.stdout.write(coded.decode(sys.stdout.encoding or "utf-8"))
-        sys.stdout.flush()
-    except OSError as error:
-        _discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise InputError(f"standard output: cannot be written ({error.strerror or error})") from error
-
-
-def tell(text: str) -> None:
-    """A line on standard error, if it can be written."""
-    from collapse.results import printable
-
-    try:
-        print(printable(text), file=sys.stderr, flush=True)
-    except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: Any) -> None:
-    """Let what a stream still holds go nowhere; python would complain of it at its end."""
-    with suppress(OSError, ValueError, AttributeError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-
-
-def progress(batches: Iterable[T], unit: str, total: int | None, delay: float = 0) -> Generator[T, None, None]:
-    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows.
-
-    delay: seconds before it shows at all; without, it stands there while the first batch is made and looked at.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=delay, disable=None) as bar:
-        for batch in batches:
-            if INTERRUPTED.is_set():  # python drops an interrupt that comes while it clears up an object
-                raise KeyboardInterrupt
-            yield batch
-            bar.update(len(batch))  # type: ignore[arg-type]
 
 
 def reading_of(options: argparse.Namespace) -> dict[str, Any]:

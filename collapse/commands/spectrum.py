@@ -21,11 +21,10 @@ from collapse.commands.shared import (
     groups,
     leads,
     positive,
-    progress,
     reading_of,
     still_free,
-    tell,
 )
+from collapse.commands.terminal import progress, tell
 
 if TYPE_CHECKING:
     from collapse.spectra import Spectrum

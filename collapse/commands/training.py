@@ -19,10 +19,10 @@ from collapse.commands.shared import (
     positive,
     range_of,
     share,
-    tell,
     warn_of,
     watched,
 )
+from collapse.commands.terminal import tell
 
 if TYPE_CHECKING:
     from collapse.encoders.accuracy import Accuracy

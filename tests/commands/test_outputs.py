@@ -555,7 +555,7 @@ def test_a_file_that_appears_while_a_command_works_is_kept(tmp_path, z, capsys, 
 
 def test_commands_print_in_one_place_alone():
     for path in (ROOT / "collapse/commands").glob("*.py"):
-        assert path.read_text().count("print(") == (path.name == "shared.py"), path
+        assert path.read_text().count("print(") == (path.name == "terminal.py"), path
 
 
 def test_errors_of_the_machine_are_lines_and_bugs_are_not(z, capsys, monkeypatch):
