@@ -21,6 +21,8 @@ from collapse.commands import checkpoint, diagnose, spectrum, training
 from collapse.commands.shared import FLAGS, together, with_flags
 from collapse.commands.terminal import INTERRUPTED, interrupt, show, tell, wait
 
+BEGINS = 5  # letters
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -58,8 +60,10 @@ def _joined(words: Iterable[str]) -> list[str]:
 
 
 def _near(word: str, known: Iterable[str]) -> str:
-    found = get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    """The known word that differs by a slip, or begins alike; dashes alone make no two flags alike."""
+    bare, word = {one.lstrip("-"): one for one in known}, word.lstrip("-")
+    found = get_close_matches(word, bare, 1, cutoff=0.7) or [one for one in bare if word[:BEGINS] == one[:BEGINS]]
+    return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

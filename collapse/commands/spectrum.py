@@ -318,8 +318,9 @@ def by_depth(results: "Sequence[Spectrum]") -> str:
 
 
 def report(s: "Spectrum") -> str:
-    """A spectrum for a reader: what was measured, and the metrics."""
-    from collapse.results.screen import paragraph
+    """A spectrum for a reader: what was measured, and the metrics with what each is, as far as there is room."""
+    from collapse.results.screen import columns, paragraph
+    from collapse.spectra.scale import meaning
 
     values, errors = s.singular_values, s.errors["metrics"] if s.errors else {}
     how = f"{'L2-normalised' if s.l2_normalized else 'as they are'}; method {s.method}"
@@ -328,8 +329,17 @@ def report(s: "Spectrum") -> str:
         f"singular values of the covariance: {values[0]:.4g} (largest) ... {values[-1]:.4g} (smallest)",
         f"below {s.floor:.2g} is rounding; collapsed is below {s.threshold:g} of the largest",
     )
-    lines = [*map(paragraph, said), ""]
+    lines = []
     for name, value in s.metrics().items():
-        shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
-        lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
-    return "\n".join(lines) + "\n"
+        error = f" +- {errors[name]:.2g}" if errors.get(name) else ""
+        lines.append(f"  {name:<26}{_number(value):>10}" + (f"{error:<12}" if errors else ""))
+    told = [f"{line}  {meaning(name, s)}" for name, line in zip(s.metrics(), lines, strict=True)]
+    shown = told if max(map(len, told)) <= columns() else map(str.rstrip, lines)
+    return "\n".join([*map(paragraph, said), "", *shown]) + "\n"
+
+
+def _number(value: float) -> str:
+    """Four places, or the digits of what these would make 0."""
+    if isinstance(value, int) or value != value:
+        return "undefined" if value != value else f"{value:d}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
