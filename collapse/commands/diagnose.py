@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from collapse import InputError
 from collapse.commands.guard import images_of, protect, recipe, sources
 from collapse.commands.shared import (
+    COUNTED,
     above_zero,
     add_against,
     add_model,
@@ -49,19 +50,21 @@ def _add_views(command: argparse.ArgumentParser) -> None:
     """Which views of which images."""
     command.add_argument("--views", type=groups, default=4, metavar="V", help="augmented views of each image (4)")
     command.add_argument(
-        "--views-file", metavar="FILE.jsonl", help="of texts: a line of JSON with the list of the views of each"
+        "--views-file",
+        metavar="FILE.jsonl",
+        help="for texts: a file with a line of JSON for each, the list of its views",
     )
     command.add_argument(
         "--augmentation", metavar="PRESET", help="the views of a trainer's preset (digits, cifar10, ...) or JSON file"
     )
-    command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
+    command.add_argument("--threshold", type=share, default=1e-6, help=COUNTED)
     command.add_argument(
         "--temperature", type=above_zero, metavar="T",
-        help="of the cosine loss it was trained with, if known: augmentation is then what lies below that loss's line",
+        help="the temperature of the cosine loss that trained it, if known; it says what is augmentation's",
     )  # fmt: skip
     command.add_argument("--sample", type=groups, metavar="N", help="use N images, drawn at random by --seed")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
-    command.add_argument("--seed", type=count, default=0, help="of the views")
+    command.add_argument("--seed", type=count, default=0, help="the seed of the views and of --sample (0)")
 
 
 def add_report(commands: Any) -> None:
@@ -76,7 +79,9 @@ def add_report(commands: Any) -> None:
     command.set_defaults(run=_report_page, shares=True)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
-    command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="PAGE.html", help="where the page goes, which needs no other file"
+    )
     command.add_argument("--force", action="store_true", help="replace an existing page")
     add_against(command)
     _add_views(command)

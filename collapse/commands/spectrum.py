@@ -49,22 +49,24 @@ def add_spectrum(commands: Any) -> None:
     )
     add_measure(command)
     command.add_argument(
-        "--jackknife", type=groups, default=0, metavar="G", help="standard errors from G groups of rows (as 20)"
+        "--jackknife", type=groups, default=0, metavar="G", help="give standard errors, from G groups of rows (as 20)"
     )
     command.add_argument(
         "--vectors", action="store_true", help="with --out FILE.json: keep the directions too, in FILE.npz"
     )
     command.add_argument(
         "--positions", type=positive, default=0, metavar="K",
-        help="of inner layers: K positions of each feature map as rows, instead of its mean",
+        help="of inner layers, take K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
     add_output(command)
     add_against(command)
-    gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
+    gates = command.add_argument_group(
+        "gates for pipelines", "The command ends with exit code 3 and one line if a metric lies beyond."
+    )
     for word in ("under", "over"):
         gates.add_argument(
             f"--fail-{word}", type=bound, action="append", default=[], metavar="NAME=VALUE",
-            help=f"a metric must not lie {word} VALUE; may be given several times",
+            help=f"fail if the metric NAME lies {word} VALUE, as effective_rank=100; may be given several times",
         )  # fmt: skip
     add_model(command)
 
@@ -82,7 +84,9 @@ def add_compare(commands: Any) -> None:
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
     )  # fmt: skip
-    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, a zip, ...")
+    command.add_argument(
+        "--images", metavar="IMAGES", help="for checkpoints: what they embed, as for `collapse spectrum`"
+    )
     add_measure(command)
     add_output(command)
     add_model(command)
