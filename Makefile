@@ -91,7 +91,8 @@ notebooks: .venv/installed-notebooks
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "Open build/site/index.html"
+	@echo "Serve it, and open http://localhost:8000 (from the file system the pages open without search):"
+	@echo "  $(BIN)/python -m http.server -d build/site"
 
 mutants: .venv/installed-mutants
 	$(BIN)/python tests/mutants.py

@@ -18,7 +18,10 @@ from typing import Any, NoReturn
 from collapse import CollapseWarning, GateError, InputError, __version__
 from collapse.arguments import is_number
 from collapse.commands import checkpoint, diagnose, spectrum, training
-from collapse.commands.shared import FLAGS, INTERRUPTED, interrupt, show, tell, together, with_flags
+from collapse.commands.shared import FLAGS, together, with_flags
+from collapse.commands.terminal import INTERRUPTED, interrupt, show, tell, wait
+
+BEGINS = 5  # letters
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +48,27 @@ class _Parser(argparse.ArgumentParser):
         show(message)  # of --help and --version
 
 
+class _Help(argparse.HelpFormatter):
+    """The example as one line, which can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example: ") else super()._fill_text(text, width, indent)
+
+
+def _usage(command: argparse.ArgumentParser) -> str:
+    """What must be given; the flags have a list of their own below."""
+    words = [command.prog, "[FLAGS]"]
+    for action in command._actions:
+        name = str(action.metavar or action.dest)
+        if action.required and action.option_strings:
+            words.append(f"{action.option_strings[0]} {name if action.metavar else name.upper()}")
+        elif not action.option_strings:
+            words.append(
+                {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}.get(str(action.nargs), name)
+            )
+    return " ".join(words)
+
+
 def _joined(words: Iterable[str]) -> list[str]:
     """The numbers behind --mean and --std as one word each, so that what follows them is no number of theirs."""
     found: list[str] = []
@@ -57,8 +81,10 @@ def _joined(words: Iterable[str]) -> list[str]:
 
 
 def _near(word: str, known: Iterable[str]) -> str:
-    found = get_close_matches(word, known, 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    """The known word that differs by a slip, or begins alike; dashes alone make no two flags alike."""
+    bare, word = {one.lstrip("-"): one for one in known}, word.lstrip("-")
+    found = get_close_matches(word, bare, 1, cutoff=0.7) or [one for one in bare if word[:BEGINS] == one[:BEGINS]]
+    return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way
             options = parser().parse_args(arguments)
+            wait("collapse: loading ...")
             with together(options):
                 options.run(options)
         return 0
@@ -137,7 +164,12 @@ def _open_streams() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = _Parser(prog="collapse", description="Measure dimensional collapse (arXiv 2110.09348).")
+    root = _Parser(
+        prog="collapse",
+        description="Measure dimensional collapse (arXiv 2110.09348).",
+        epilog="example: collapse spectrum embeddings.npy        (`collapse COMMAND --help` says more)",
+        formatter_class=_Help,
+    )
     root.add_argument("--version", action="version", version=f"collapse {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     spectrum.add_spectrum(commands)
@@ -151,5 +183,6 @@ def parser() -> argparse.ArgumentParser:
     training.add_probe(commands)
     training.add_knn(commands)
     for command in commands.choices.values():
+        command.usage, command.formatter_class = _usage(command), _Help
         FLAGS.update(flag[2:].replace("-", "_") for flag in command._option_string_actions if flag[:2] == "--")
     return root

@@ -85,9 +85,11 @@ class Monitor:
         verbose: bool = True,
         on_alarm: Callable[[str, dict[str, Any]], Any] | None = None,
     ) -> None:
-        for name, share in (alarm or {}).items():
-            if name not in RANKS or not 0 < share < 1:
-                raise InputError(f"monitor: alarm {name}: {share}; expected a share in 0..1 of {', '.join(RANKS)}")
+        if module is not None and not isinstance(module, nn.Module):
+            raise InputError(
+                f"monitor: module is a {type(module).__name__}; expected a torch.nn.Module, as model.backbone"
+            )
+        _check_alarm(alarm)
         if every < 1 or (rows is not None and rows < 2):
             raise InputError(f"monitor: every = {every}, rows = {rows}; expected at least 1 step and 2 rows")
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
@@ -102,6 +104,10 @@ class Monitor:
         self._values: list[NDArray] = []
         self._sum: Covariance | None = None
         self._hook = None if module is None else module.register_forward_hook(self._see)
+
+    def __repr__(self) -> str:
+        watched = type(self._module).__name__ if self._module is not None else "rows from update"
+        return f"Monitor of {watched}: {self.count} steps, {len(self.history)} reports, one every {self.every} steps"
 
     @property
     def steps(self) -> NDArray:
@@ -327,3 +333,12 @@ def _describe(output: Any) -> str:
         return f"shape {tuple(output.shape)}"
     parts = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     return f"a {type(output).__name__}{parts}"[:200]
+
+
+def _check_alarm(alarm: Any) -> None:
+    """Raise InputError: an alarm that is no share of a rank measure."""
+    if alarm is not None and not isinstance(alarm, Mapping):
+        raise InputError(f"monitor: alarm = {alarm!r}; expected a dict, as {{'effective_rank': 0.5}}")
+    for name, share in (alarm or {}).items():
+        if name not in RANKS or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise InputError(f"monitor: alarm {name}: {share}; expected a share in 0..1 of {', '.join(RANKS)}")

@@ -16,10 +16,10 @@ from collapse.commands.shared import (
     overrides_of,
     positive,
     reading_of,
-    show,
     still_free,
     warn_of,
 )
+from collapse.commands.terminal import show
 
 if TYPE_CHECKING:
     from collapse.checkpoints import Checkpoint
@@ -34,7 +34,7 @@ def add_inspect(commands: Any) -> None:
         epilog="example: collapse inspect checkpoint.pth --json",
     )
     command.set_defaults(run=_inspect)
-    command.add_argument("source", metavar="CHECKPOINT")
+    command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     add_result(command)
     add_model(command)
 
@@ -48,13 +48,13 @@ def add_embed(commands: Any) -> None:
         epilog="example: collapse embed resnet50.pth imagenet/val --out val.npy",
     )
     command.set_defaults(run=_embed, shares=True)
-    command.add_argument("source", metavar="CHECKPOINT")
+    command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
-    command.add_argument("--out", type=Path, metavar="Z.npy", required=True)
+    command.add_argument("--out", type=Path, metavar="Z.npy", required=True, help="where the embeddings go")
     command.add_argument("--layer", default="representation", help="representation (default), projector, or a module")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
     command.add_argument("--sample", type=positive, metavar="N", help="use N images, drawn at random by --seed")
-    command.add_argument("--seed", type=count, default=0, help="of --sample")
+    command.add_argument("--seed", type=count, default=0, help="the seed of --sample (0)")
     command.add_argument("--json", action="store_true", help="print the provenance")
     command.add_argument("--force", action="store_true", help="replace existing files")
     add_model(command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from collapse import InputError
 from collapse.commands.guard import images_of, protect, recipe, sources
 from collapse.commands.shared import (
+    COUNTED,
     above_zero,
     add_against,
     add_model,
@@ -18,10 +19,9 @@ from collapse.commands.shared import (
     positive,
     reading_of,
     share,
-    show,
     still_free,
-    tell,
 )
+from collapse.commands.terminal import show, tell
 
 if TYPE_CHECKING:
     from collapse.diagnosis import Diagnosis
@@ -50,19 +50,21 @@ def _add_views(command: argparse.ArgumentParser) -> None:
     """Which views of which images."""
     command.add_argument("--views", type=groups, default=4, metavar="V", help="augmented views of each image (4)")
     command.add_argument(
-        "--views-file", metavar="FILE.jsonl", help="of texts: a line of JSON with the list of the views of each"
+        "--views-file",
+        metavar="FILE.jsonl",
+        help="for texts: a file with a line of JSON for each, the list of its views",
     )
     command.add_argument(
         "--augmentation", metavar="PRESET", help="the views of a trainer's preset (digits, cifar10, ...) or JSON file"
     )
-    command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
+    command.add_argument("--threshold", type=share, default=1e-6, help=COUNTED)
     command.add_argument(
         "--temperature", type=above_zero, metavar="T",
-        help="of the cosine loss it was trained with, if known: augmentation is then what lies below that loss's line",
+        help="the temperature of the cosine loss that trained it, if known; it says what is augmentation's",
     )  # fmt: skip
     command.add_argument("--sample", type=groups, metavar="N", help="use N images, drawn at random by --seed")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
-    command.add_argument("--seed", type=count, default=0, help="of the views")
+    command.add_argument("--seed", type=count, default=0, help="the seed of the views and of --sample (0)")
 
 
 def add_report(commands: Any) -> None:
@@ -77,7 +79,9 @@ def add_report(commands: Any) -> None:
     command.set_defaults(run=_report_page, shares=True)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
-    command.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="PAGE.html", help="where the page goes, which needs no other file"
+    )
     command.add_argument("--force", action="store_true", help="replace an existing page")
     add_against(command)
     _add_views(command)
@@ -85,24 +89,24 @@ def add_report(commands: Any) -> None:
 
 
 def _report_page(options: argparse.Namespace) -> None:
-    from collapse.diagnosis.onepage import report
-
     inputs = [*sources(options.source, options.weights or "", *options.against), *images_of(options.images)]
     protect(
         [*inputs, *recipe(options.augmentation), *recipe(options.views_file)], {"--out": options.out}, options.force
     )
+    from collapse.diagnosis.onepage import report
+    from collapse.results.screen import paragraph
+
     how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
     how["views_file"] = options.views_file
     how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
-    path = report(options.source, options.images, options.out, **how)
+    told: list[str] = []
+    path = report(options.source, options.images, options.out, told=told.append, **how)
     if leads(options):
-        show(f"wrote {path}\n")
+        show("".join(f"{paragraph(text)}\n" for text in told))
+        tell(f"wrote {path}")
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from collapse.diagnosis import diagnose
-    from collapse.diagnosis.wording import table
-
     inputs = [
         *sources(options.source, options.weights or ""),
         *images_of(options.images),
@@ -114,6 +118,9 @@ def _diagnose(options: argparse.Namespace) -> None:
         raise InputError(f"{options.report}: a report is .html")
     if options.images is None and options.views_file is None:
         raise InputError("IMAGES: none are given; a network of texts may take --views-file instead")
+    from collapse.diagnosis import diagnose
+    from collapse.diagnosis.wording import table
+
     names = ("views", "threshold", "temperature", "limit", "sample", "seed", "views_file")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))

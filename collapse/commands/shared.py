@@ -4,29 +4,21 @@ import argparse
 import math
 import os
 import re
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from collapse import GateError, InputError
 from collapse.arguments import device_of
+from collapse.commands.terminal import progress, show, tell
 from collapse.files import limits
 
-T = TypeVar("T")
-INTERRUPTED = threading.Event()
+COUNTED = "a dimension counts as collapsed below THRESHOLD x the largest value (1e-6)"
 ASIDE = ("method qr:", "undefined for this input:")
 FLAGS = {"normalize"}  # the names of all flags as arguments of the library; the parser adds its own
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """The handler of SIGINT while a command runs."""
-    INTERRUPTED.set()
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -73,14 +65,17 @@ def watched(options: argparse.Namespace, batches: Any) -> Iterable[Any]:
 def add_measure(command: argparse.ArgumentParser) -> None:
     """How rows become a spectrum."""
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
-    command.add_argument("--method", default="auto", choices=("auto", "covariance", "qr"))
-    command.add_argument("--threshold", type=share, default=1e-6, help="collapsed: below it times the largest (1e-6)")
+    command.add_argument(
+        "--method", default="auto", choices=("auto", "covariance", "qr"),
+        help="covariance is fast; qr keeps all digits of float64; auto takes qr for float64 rows",
+    )  # fmt: skip
+    command.add_argument("--threshold", type=share, default=1e-6, help=COUNTED)
     command.add_argument("--limit", type=groups, metavar="N", help="use the first N rows or images")
     command.add_argument("--sample", type=groups, metavar="N", help="use N rows or images, drawn at random by --seed")
-    command.add_argument("--seed", type=count, default=0, help="of what is drawn at random")
+    command.add_argument("--seed", type=count, default=0, help="the seed of what is drawn at random (0)")
     command.add_argument(
         "--max-unpacked", type=above_zero, metavar="GIB",
-        help="let a packed array be that large, even where its file is far smaller",
+        help="allow a packed array of up to GIB, even where its file is far smaller",
     )  # fmt: skip
 
 
@@ -93,32 +88,46 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--branch", help="which of several encoders in the file")
     model.add_argument("--projector", metavar="KEY", help="the prefix of the projector's keys, or none")
-    model.add_argument("--projector-layers", type=positive, metavar="N", help="how many of the stored layers are used")
-    model.add_argument("--heads", type=positive, metavar="N", help="attention heads")
-    model.add_argument("--activation", choices=("gelu", "quick_gelu"))
+    model.add_argument("--projector-layers", type=positive, metavar="N", help="use N of the stored layers")
+    model.add_argument("--heads", type=positive, metavar="N", help="how many attention heads there are")
+    model.add_argument("--activation", choices=("gelu", "quick_gelu"), help="the activation of a transformer")
     model.add_argument(
         "--pool", "--pooling", choices=("cls", "mean", "max", "last"),
-        help="which tokens of a transformer are the representation; max and last of texts alone",
+        help="the tokens of a transformer that are the representation; max and last are for texts alone",
     )  # fmt: skip
     model.add_argument("--dim", type=positive, metavar="D0", help="DirectCLR: the first D0 entries are the projector")
-    model.add_argument("--stem-padding", type=count, metavar="PX", help="of a 3 x 3 first convolution")
+    model.add_argument("--stem-padding", type=count, metavar="PX", help="the padding of a 3 x 3 first convolution")
     model.add_argument(
-        "--maxpool", action=argparse.BooleanOptionalAction, help="whether one follows a 3 x 3 first convolution"
+        "--maxpool", action=argparse.BooleanOptionalAction, help="whether max-pooling follows a 3 x 3 first convolution"
     )
     model.add_argument("--allow-unknown", action="store_true", help="go on when some tensors belong to nothing known")
-    model.add_argument("--resize", type=positive, metavar="PX", help="shorter side")
-    model.add_argument("--crop", type=positive, metavar="PX", help="centre crop")
-    model.add_argument("--interpolation", choices=("bilinear", "bicubic"))
-    model.add_argument("--mean", type=numbers, metavar="X ...", help="R G B, or as many as there are channels")
-    model.add_argument("--std", type=numbers, metavar="X ...")
-    model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1")
-    add_pixels(model)
-    model.add_argument("--strict", action="store_true", help="an image that cannot be read is an error, not skipped")
-    model.add_argument("--batch-size", type=positive, help="default: 64, or 256 on CUDA")
-    model.add_argument("--workers", type=count, help="processes that decode; default: up to 4, or 16 on CUDA")
-    model.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    model.add_argument("--resize", type=positive, metavar="PX", help="resize the shorter side to PX")
+    model.add_argument("--crop", type=positive, metavar="PX", help="crop the centre, PX wide and high")
+    model.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="how images are resized")
     model.add_argument(
-        "--precision", default="float32", choices=("float32", "bf16"), help="bf16 is faster on a GPU; see the floor"
+        "--mean",
+        type=numbers,
+        metavar="X ...",
+        help="subtract these from pixel values in 0..1: R G B, or as many as there are channels",
+    )
+    model.add_argument("--std", type=numbers, metavar="X ...", help="then divide by these")
+    model.add_argument("--no-normalize", action="store_true", help="leave pixel values in 0..1, without mean and std")
+    add_pixels(model)
+    model.add_argument(
+        "--strict", action="store_true", help="stop at an image that cannot be read, instead of skipping it"
+    )
+    model.add_argument(
+        "--batch-size", type=positive, metavar="N", help="images in one forward pass (64, or 256 on CUDA)"
+    )
+    model.add_argument(
+        "--workers", type=count, metavar="N", help="processes that decode images (up to 4, or 16 on CUDA)"
+    )
+    model.add_argument("--device", default="auto", help="where the network runs: auto, cpu or cuda[:i]")
+    model.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bf16"),
+        help="of the forward pass; bf16 is faster on a GPU, and raises the floor",
     )
 
 
@@ -126,11 +135,11 @@ def add_pixels(command: Any) -> None:
     """How large an image may be, and what its numbers mean."""
     command.add_argument(
         "--max-pixels", type=positive, default=limits.PIXELS, metavar="N",
-        help=f"images of more, height times width, are not decoded ({limits.PIXELS:,})",
+        help=f"do not decode images of more pixels, height times width ({limits.PIXELS:,})",
     )  # fmt: skip
     command.add_argument(
         "--pixel-range", type=float, nargs=2, metavar=("BLACK", "WHITE"),
-        help="of images of floats or of more than 8 bits; default: by their type, or guessed with a warning",
+        help="black and white of images of floats or of more than 8 bits (by their type, or a guess with a warning)",
     )  # fmt: skip
 
 
@@ -140,7 +149,7 @@ def add_output(command: argparse.ArgumentParser) -> None:
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw the spectrum: .png or .pdf")
     output.add_argument(
         "--kind", default="spectrum", choices=("spectrum", "explained", "noise"),
-        help="what to draw: the spectrum, the cumulative share of variance, or against the Marchenko-Pastur law",
+        help="what to draw: the spectrum, the cumulative share of variance, or the spectrum beside that of pure noise",
     )  # fmt: skip
     output.add_argument("--log10", action="store_true", help="draw log10 instead of ln")
     output.add_argument("--log-index", action="store_true", help="draw the index on a logarithmic axis")
@@ -264,8 +273,8 @@ def deliver(
         with _later(errors):
             still_free(options, options.out)
             document = save(options.out) if save else save_text(options.out, document)
-            tell(f"wrote {options.out}")
-    for step in (lambda: show(document if options.json else text), *more):
+    wrote = [lambda: tell(f"wrote {options.out}")] if options.out and not errors else []
+    for step in (lambda: show(document if options.json else text), *wrote, *more):
         with _later(errors):
             step()
     if errors:
@@ -285,58 +294,6 @@ def _later(errors: list[Exception]) -> Iterator[None]:
         yield
     except (InputError, GateError, OSError) as error:
         errors.append(error)
-
-
-def show(text: str) -> None:
-    """Print, with escapes for what the terminal's encoding or nobody can show; a reader that has left wants no more.
-
-    Raises InputError: standard output is closed, or takes no more.
-    """
-    from collapse.results import printable
-
-    if sys.stdout is None:
-        raise InputError("standard output: is closed, so the result cannot be printed; give --out FILE, or open it")
-    try:
-        coded = printable(text).encode(sys.stdout.encoding or "utf-8", "backslashreplace")
-        sys.stdout.write(coded.decode(sys.stdout.encoding or "utf-8"))
-        sys.stdout.flush()
-    except OSError as error:
-        _discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise InputError(f"standard output: cannot be written ({error.strerror or error})") from error
-
-
-def tell(text: str) -> None:
-    """A line on standard error, if it can be written."""
-    from collapse.results import printable
-
-    try:
-        print(printable(text), file=sys.stderr, flush=True)
-    except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: Any) -> None:
-    """Let what a stream still holds go nowhere; python would complain of it at its end."""
-    with suppress(OSError, ValueError, AttributeError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-
-
-def progress(batches: Iterable[T], unit: str, total: int | None, delay: float = 0) -> Generator[T, None, None]:
-    """Pass batches on, with a bar on stderr, if that is a terminal, that counts their rows.
-
-    delay: seconds before it shows at all; without, it stands there while the first batch is made and looked at.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, delay=delay, disable=None) as bar:
-        for batch in batches:
-            if INTERRUPTED.is_set():  # python drops an interrupt that comes while it clears up an object
-                raise KeyboardInterrupt
-            yield batch
-            bar.update(len(batch))  # type: ignore[arg-type]
 
 
 def reading_of(options: argparse.Namespace) -> dict[str, Any]:

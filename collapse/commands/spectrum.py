@@ -21,11 +21,10 @@ from collapse.commands.shared import (
     groups,
     leads,
     positive,
-    progress,
     reading_of,
     still_free,
-    tell,
 )
+from collapse.commands.terminal import progress, tell
 
 if TYPE_CHECKING:
     from collapse.spectra import Spectrum
@@ -50,22 +49,24 @@ def add_spectrum(commands: Any) -> None:
     )
     add_measure(command)
     command.add_argument(
-        "--jackknife", type=groups, default=0, metavar="G", help="standard errors from G groups of rows (as 20)"
+        "--jackknife", type=groups, default=0, metavar="G", help="give standard errors, from G groups of rows (as 20)"
     )
     command.add_argument(
         "--vectors", action="store_true", help="with --out FILE.json: keep the directions too, in FILE.npz"
     )
     command.add_argument(
         "--positions", type=positive, default=0, metavar="K",
-        help="of inner layers: K positions of each feature map as rows, instead of its mean",
+        help="of inner layers, take K positions of each feature map as rows, instead of its mean",
     )  # fmt: skip
     add_output(command)
     add_against(command)
-    gates = command.add_argument_group("gates for pipelines", "exit code 3 and one line where a metric lies beyond")
+    gates = command.add_argument_group(
+        "gates for pipelines", "The command ends with exit code 3 and one line if a metric lies beyond."
+    )
     for word in ("under", "over"):
         gates.add_argument(
             f"--fail-{word}", type=bound, action="append", default=[], metavar="NAME=VALUE",
-            help=f"a metric must not lie {word} VALUE; may be given several times",
+            help=f"fail if the metric NAME lies {word} VALUE, as effective_rank=100; may be given several times",
         )  # fmt: skip
     add_model(command)
 
@@ -83,7 +84,9 @@ def add_compare(commands: Any) -> None:
         "sources", metavar="SOURCE", nargs="+",
         help="results of collapse spectrum (.json), arrays, or checkpoints with --images",
     )  # fmt: skip
-    command.add_argument("--images", metavar="IMAGES", help="for checkpoints: a folder of images, a zip, ...")
+    command.add_argument(
+        "--images", metavar="IMAGES", help="for checkpoints: what they embed, as for `collapse spectrum`"
+    )
     add_measure(command)
     add_output(command)
     add_model(command)
@@ -319,8 +322,9 @@ def by_depth(results: "Sequence[Spectrum]") -> str:
 
 
 def report(s: "Spectrum") -> str:
-    """A spectrum for a reader: what was measured, and the metrics."""
-    from collapse.results.screen import paragraph
+    """A spectrum for a reader: what was measured, and the metrics with what each is, as far as there is room."""
+    from collapse.results.screen import columns, paragraph
+    from collapse.spectra.scale import meaning
 
     values, errors = s.singular_values, s.errors["metrics"] if s.errors else {}
     how = f"{'L2-normalised' if s.l2_normalized else 'as they are'}; method {s.method}"
@@ -329,8 +333,17 @@ def report(s: "Spectrum") -> str:
         f"singular values of the covariance: {values[0]:.4g} (largest) ... {values[-1]:.4g} (smallest)",
         f"below {s.floor:.2g} is rounding; collapsed is below {s.threshold:g} of the largest",
     )
-    lines = [*map(paragraph, said), ""]
+    lines = []
     for name, value in s.metrics().items():
-        shown = f"{value:d}" if isinstance(value, int) else ("undefined" if value != value else f"{value:.4f}")
-        lines.append(f"  {name:<28}{shown:>12}" + (f"  +- {errors[name]:.2g}" if errors.get(name) else ""))
-    return "\n".join(lines) + "\n"
+        error = f" +- {errors[name]:.2g}" if errors.get(name) else ""
+        lines.append(f"  {name:<26}{_number(value):>10}" + (f"{error:<12}" if errors else ""))
+    told = [f"{line}  {meaning(name, s)}" for name, line in zip(s.metrics(), lines, strict=True)]
+    shown = told if max(map(len, told)) <= columns() else map(str.rstrip, lines)
+    return "\n".join([*map(paragraph, said), "", *shown]) + "\n"
+
+
+def _number(value: float) -> str:
+    """Four places, or the digits of what these would make 0."""
+    if isinstance(value, int) or value != value:
+        return "undefined" if value != value else f"{value:d}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"

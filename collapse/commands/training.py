@@ -19,10 +19,10 @@ from collapse.commands.shared import (
     positive,
     range_of,
     share,
-    tell,
     warn_of,
     watched,
 )
+from collapse.commands.terminal import tell
 
 if TYPE_CHECKING:
     from collapse.encoders.accuracy import Accuracy
@@ -43,7 +43,10 @@ def add_train(commands: Any) -> None:
     command.set_defaults(run=_train)
     command.add_argument("--data", required=True, help="train/CLASS/*, val/CLASS/* in a folder or zip; more: docs")
     command.add_argument(
-        "--holdout", type=share, metavar="SHARE", help="of images without a held-out part: hold this share out (0.1)"
+        "--holdout",
+        type=share,
+        metavar="SHARE",
+        help="hold this share of the images out, where none are set apart (0.1)",
     )
     command.add_argument(
         "--labels", action=argparse.BooleanOptionalAction, default=True, help="--no-labels: folders are no classes"
@@ -51,21 +54,51 @@ def add_train(commands: Any) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run's folder")
     command.add_argument("--preset", default="imagenet", help=f"{', '.join(presets())}, or a JSON file (imagenet)")
     most = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    command.add_argument("--workers", type=count, default=max(1, min(16, most)), help="processes that decode, a rank")
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    command.add_argument(
+        "--workers",
+        type=count,
+        default=max(1, min(16, most)),
+        metavar="N",
+        help="processes that decode images, for each rank",
+    )
+    command.add_argument("--device", default="auto", help="where the network runs: auto, cpu or cuda[:i]")
     command.add_argument("--json", action="store_true", help="print the log's last line as one JSON document")
     watch = command.add_argument_group("watching and saving")
-    watch.add_argument("--save-every", type=positive, metavar="STEPS", help="default: every epoch, rarer on fast GPUs")
-    watch.add_argument("--save-seconds", type=above_zero, metavar="SECONDS", default=600.0, help="also so often (600)")
-    watch.add_argument("--spectrum-every", type=count, metavar="STEPS", help="default: as --save-every; 0: never")
-    watch.add_argument("--spectrum-seconds", type=above_zero, metavar="SECONDS", help="so often, not every epoch")
-    watch.add_argument("--knn-every", type=count, default=10, metavar="EPOCHS", help="default 10; 0: never")
+    watch.add_argument(
+        "--save-every", type=positive, metavar="STEPS", help="save the state so often (each epoch, rarer on fast GPUs)"
+    )
+    watch.add_argument(
+        "--save-seconds", type=above_zero, metavar="SECONDS", default=600.0, help="save the state also so often (600)"
+    )
+    watch.add_argument(
+        "--spectrum-every",
+        type=count,
+        metavar="STEPS",
+        help="measure the spectrum so often; 0: never (as --save-every)",
+    )
+    watch.add_argument(
+        "--spectrum-seconds",
+        type=above_zero,
+        metavar="SECONDS",
+        help="measure the spectrum so often, instead of each epoch",
+    )
+    watch.add_argument(
+        "--knn-every", type=count, default=10, metavar="EPOCHS", help="measure the kNN accuracy so often; 0: never (10)"
+    )
     watch.add_argument("--keep-every", type=count, default=0, metavar="EPOCHS", help="keep encoder-EPOCH.safetensors")
-    watch.add_argument("--log-every", type=positive, default=50, metavar="STEPS")
-    watch.add_argument("--held", type=positive, default=10_000, metavar="N", help="images of each measurement")
-    watch.add_argument("--tensorboard", action="store_true", help="its files in RUN: numbers in groups, spectra drawn")
+    watch.add_argument(
+        "--log-every", type=positive, default=50, metavar="STEPS", help="write a line to the log so often (50)"
+    )
+    watch.add_argument(
+        "--held", type=positive, default=10_000, metavar="N", help="use N images for each measurement (10000)"
+    )
+    watch.add_argument(
+        "--tensorboard", action="store_true", help="write files for TensorBoard to RUN, with spectra drawn"
+    )
     fast = command.add_argument_group("computing")
-    fast.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    fast.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the network with torch.compile (on CUDA)"
+    )
     fast.add_argument("--checkpoint", action="store_true", help="recompute activations: less memory")
     add_pixels(fast)
     values = command.add_argument_group("the recipe (defaults: the preset's)")
@@ -144,11 +177,13 @@ def _add_evaluation(commands: Any, name: str, text: str, act: Any) -> argparse.A
     command.set_defaults(run=act, shares=True)
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
     command.add_argument("--data", required=True, help="train/CLASS/* and val/CLASS/*, as a folder or a zip")
-    command.add_argument("--batch-size", type=positive, default=256)
+    command.add_argument(
+        "--batch-size", type=positive, default=256, metavar="N", help="images in one forward pass (256)"
+    )
     command.add_argument("--workers", type=count, default=min(16, cores()), help="processes that decode")
     add_pixels(command)
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
-    command.add_argument("--seed", type=count, default=0)
+    command.add_argument("--device", default="auto", help="where the network runs: auto, cpu or cuda[:i]")
+    command.add_argument("--seed", type=count, default=0, help="the seed of what is drawn at random (0)")
     command.add_argument("--json", action="store_true", help="print one JSON document")
     command.add_argument("--out", type=Path, metavar="FILE", help="write the same JSON to a file")
     command.add_argument("--force", action="store_true", help="replace an existing file")

@@ -3,7 +3,7 @@
 import html
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def report(
     threshold: float = 1e-6,
     augmentations: Any = None,
     views_file: Any = None,
+    told: Callable[[str], Any] | None = None,
     **options: Any,
 ) -> Path:
     """Write one HTML page about a network, which needs nothing else; returns its path.
@@ -75,6 +76,7 @@ def report(
         views, temperature, augmentations, views_file: as for `collapse.diagnose`; of texts and sounds without
             augmentations or views_file there is no diagnosis.
         threshold: collapsed is below it times the largest singular value, or variance.
+        told: called with each line of the page's headline, as a terminal shows them.
         options: as for `collapse.layer_spectra`.
 
     Raises:
@@ -98,12 +100,16 @@ def report(
     others = references(*against) if against else {}
     layers = layer_spectra(source, images, threshold=threshold, **options)
     given = {"augmentations": augmentations, "views_file": views_file}
-    told = {"views": views, "temperature": temperature, "threshold": threshold, **given}
+    how = {"views": views, "temperature": temperature, "threshold": threshold, **given}
     found = None
     if augmentations is not None or views_file is not None or takes_images(layers["representation"].source):
-        found = diagnose(source, None if views_file is not None else images, **told, **options)
+        found = diagnose(source, None if views_file is not None else images, **how, **options)
     if rank() == 0 or not options.get("distributed"):
         save_text(path, page(layers, found, others))
+        s = layers["representation"]
+        if told is not None:
+            told(headline(s).text)
+            told(step(s, found))
     return path
 
 

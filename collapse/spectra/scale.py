@@ -156,8 +156,40 @@ def headline(s: Spectrum) -> Headline:
 def verdict(s: Spectrum, others: Mapping[str, Spectrum] | None = None) -> str:
     """At most three sentences: what it comes to, what weakens the numbers, and where they lie among others."""
     few = f"{s.n} {_rows(s)} are few for {s.dim} dimensions, which biases small values down (10 d advised)."
-    parts = (headline(s).text, few if s.dim < s.n < 10 * s.dim else "", placed(s, others))
+    if s.n - 1 < s.dim:
+        few = f"They show {s.dim - s.collapsed_dimensions}; use {10 * s.dim:,} {_rows(s)} (10 d)."
+    parts = (headline(s).text, few if s.n < 10 * s.dim else "", placed(s, others))
     return " ".join(filter(None, parts))
+
+
+def meaning(name: str, s: Spectrum) -> str:
+    """What a metric's number is, and of how much; docs/cheatsheet.md has it at length."""
+    return MEANINGS[name].format(d=s.dim, n=f"{s.n:,}", threshold=f"{s.threshold:g}")
+
+
+# Of every metric, what a reader of its number needs, in the width that a terminal of 80 columns leaves.
+MEANINGS = {
+    "collapsed_dimensions": "of {d}; below {threshold} of the largest",
+    "collapsed_dimensions_1e-03": "of {d}; below 1e-03 of the largest",
+    "collapsed_dimensions_1e-04": "of {d}; below 1e-04 of the largest",
+    "collapsed_dimensions_1e-08": "of {d}; below 1e-08 of the largest",
+    "numerical_rank": "of {d}; above the rounding",
+    "effective_rank": "of {d}; a flat spectrum has all",
+    "rankme": "of {d}; the mean not removed",
+    "rankme_centered": "of {d}; the mean removed",
+    "stable_rank": "of {d}; the sum over the largest",
+    "participation_ratio": "of {d}; weighs the largest most",
+    "alpha": "power of the decay; about 1 is good",
+    "alpha_r2": "1: the decay is a power law",
+    "condition": "smallest over largest; 1 is flat",
+    "auc": "0.5 is flat, 1 one direction",
+    "isoscore": "1 is flat, 0 one direction",
+    "vendi": "of {n} rows; how many differ",
+    "self_clustering": "0 spread evenly, 1 all rows alike",
+    "mean_cosine": "of two rows; 1: all point one way",
+    "mp_edge": "the largest value of pure noise",
+    "above_edge": "of {d}; more than such noise has",
+}
 
 
 def takes_images(source: Mapping[str, Any]) -> bool:

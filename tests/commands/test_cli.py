@@ -24,7 +24,7 @@ from torchvision import models, transforms
 
 import collapse
 from collapse import Spectrum, cli
-from collapse.commands.shared import progress
+from collapse.commands.terminal import progress, tell, wait
 
 
 def run(capsys, *arguments):
@@ -369,3 +369,16 @@ def test_the_bar_of_images_is_there_before_the_first_batch_is_done(monkeypatch, 
     next(progress(iter([range(64)]), "images", 64, delay))
     assert shown in screen.getvalue()
     assert bool(screen.getvalue()) == bool(shown)
+
+
+def test_a_terminal_says_at_once_that_it_loads_and_clears_it_for_what_comes(monkeypatch):
+    """Torch alone took 6 s of silence, and a refusal as long."""
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    wait("loading ...")
+    assert screen.getvalue() == ""  # a file is no terminal
+    screen.isatty = lambda: True
+    wait("loading ...")
+    tell("wrote z.json")
+    tell("wrote z.png")
+    assert screen.getvalue() == f"loading ...\r{' ' * 11}\rwrote z.json\nwrote z.png\n"

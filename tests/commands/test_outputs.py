@@ -555,7 +555,7 @@ def test_a_file_that_appears_while_a_command_works_is_kept(tmp_path, z, capsys, 
 
 def test_commands_print_in_one_place_alone():
     for path in (ROOT / "collapse/commands").glob("*.py"):
-        assert path.read_text().count("print(") == (path.name == "shared.py"), path
+        assert path.read_text().count("print(") == (path.name == "terminal.py"), path
 
 
 def test_errors_of_the_machine_are_lines_and_bugs_are_not(z, capsys, monkeypatch):
@@ -577,6 +577,7 @@ def test_errors_of_the_machine_are_lines_and_bugs_are_not(z, capsys, monkeypatch
     "spectrum z.npy --thershold 0.1": "unrecognized argument .--thershold.; did you mean --threshold",
     "spectrum z.npy --thershold=0.1": "did you mean --threshold\\?; see collapse spectrum --help",
     "knn c.pth --data d --worker-count 3": "did you mean --workers\\?; see collapse knn --help",
+    "spectrum z.npy --metric rankme": "argument '--metric'; see collapse spectrum --help",
     "spectrum z.npy a b": "unrecognized argument 'b'; see collapse spectrum --help",
     "spectrum z.npy --method covarianz": "did you mean covariance\\?; see collapse spectrum --help",
     "spectrum z.npy --limit 1": "--limit: '1' is not a number of at least 2; see collapse spectrum --help",

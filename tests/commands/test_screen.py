@@ -59,7 +59,22 @@ def test_the_verdict_comes_first_with_what_weakens_it(here, capsys):
     assert "60 rows are few for 12 dimensions, which biases small values down (10 d advised)." in verdict(
         collapse.spectrum(rows)
     )
-    assert verdict(collapse.spectrum(rows[:9])) == "Cannot tell: 9 rows can show at most 8 of 12 directions."
+    rows[:, 6:] = 0
+    few = verdict(collapse.spectrum(rows[:9]))
+    assert few == "Cannot tell: 9 rows can show at most 8 of 12 directions. They show 6; use 120 rows (10 d)."
+
+
+def test_each_number_has_its_meaning_beside_it_where_there_is_room(here, capsys, monkeypatch):
+    from collapse.spectra import METRICS
+    from collapse.spectra.scale import MEANINGS
+
+    assert set(MEANINGS) == set(METRICS)
+    s = collapse.spectrum("z.npy")
+    lines = told(capsys, "spectrum", "z.npy").out.splitlines()
+    assert f"  effective_rank            {s.effective_rank:10.4f}  of 12; a flat spectrum has all" in lines
+    assert f"  condition                 {s.condition:10.2e}  smallest over largest; 1 is flat" in lines
+    monkeypatch.setenv("COLUMNS", "60")
+    assert f"  effective_rank            {s.effective_rank:10.4f}" in told(capsys, "spectrum", "z.npy").out.splitlines()
 
 
 def test_a_result_is_shown_again_and_drawn(here, capsys):

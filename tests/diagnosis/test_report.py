@@ -126,7 +126,9 @@ def test_the_command_writes_the_page_and_keeps_what_is_there(tmp_path, monkeypat
         Image.fromarray(pixels).save(tmp_path / f"images/{index}.png")
     call = ["report", "own.py:build", "images", "--out", "page.html", "--crop", "12", "--views", "2", "--workers", "0"]
     assert cli.main(call) == 0
-    assert capsys.readouterr().out == "wrote page.html\n"
+    said = capsys.readouterr()
+    assert said.out.split() == Read((tmp_path / "page.html").read_text()).headline.split()
+    assert said.err == "wrote page.html\n"
     assert "collapse diagnose own.py:build images --views 2" in (tmp_path / "page.html").read_text()
     before = (tmp_path / "page.html").read_bytes()
     assert cli.main(call) == 2

@@ -112,6 +112,10 @@ def test_the_example_of_every_command_parses():
     for name, subparser in subparsers.items():
         words = shlex.split(subparser.epilog.removeprefix("example: "))
         assert words[:2] == ["collapse", name]
+        assert subparser.epilog in subparser.format_help().splitlines()  # in one line, to be copied
+        assert subparser.format_help().splitlines()[0].startswith(f"usage: collapse {name} [FLAGS]")
+        given = [action for action in subparser._actions if not action.dest.startswith("config_")]
+        assert [action.dest for action in given if not action.help] == []
         cli.parser().parse_args(words[1:])
 
 

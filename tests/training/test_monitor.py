@@ -345,9 +345,14 @@ def test_an_alarm_is_a_share_of_the_best_rank():
     with pytest.raises(GateError):
         monitor.step()
     assert heard == [("monitor: step 4: effective_rank ", 4), ("monitor: step 5: effective_rank ", 5)]
-    for wrong in ({"effective_rank": 2}, {"alpha": 0.5}):
+    for wrong in ({"effective_rank": 2}, {"alpha": 0.5}, {"rankme": "half"}):
         with pytest.raises(InputError, match=r"expected a share in 0..1 of effective_rank, rankme"):
             Monitor(net, alarm=wrong)
+    with pytest.raises(InputError, match=r"alarm = 0.5; expected a dict, as {'effective_rank': 0.5}"):
+        Monitor(net, alarm=0.5)
+    with pytest.raises(InputError, match=r"module is a str; expected a torch.nn.Module, as model.backbone"):
+        Monitor("backbone")
+    assert repr(monitor) == "Monitor of Linear: 5 steps, 5 reports, one every 1 steps"
 
 
 def test_few_rows_are_told_of_once_and_no_report_is_no_plot():
