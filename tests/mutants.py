@@ -2,6 +2,7 @@
 
     make mutants                                  # 120 mutants, about half an hour on 2 cores
     python tests/mutants.py --only "collapse.monitor.*" --count 5 --out monitor.json
+    python tests/mutants.py --resume              # go on with a run that was interrupted
 
 The parts are `source_paths` in pyproject.toml: theory, spectra, metrics, diagnosis, drawing, the monitor, views, the
 optimiser and the keys of checkpoints.
@@ -9,9 +10,12 @@ optimiser and the keys of checkpoints.
 mutmut changes one operator, number, name or argument at a time in a copy of the package, build/mutants, and runs the
 tests that reach it.  Changes of a message's wording are left out of the sample: no test should hang on them.  Prints
 the mutants that survive, writes benchmarks/results/mutants.json, and exits with 1 if fewer than 95 % are killed.
+Each result is kept in build/mutants as it comes.  --resume takes the tests as they are now, and runs those not killed.
 """
 
 import argparse
+import ast
+import difflib
 import fnmatch
 import json
 import random
@@ -19,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from mutmut.stats import status_by_exit_code
@@ -51,16 +56,43 @@ def copy_undecorated() -> None:
         path.write_text(decorator.sub("", source) + "".join(later))
 
 
+def take_tests() -> None:
+    """The tests as they are now, in both copies: mutmut takes none anew."""
+    leave = shutil.ignore_patterns("__pycache__")
+    for copy in (COPY, MUTANTS):
+        shutil.copytree(ROOT / "tests", copy / "tests", ignore=leave, dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", COPY)
+
+
+def run(*names: str) -> None:
+    """Run mutants by name; mutmut keeps each result as it comes."""
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2", *names]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=COPY)
+
+
 def names() -> list[str]:
     """All mutants that mutmut has made, in order."""
     found = (json.loads(path.read_text())["exit_code_by_key"] for path in sorted(MUTANTS.rglob("*.meta")))
     return sorted(name for codes in found for name in codes)
 
 
+@cache
+def functions(path: Path) -> dict[str, list[str]]:
+    """{name: lines} of all functions and methods of a file that mutmut made, each original and mutant one of them."""
+    source = path.read_text()
+    lines = source.splitlines()
+    found = (node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    slices = {node.name: lines[node.lineno - 1 : node.end_lineno] for node in found}
+    return {name: [line.replace(name, "") for line in body] for name, body in slices.items()}
+
+
 def changed_lines(name: str) -> str:
-    command = [sys.executable, "-m", "mutmut", "show", name]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=COPY).stdout
-    return "\n".join(line for line in shown.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    """The lines that a mutant takes away (-), and those that it puts in their place (+)."""
+    module, _, function = name.rpartition(".")
+    path = MUTANTS / module.replace(".", "/")
+    bodies = functions(path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py")
+    original = bodies[function.rpartition("__mutmut_")[0] + "__mutmut_orig"]
+    return "\n".join(line for line in difflib.ndiff(original, bodies[function]) if line[0] in "+-")
 
 
 def sample(count: int, seed: int, only: str) -> dict[str, str]:
@@ -91,14 +123,19 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="*", help="mutants of these names alone, * and ? as in a shell")
+    parser.add_argument("--resume", action="store_true", help="go on in build/mutants, with the tests as they are now")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutants.json", metavar="FILE.json")
     options = parser.parse_args()
-    copy_undecorated()
-    run = [sys.executable, "-m", "mutmut", "run", "--max-children", "2"]
-    # A name that matches one function makes all mutants and runs a few.
-    subprocess.run([*run, "collapse.metrics.spectral.x_rankme*"], stdout=subprocess.DEVNULL, check=True, cwd=COPY)
+    if options.resume:
+        take_tests()
+    else:
+        copy_undecorated()
+        # One mutant's name makes the mutants of all.
+        run("collapse.metrics.spectral.x_rankme__mutmut_1")
     chosen = sample(options.count, options.seed, options.only)
-    subprocess.run([*run, *chosen], stdout=subprocess.DEVNULL, check=True, cwd=COPY)
+    before = results()
+    if left := [name for name in chosen if before[name] not in KILLED]:
+        run(*left)
     found = results()
     survivors = [name for name in chosen if found[name] not in KILLED]
     for name in survivors:
