@@ -10,7 +10,8 @@ optimiser and the keys of checkpoints.
 mutmut changes one operator, number, name or argument at a time in a copy of the package, build/mutants, and runs the
 tests that reach it.  Changes of a message's wording are left out of the sample: no test should hang on them.  Prints
 the mutants that survive, writes benchmarks/results/mutants.json, and exits with 1 if fewer than 95 % are killed.
-Each result is kept in build/mutants as it comes.  --resume takes the tests as they are now, and runs those not killed.
+Each result is kept in build/mutants as it comes.  --resume takes tests and package as they are now, and runs again what
+was not killed, or is of a function that has changed.
 """
 
 import argparse
@@ -37,31 +38,37 @@ KILLED = {"killed", "timeout", "segfault", "suspicious"}  # a failing test, or a
 WORDING = re.compile(r"XX|InputError|warnings|notes|f\"|f'|desc=|description|\.upper\(|\.lower\(|title|disable|unit=")
 
 
-def copy_undecorated() -> None:
-    """A copy of the package in which top-level functions are decorated after they are made: mutmut skips `@`.
+def undecorated(source: str) -> str:
+    """A module in which top-level functions are decorated after they are made: mutmut skips what has an `@`.
 
     It tests each mutant in a fork of one process, so what that one has cached is cleared there.
     """
-    shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
+    decorator = re.compile(r"^@(.+)\n(?=def (\w+)\()", re.MULTILINE)
+    later = [f"{name} = {wrapper}({name})\n" for wrapper, name in decorator.findall(source)]
+    clear = "__import__('os').register_at_fork(after_in_child={}.cache_clear)\n"
+    later += [clear.format(line.split()[0]) for line in later if "lru_cache" in line]
+    return decorator.sub("", source) + "".join(later)
+
+
+def copy_package() -> None:
+    """The package and its tests in build/mutants, and beside them where mutmut writes; what is there already stays.
+
+    mutmut makes the mutants of a file whose two copies have one date.
+    """
+    COPY.mkdir(parents=True, exist_ok=True)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, COPY)
-    for name in ("collapse", "tests"):
-        shutil.copytree(ROOT / name, COPY / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in COPY.glob("collapse/**/*.py"):
-        source, decorator = path.read_text(), re.compile(r"^@(.+)\n(?=def (\w+)\()", re.MULTILINE)
-        later = [f"{name} = {wrapper}({name})\n" for wrapper, name in decorator.findall(source)]
-        clear = "__import__('os').register_at_fork(after_in_child={}.cache_clear)\n"
-        later += [clear.format(line.split()[0]) for line in later if "lru_cache" in line]
-        path.write_text(decorator.sub("", source) + "".join(later))
-
-
-def take_tests() -> None:
-    """The tests as they are now, in both copies: mutmut takes none anew."""
-    leave = shutil.ignore_patterns("__pycache__")
-    for copy in (COPY, MUTANTS):
-        shutil.copytree(ROOT / "tests", copy / "tests", ignore=leave, dirs_exist_ok=True)
-    shutil.copy(ROOT / "pyproject.toml", COPY)
+    shutil.copytree(ROOT / "tests", COPY / "tests", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    for path in (path for path in ROOT.glob("collapse/**/*") if path.is_file() and path.suffix != ".pyc"):
+        data = undecorated(path.read_text()).encode() if path.suffix == ".py" else path.read_bytes()
+        copy, mutated = (folder / path.relative_to(ROOT) for folder in (COPY, MUTANTS))
+        for target in (copy, mutated):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        changed = not copy.exists() or copy.read_bytes() != data
+        if changed:
+            copy.write_bytes(data)
+        if changed or not mutated.with_name(f"{mutated.name}.meta").exists():  # it has no mutants, or not yet
+            shutil.copy2(copy, mutated)
 
 
 def run(*names: str) -> None:
@@ -123,15 +130,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="*", help="mutants of these names alone, * and ? as in a shell")
-    parser.add_argument("--resume", action="store_true", help="go on in build/mutants, with the tests as they are now")
+    parser.add_argument("--resume", action="store_true", help="go on in build/mutants: run what was not killed")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/mutants.json", metavar="FILE.json")
     options = parser.parse_args()
-    if options.resume:
-        take_tests()
-    else:
-        copy_undecorated()
-        # One mutant's name makes the mutants of all.
-        run("collapse.metrics.spectral.x_rankme__mutmut_1")
+    if not options.resume:
+        shutil.rmtree(COPY, ignore_errors=True)
+    copy_package()
+    run("collapse.metrics.spectral.x_rankme__mutmut_1")  # one mutant's name makes the mutants of all
     chosen = sample(options.count, options.seed, options.only)
     before = results()
     if left := [name for name in chosen if before[name] not in KILLED]:
