@@ -89,7 +89,7 @@ def save_figure(fig: Any, stem: Path, suffixes: Sequence[str] = (".png", ".pdf")
 def plot_prediction(ax: Any, x: NDArray, simulated: NDArray, predicted: NDArray, **options: Any) -> None:
     """Dots and a line per column: ln of simulated and predicted values, (T, K), over x, (T,).
 
-    options: colors, a list of K; every, draw each `every`-th dot (default 1); markers, a list of K.
+    options: colors, a list of K; every, draw each `every`-th dot (default 1).
 
     Examples:
         >>> _, ax = figure()
@@ -265,7 +265,7 @@ def plot_spectra(
         ax.set_xscale("log")
     kind = r"$\log_{10}$" if log10 else r"$\ln$"
     ax.set(xlabel="index of the singular value", ylabel=kind + r" singular value of $\mathrm{Cov}(z)$")
-    if len(spectra) > 1 or floor > 0:
+    if (len(spectra) > 1 or floor > 0) and np.isfinite(lowest):
         ax.legend()
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from collapse.recipes.config import make_config
 from collapse.training.network import Network
-from collapse.training.optim import LARS, learning_rate, make_optimizer, parameter_groups
+from collapse.training.optim import LARS, learning_rate, make_optimizer, parameter_groups, target_momentum
 
 
 def by_hand(p, g, m, lr, decay, momentum, eta, adapt):
@@ -90,7 +90,8 @@ def test_groups_hold_every_trained_parameter_once():
     assert all(p.ndim > 1 for p in matrices["params"])
     assert all(p.ndim == 1 for p in vectors["params"])
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(net.backbone.parameters()))
-    assert (matrices["weight_decay"], vectors["weight_decay"], vectors["adapt"]) == (1e-6, 0.0, False)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (1e-6, 0.0)
+    assert (matrices["adapt"], vectors["adapt"]) == (True, False)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_the_last():
@@ -101,3 +102,35 @@ def test_the_learning_rate_warms_up_and_falls_to_the_last():
     assert rates[100] == pytest.approx(0.1)
     assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
     assert learning_rate(3120, 31200, 3120, 4.8, 0.0048) == 4.8
+    assert learning_rate(0, 2, 0, 1.0) == 1.0
+    assert learning_rate(1, 2, 0, 1.0) == pytest.approx(0.5)
+    assert learning_rate(3, 3, 3, 1.0) == 1.0  # all is warm-up
+
+
+def test_the_targets_momentum_rises_along_half_a_cosine():
+    shares = [target_momentum(step, 6, 0.9) for step in (0, 2, 3, 4, 6)]
+    np.testing.assert_allclose(shares, [0.9, 0.925, 0.95, 0.975, 1.0])
+
+
+def test_sgd_is_two_steps_by_hand():
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    groups = [{"params": [p], "weight_decay": 0.1, "adapt": True}]
+    optimizer = make_optimizer("sgd", groups, 0.9, 1e-3)
+    assert optimizer.param_groups[0]["lr"] == 0
+    optimizer.param_groups[0]["lr"] = 0.5
+    value, m = np.array([1.0, -2.0]), np.zeros(2)
+    for _ in range(2):
+        p.grad = torch.ones(2)
+        optimizer.step()
+        value, m = by_hand(value, np.ones(2) + 0.1 * value, m, 0.5, 0.1, 0.9, 1.0, False)
+        np.testing.assert_allclose(p.detach(), value, rtol=1e-6)
+
+
+def test_lars_without_options_is_that_of_its_paper():
+    p = nn.Parameter(torch.full((2, 2), 3.0, dtype=torch.float64))
+    optimizer, m, value = LARS([p], lr=2.0), np.zeros((2, 2)), np.full((2, 2), 3.0)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        value, m = by_hand(value, np.ones((2, 2)), m, 2.0, 0.0, 0.9, 1e-3, True)
+        np.testing.assert_allclose(p.detach(), value, rtol=1e-12)

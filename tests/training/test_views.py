@@ -80,8 +80,9 @@ def test_batched_crops_are_torchvisions_crop_and_resize(images, size):
         assert (ours - theirs).abs().mean() < 0.5 / 255
 
 
-def test_workers_crops_are_the_batched_ones_to_a_grey_level(images):
-    augmentation, u = Augmentation(32), draws(12)
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_workers_crops_are_the_batched_ones_to_a_grey_level(images, degrees):
+    augmentation, u = Augmentation(32, degrees=degrees), draws(12)
     alone = torch.stack([augmentation.crop_one(image, row) for image, row in zip(images, u, strict=True)])
     difference = (augmentation.crop(images, u) * 255 - alone).abs()
     assert difference.max() < 3
@@ -144,6 +145,35 @@ def test_probabilities_and_strengths_are_those_asked_for():
     assert kstest(level[:, 0, 0, 0].numpy(), "uniform", (0.3, 0.4)).pvalue > 1e-4
     orders = u[:, 29:33].argsort(1)
     assert len(orders.unique(dim=0)) == 24
+
+
+def test_colour_changes_have_their_own_draws_in_the_order_drawn(images):
+    x, u = images.float() / 255, draws(12)
+    u[:, 29:33] = torch.tensor([0.9, 0.1, 0.5, 0.3])  # brightness last, then saturation, hue, contrast
+    strengths = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
+    expected = x
+    for kind, base, strength in ((1, 1, 0.3), (3, 0, 0.1), (2, 1, 0.2), (0, 1, 0.4)):
+        amount = base - strength + 2 * strength * u[:, 25 + kind]
+        expected = views.CHANGES[kind](expected, amount.view(-1, 1, 1, 1))
+    ours = replace(STILL, jitter=1.0, **strengths).colour(x.clone(), u)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    tied = views._places(torch.tensor([[0.5, 0.2, 0.5, 0.1], [0.0, 0.0, 0.0, 0.0]]))
+    assert tied.tolist() == [[2, 1, 3, 0], [0, 1, 2, 3]]
+
+
+def test_the_blurs_deviation_is_uniform_between_its_ends():
+    u = draws(1000)
+    dot = torch.zeros(1000, 1, 1, 41)
+    dot[..., 20] = 1
+    still = replace(STILL, blur=1.0, sigma=(1.0, 2.0), saturation=0, hue=0)
+    row = still.colour(dot, u)[:, 0, 0]
+    deviation = (row * (torch.arange(41) - 20.0) ** 2).sum(1).sqrt()
+    np.testing.assert_allclose(deviation, 1 + u[:, 35], atol=0.03)  # cut at 6 pixels
+
+
+def test_a_pixel_that_is_half_grey_is_solarised_from_128():
+    x = torch.tensor([127.0, 128.0, 255.0]).view(1, 1, 1, 3) / 255
+    assert (255 * views._solarize(x)).round().flatten().tolist() == [127, 127, 0]
 
 
 RECIPE = {field.name for field in fields(Augmentation)} - {"size", "blur", "solarize"}  # these differ by view
