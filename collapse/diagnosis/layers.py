@@ -76,7 +76,7 @@ class LayerCovariances:
         self.waiting.clear()
 
     def parts(self, name: str) -> tuple[NDArray, NDArray]:
-        """(S, A) of what was seen under a name: (d, d) each, float64."""
+        """(S, A) of what was seen under a name: (d, d) each, float64. Raises InputError: fewer than 2 images."""
         matrices = self.totals[name].matrix(), self.means[name].matrix()
         return signal_and_augmentation(*matrices, self.images, self.views)
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from collapse import InputError
+from collapse.arguments import positive, whole
 from collapse.moved import Renamed
 from collapse.results import (
     Result,
@@ -25,12 +27,14 @@ from collapse.results import (
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share, of `right` successes in n.
+    """Wilson's 95 % interval for a share, of `right` successes in n. Raises InputError: n is 0, or `right` is no part.
 
     Examples:
         >>> [round(end, 3) for end in wilson(90, n=100)]
         [0.826, 0.945]
     """
+    if not 0 <= right <= n or n < 1:
+        raise InputError(f"right= is {right}, n= is {n}; expected a part of at least 1")
     from scipy.stats import binomtest  # a second to load
 
     interval = binomtest(right, n).proportion_ci(0.95, "wilson")
@@ -83,12 +87,12 @@ class Accuracy(Result):
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """Of `top1`, 95 % (Wilson)."""
+        """Of `top1`, 95 % (Wilson). Raises InputError: there is no image."""
         return wilson(self.correct1, self.n)
 
     @property
     def top5_interval(self) -> tuple[float, float]:
-        """Of `top5`, 95 % (Wilson)."""
+        """Of `top5`, 95 % (Wilson). Raises InputError: there is no image."""
         return wilson(self.correct5, self.n)
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,6 +133,22 @@ class Accuracy(Result):
         return cls(first, five, n, about, *told)
 
 
+def _parts(train: Any, train_labels: Any, test: Any, test_labels: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training rows and labels, test rows and labels, all on the rows' device; see `knn` for what is refused."""
+    x, y = torch.as_tensor(train), torch.as_tensor(test)
+    labels, wanted = (torch.as_tensor(classes).to(x.device) for classes in (train_labels, test_labels))
+    for name, rows, classes in (("training", x, labels), ("test", y, wanted)):
+        if rows.ndim != 2 or 0 in rows.shape or rows.shape[1] != x.shape[-1] or classes.shape != rows.shape[:1]:
+            shapes = f"{tuple(rows.shape)} with labels {tuple(classes.shape)}"
+            raise InputError(f"{name} rows: got shape {shapes}, expected (n, d) with (n,), of one d")
+        if not (finite := rows.isfinite().all(1)).all():
+            row = int((~finite).nonzero()[0, 0])
+            raise InputError(f"{name} rows: row {row} is NaN or infinite; look at the network that made it")
+        if classes.is_floating_point() or classes.min() < 0:
+            raise InputError(f"{name} labels: expected whole numbers from 0, one a row")
+    return x, labels.long(), y, wanted.long()
+
+
 def knn(
     train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, k: int = 20,
     temperature: float = 0.07,
@@ -138,13 +158,18 @@ def knn(
     Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.  A class that
     none of the k neighbours has is not among the five most likely.
 
+    Raises InputError: shapes do not fit, a row is NaN or infinite, a label is no whole number from 0, k is below 1, or
+    the temperature is not positive.
+
     Examples:
         >>> train, labels = [[1.0, 0], [0.9, 0.1], [0, 1]], [0, 0, 1]
         >>> knn(train, labels, [[1.0, 0.2], [0.1, 1]], [0, 1], k=1).top1
         1.0
     """
-    keys, queries = (F.normalize(torch.as_tensor(z).float()) for z in (train, test))
-    labels, wanted = (torch.as_tensor(y).to(keys.device) for y in (train_labels, test_labels))
+    whole("k", k, 1)
+    positive("temperature", temperature)
+    x, labels, y, wanted = _parts(train, train_labels, test, test_labels)
+    keys, queries = F.normalize(x.float()), F.normalize(y.float())
     classes = int(max(labels.max(), wanted.max())) + 1
     total = Accuracy(0, 0, 0)
     for rows, truth in zip(queries.split(1024), wanted.split(1024), strict=True):
@@ -161,6 +186,8 @@ def knn_top1(
     train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray, k: int = 20, temperature: float = 0.07
 ) -> float:
     """Share of test rows, (n, d), whose vote among the k nearest training rows is right; arguments as for `knn`.
+
+    Raises InputError: as `knn`.
 
     Examples:
         >>> import numpy as np
@@ -217,13 +244,18 @@ def probe(
 
     Rows (n, d); labels (n,) integers from 0; decay None is 1 / n, see `logistic_regression`.
 
+    Raises InputError: shapes do not fit, a row is NaN or infinite, a label is no whole number from 0, or the decay is
+    negative.
+
     Examples:
         >>> x = [[-1.0], [-2], [1], [2]]
         >>> probe(x, [0, 0, 1, 1], x, [0, 0, 1, 1]).top1
         1.0
     """
-    x, y = (torch.as_tensor(z).double() for z in (train, test))
-    labels, wanted = (torch.as_tensor(a).to(x.device) for a in (train_labels, test_labels))
+    if decay is not None and not decay >= 0:
+        raise InputError(f"decay= is {decay}, expected a number of at least 0")
+    x, labels, y, wanted = _parts(train, train_labels, test, test_labels)
+    x, y = x.double(), y.double()
     mean, deviation = x.mean(0), x.std(0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1.0)
     classes = int(max(labels.max(), wanted.max())) + 1
@@ -233,6 +265,8 @@ def probe(
 
 def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels: NDArray) -> float:
     """Share of test rows, (n, d), that `probe` gets right; arguments as for `probe`.
+
+    Raises InputError: as `probe`.
 
     Examples:
         >>> import numpy as np

@@ -32,6 +32,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from collapse import InputError
 from collapse.moved import Renamed
 
 CAUSES = ("alive", "augmentation", "implicit", "rounding", "dead")
@@ -82,11 +83,16 @@ def signal_and_augmentation(total: NDArray, means: NDArray, n: int, views: int) 
 
     S is free of bias and may have negative eigenvalues where there is no signal.
 
+    Raises InputError: not two (d, d), fewer than 2 images, or fewer than 2 views.
+
     Examples:
         >>> S, A = signal_and_augmentation(total=198 / 199 * np.eye(1), means=np.eye(1), n=100, views=2)
         >>> S.round(6).tolist(), abs(A).round(6).tolist()  # no view differs from the other
         ([[1.0]], [[0.0]])
     """
+    if total.ndim != 2 or not total.shape == total.shape[::-1] == means.shape or n < 2 or views < 2:
+        shapes = f"{total.shape} and {means.shape}"
+        raise InputError(f"covariances: got shapes {shapes}, n= {n}, views= {views}; expected (d, d), and 2 of each")
     within = ((n * views - 1) * total - views * (n - 1) * means) / (n * (views - 1))
     return means - within / views, within
 

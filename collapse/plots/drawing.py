@@ -137,7 +137,7 @@ def plain(text: str) -> str:
 def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, log_index: bool = False) -> Any:
     """Draw named Spectrum objects of one kind ("spectrum", "explained", "noise") on `ax` or a new figure; the axes.
 
-    Raises InputError: an unknown kind, or "noise" for several.
+    Raises InputError: no spectrum, an unknown kind, or "noise" for several, or for one of which half is zero.
 
     Examples:
         >>> from collapse import spectrum
@@ -146,6 +146,8 @@ def draw(spectra: Mapping[str, Any], kind: str, ax: Any, log10: bool = False, lo
         1.0
     """
     spectra = {plain(name): spectrum for name, spectrum in spectra.items()}
+    if not spectra:
+        raise InputError("plot: no spectrum is given")
     many = len(spectra) > 6
     with style():
         if ax is None:
@@ -288,6 +290,8 @@ def plot_explained(ax: Any, spectra: Mapping[str, ArrayLike]) -> None:
 def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
     """Histogram of (singular values (d,), rows n), and the Marchenko-Pastur law of white noise of their median.
 
+    Raises InputError: fewer than 3 rows, or half of the singular values are zero, so that there is no such noise.
+
     Examples:
         >>> _, ax = figure()
         >>> plot_noise(ax, (np.geomspace(4, 0.1, 20), 100))
@@ -296,6 +300,8 @@ def plot_noise(ax: Any, of: tuple[NDArray, int]) -> None:
     """
     values, n = of
     variance = noise_variance(of_covariance=values, n=n)
+    if not variance > 0:
+        raise InputError("plot: kind noise wants 3 rows, and more than half of the singular values above zero")
     low, high = marchenko_pastur_edges(n, len(values), variance)
     shown = values[values > 0]
     bins = np.geomspace(shown[-1], shown[0] * (1 + 1e-9), 40)

@@ -8,10 +8,20 @@ import torch
 from torch import nn
 
 import collapse
-from collapse import InputError, metrics, theory
+from collapse import InputError, metrics, plots, theory
+from collapse.encoders import accuracy
+from collapse.metrics import attribution
 
 Z = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
 X = torch.rand(20, 3, 8, 8)
+LABELS = np.arange(60) % 3
+
+
+class Nowhere(nn.Module):
+    """A network that has diverged."""
+
+    def forward(self, x):
+        return x.flatten(1) * torch.nan
 
 
 def net():
@@ -96,6 +106,29 @@ WRONG = {
     "an accumulator without columns": (lambda: collapse.Covariance(0), "dim= is 0"),
     "a result that is absent": (lambda: collapse.Spectrum.load("absent.json"), "absent.json"),
     "text that is no result": (lambda: collapse.Spectrum.from_json("{}"), "expected collapse.spectrum/1"),
+    "neighbours of NaN": (lambda: accuracy.knn(Z * np.nan, LABELS, Z, LABELS), "training rows: row 0 is NaN"),
+    "a network of NaN": (lambda: collapse.knn(Nowhere(), "sklearn:digits"), "training rows: row 0 is NaN"),
+    "a probe of NaN": (lambda: collapse.probe(Nowhere(), "sklearn:digits"), "training rows: row 0 is NaN"),
+    "labels of fewer rows": (lambda: accuracy.probe(Z, LABELS[:4], Z, LABELS), r"training rows: .*labels \(4,\)"),
+    "labels of more rows": (
+        lambda: accuracy.knn(Z, np.tile(LABELS, 2), Z, LABELS),
+        r"training rows: .*labels \(120,\)",
+    ),
+    "tests of another width": (lambda: accuracy.knn(Z, LABELS, Z[:, :2], LABELS), r"test rows: got shape \(60, 2\)"),
+    "labels below zero": (lambda: accuracy.probe(Z, LABELS, Z, LABELS - 1), "test labels: expected whole numbers"),
+    "labels between two": (lambda: accuracy.knn(Z, LABELS + 0.5, Z, LABELS), "training labels: expected whole numbers"),
+    "votes at no temperature": (lambda: accuracy.knn(Z, LABELS, Z, LABELS, temperature=0), "temperature= is 0"),
+    "a decay below zero": (lambda: accuracy.probe(Z, LABELS, Z, LABELS, decay=-1), "decay= is -1"),
+    "more right than there are": (lambda: accuracy.wilson(5, n=3), "right= is 5, n= is 3"),
+    "covariances of one view": (
+        lambda: attribution.signal_and_augmentation(np.eye(2), np.eye(2), n=9, views=1),
+        "views= 1",
+    ),
+    "noise of what does not vary": (
+        lambda: collapse.spectrum(np.ones((9, 3))).plot(kind="noise"),
+        "kind noise wants 3 rows",
+    ),
+    "a drawing of nothing": (lambda: plots.draw({}, "spectrum", None), "no spectrum is given"),
     "an array of negative numbers": (lambda: metrics.effective_rank(of_covariance=[1.0, -1.0]), "not a number >= 0"),
     "an array with infinity": (
         lambda: metrics.stable_rank(of_covariance=[np.inf, 1.0]),
