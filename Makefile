@@ -87,7 +87,7 @@ coverage: .venv/installed-test
 	$(BIN)/pytest -n 2 --cov --cov-report=term
 
 notebooks: .venv/installed-notebooks
-	$(BIN)/jupyter-lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter-lab --ServerApp.root_dir=. notebooks/1_strong_augmentation.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

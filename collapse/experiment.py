@@ -42,10 +42,13 @@ def main(
     result = out or root / f"experiments/results/{path.stem}.npz"
     with ending(path.name):
         if not plot_only:
+            if sys.stderr.isatty():
+                tell(f"{path.name}: simulating; --help says how long it takes")
             meta, arrays = simulate(**options)
             if not out:
                 result.parent.mkdir(exist_ok=True)
             save_result(result, {"config": options, **meta}, **arrays)
+            tell(f"wrote {os.path.relpath(result)}")
         show(load_result(result), report, draw, out.with_suffix("") if out else root / "figures" / path.stem)
 
 
@@ -68,6 +71,12 @@ def show(found: Sequence[Any], report: Callable[..., str], draw: Callable[..., A
         drawn = draw(*found)
     figure.parent.mkdir(exist_ok=True)
     plots.save_figure(drawn, figure)
+    tell(f"wrote {os.path.relpath(figure)}.png and .pdf")
+
+
+def tell(text: str) -> None:
+    """A line on standard error, beside the numbers that `say` prints."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

@@ -17,6 +17,7 @@ from scipy import stats
 from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta, ending, show
 from collapse.results import load_result, provenance, save_text, strict, to_json
+from collapse.results.screen import fitted
 from collapse.training.relaxation import CLEAR
 
 
@@ -51,7 +52,7 @@ def main(
         draw: that -> a matplotlib figure.
     """
     name = Path(script).stem
-    parser = study.flags(str(sys.modules[summarise.__module__].__doc__))
+    parser = study.flags(str(sys.modules["__main__"].__doc__))  # the script's
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there and the figure beside it")
     parser.add_argument("--plot-only", action="store_true", help="report and draw again from the saved result")
     options = parser.parse_args()
@@ -181,24 +182,25 @@ def claims(table: Sequence[Meta], key: str = "probe_top1") -> list[Meta]:
 
 def table_text(table: Sequence[Meta]) -> str:
     """Mean and standard deviation over seeds, a line a row."""
-    lines = [f"{'head':<20}{'seeds':>6}" + "".join(f"{title:>18}" for title in COLUMNS.values())]
+    lines = [("head", "seeds", *COLUMNS.values())]
     for row in table:
         values = [np.array(row[key]) * (100 if "%" in title else 1) for key, title in COLUMNS.items()]
         cells = [f"{v.mean():.1f} ± {v.std(ddof=1) if len(v) > 1 else np.nan:.1f}" for v in values]
-        lines.append(
-            f"{study.LABELS[row['name']]:<20}{len(row['seeds']):>6}" + "".join(f"{cell:>18}" for cell in cells)
-        )
-    return "\n".join(lines)
+        lines.append((study.LABELS[row["name"]], str(len(row["seeds"])), *cells))
+    return fitted(lines, {"effective rank": "eff. rank", "below 1e-3": "< 1e-3", "at the floor": "at floor"})
 
 
 def claims_text(pairs: Sequence[Meta], of: str, factor: float = 1) -> str:
-    """A line a pair, of what is compared and times `factor`."""
-    return "\n".join(
-        f"{of}, {study.LABELS[c['above']]} above {study.LABELS[c['below']]}: {factor * c['difference']:+.1f}, "
-        f"95 % interval {factor * c['interval'][0]:+.1f} to {factor * c['interval'][1]:+.1f}, p = {c['p']:.2g} "
-        f"({'backed' if c['p'] < 0.05 else 'not backed'})"
-        for c in pairs
-    )
+    """A line a pair, of what is compared and times `factor`; backed is p < 0.05."""
+    if not pairs:
+        return ""
+    lines = [(of, "difference", "95 % interval", "p", "backed")]
+    for c in pairs:
+        low, high = (f"{factor * end:+.1f}" for end in c["interval"])
+        name = f"{study.LABELS[c['above']]} above {study.LABELS[c['below']]}"
+        backed = "yes" if c["p"] < 0.05 else "no"
+        lines.append((name, f"{factor * c['difference']:+.1f}", f"{low} to {high}", f"{c['p']:.2g}", backed))
+    return fitted(lines, {"difference": "diff."})
 
 
 def draw_tables(found: Meta) -> Any:
@@ -251,7 +253,8 @@ def tables(script: str, heads: Sequence[str]) -> None:
             ("collapsed_claims", "below 1e-3", 1),
         )
         text = lambda one: (claims_text(one[key], of, factor) for key, of, factor in kinds)  # noqa: E731
-        return "\n\n".join("\n".join([title, table_text(one["rows"]), *text(one)]) for title, one in parts)
+        tables = ["\n".join([title, table_text(one["rows"]), *filter(None, text(one))]) for title, one in parts]
+        return "\n\n".join([*tables, "p is Welch's over seeds, corrected by Holm for the pairs; backed is p < 0.05."])
 
     patterns = [f"{head}{regime}-s?" for head in heads for regime in regimes(heads)]
     main(script, patterns, summarise, report, draw_tables)

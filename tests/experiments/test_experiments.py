@@ -47,7 +47,9 @@ def test_an_experiment_saves_reports_and_draws(monkeypatch, tmp_path, capsys):
     meta, arrays = load_result(tmp_path / "experiments/results/toy.npz")
     assert meta["config"] == {"seed": 5, "scale": 3.0}
     np.testing.assert_array_equal(arrays["x"], [5, 8, 11])
-    assert capsys.readouterr().out == "r2 1.0\n"
+    said = capsys.readouterr()
+    assert said.out == "r2 1.0\n"
+    assert [line.split("/")[-1] for line in said.err.splitlines()] == ["toy.npz", "toy.png and .pdf"]
     figures = [tmp_path / f"figures/toy{suffix}" for suffix in (".png", ".pdf")]
     before = [path.read_bytes() for path in figures]
     main(monkeypatch, tmp_path, "--plot-only")

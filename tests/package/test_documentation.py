@@ -87,6 +87,8 @@ def test_every_command_parses_and_its_files_exist(path):
         arguments = to_collapse(words)
         if arguments is not None:
             check_collapse(arguments)
+        elif words[:2] == ["python", "-c"]:
+            compile(words[2], str(path), "exec")
         elif words[0] == "python":
             check_script(words[1], words[2:])
         elif words[0] == "make":
