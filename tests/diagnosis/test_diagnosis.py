@@ -19,7 +19,7 @@ from torch import nn
 
 import collapse
 from collapse import InputError, cli, metrics
-from collapse.data.images import Preprocessing
+from collapse.data.preprocessing import Preprocessing
 from collapse.diagnosis import as_encoder, last_map, paper_augmentations
 from collapse.diagnosis.page import page
 from collapse.diagnosis.views import augmentations_of, augmented, before_crop
@@ -27,7 +27,7 @@ from collapse.diagnosis.wording import table
 from collapse.metrics.attribution import (
     CAUSES,
     Attribution,
-    at_other_lines,
+    augmentation_at_line,
     attribute,
     examine_map,
     signal_and_augmentation,
@@ -153,7 +153,7 @@ def test_how_many_would_be_augmentation_with_the_line_elsewhere():
     fractions = np.array([0.1, 0.3, 0.4, 0.45, 0.6, 0.7, 0.2])
     causes = np.array(["augmentation"] * 4 + ["implicit"] * 2 + ["alive"])
     found = Attribution(np.eye(7), causes, np.ones(7), fractions, np.zeros(7, bool))
-    assert at_other_lines(found) == {"1/3": 2, "1/2": 4, "2/3": 5}
+    assert augmentation_at_line(found) == {"1/3": 2, "1/2": 4, "2/3": 5}
 
 
 def test_two_aligned_layers_share_their_small_singular_values():
@@ -222,6 +222,18 @@ def test_each_kind_of_collapse_is_told_from_the_others():
     directions = U.T @ block.attribution.directions[:16, block.attribution.of("augmentation")]
     # With 600 images each is off by a correlation of some 1 / sqrt(600) with each of 16 others.
     assert (directions[8:11] ** 2).sum() / (directions**2).sum() > 1 - 3 * 16 / 600
+    assert block.sentence() == (
+        "representation, 11 of 21 directions are alive; 3 augmentation, 2 implicit, 3 rounding, 2 dead."
+    )
+    head, _, _, row = found.table()
+    assert head == ("layer", "width", "eff. rank", *CAUSES)
+    assert row == ("representation", "21", f"{block.spectrum.effective_rank:.2f}", "11", "3", "2", "3", "2")
+    before, after = found.blocks[1:]
+    assert found.rank_lost()[1] == {
+        "from": "1", "to": "representation", "alive": [before.attribution.counts()["alive"], 11], "width": [21, 21],
+        "effective_rank": [before.spectrum.effective_rank, after.spectrum.effective_rank],
+    }  # fmt: skip
+    assert (len(found.rank_lost()), found.rank_lost()[0]["to"]) == (2, "1")
     for text in ("outweighs signal along 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
         assert text in found.verdict, text
     assert "undecided" not in table(found)
