@@ -27,8 +27,8 @@ from collapse.diagnosis.wording import table
 from collapse.metrics.attribution import (
     CAUSES,
     Attribution,
-    augmentation_at_line,
     attribute,
+    augmentation_at_line,
     examine_map,
     signal_and_augmentation,
     undecided,
