@@ -19,10 +19,20 @@ from torch import nn
 
 import collapse
 from collapse import InputError, cli, metrics
+from collapse.data.preprocessing import Preprocessing
 from collapse.diagnosis import as_encoder, last_map, paper_augmentations
 from collapse.diagnosis.page import page
+from collapse.diagnosis.views import augmentations_of, augmented, before_crop
 from collapse.diagnosis.wording import table
-from collapse.metrics.attribution import CAUSES, attribute, examine_map, signal_and_augmentation, undecided
+from collapse.metrics.attribution import (
+    CAUSES,
+    Attribution,
+    attribute,
+    augmentation_at_line,
+    examine_map,
+    signal_and_augmentation,
+    undecided,
+)
 from collapse.recipes.views import uniforms
 from collapse.results import load_result
 
@@ -127,6 +137,25 @@ def test_directions_that_few_images_may_have_put_on_the_wrong_side_are_said_to_b
     assert not undecided(np.array([0.9, 0.1]), 2000, 4).any()
 
 
+@pytest.mark.parametrize(
+    ("n", "views", "k", "line", "low", "high"),
+    [(1001, 2, 1, 0.5, 0.304, 0.655), (1001, 2, 4, 0.5, 0.245, 0.690), (3001, 4, 2, 0.4, 0.320, 0.476)],
+)
+def test_undecided_are_signal_fractions_within_the_bound_of_the_line(n, views, k, line, low, high):
+    """The ends are those of the ratios of mean squares, 1 + V S / A, within ((1 +- b) / (1 -+ w))^2 of the line's."""
+    for fraction, expected in ((low - 1e-3, False), (low + 1e-3, True), (high - 1e-3, True), (high + 1e-3, False)):
+        assert undecided(np.full(k, fraction), n, views, line).all() == expected, fraction
+    assert undecided(np.array([1.0] * k), n, views, line).any() == 0
+    assert undecided(np.array([0.5]), 3, 2).all()  # so few that there is no bound
+
+
+def test_how_many_would_be_augmentation_with_the_line_elsewhere():
+    fractions = np.array([0.1, 0.3, 0.4, 0.45, 0.6, 0.7, 0.2])
+    causes = np.array(["augmentation"] * 4 + ["implicit"] * 2 + ["alive"])
+    found = Attribution(np.eye(7), causes, np.ones(7), fractions, np.zeros(7, bool))
+    assert augmentation_at_line(found) == {"1/3": 2, "1/2": 4, "2/3": 5}
+
+
 def test_two_aligned_layers_share_their_small_singular_values():
     rng = np.random.default_rng(2)
     U, Q, V = ortho_group.rvs(8, size=3, random_state=rng)
@@ -193,6 +222,18 @@ def test_each_kind_of_collapse_is_told_from_the_others():
     directions = U.T @ block.attribution.directions[:16, block.attribution.of("augmentation")]
     # With 600 images each is off by a correlation of some 1 / sqrt(600) with each of 16 others.
     assert (directions[8:11] ** 2).sum() / (directions**2).sum() > 1 - 3 * 16 / 600
+    assert block.sentence() == (
+        "representation, 11 of 21 directions are alive; 3 augmentation, 2 implicit, 3 rounding, 2 dead."
+    )
+    head, _, _, row = found.table()
+    assert head == ("layer", "width", "eff. rank", *CAUSES)
+    assert row == ("representation", "21", f"{block.spectrum.effective_rank:.2f}", "11", "3", "2", "3", "2")
+    before, after = found.blocks[1:]
+    assert found.rank_lost()[1] == {
+        "from": "1", "to": "representation", "alive": [before.attribution.counts()["alive"], 11], "width": [21, 21],
+        "effective_rank": [before.spectrum.effective_rank, after.spectrum.effective_rank],
+    }  # fmt: skip
+    assert (len(found.rank_lost()), found.rank_lost()[0]["to"]) == (2, "1")
     for text in ("outweighs signal along 3", "left for 2", "3 lie at or below the floor", "2 units are constant"):
         assert text in found.verdict, text
     assert "undecided" not in table(found)
@@ -245,6 +286,42 @@ def test_the_papers_views_keep_their_blur_in_proportion_to_the_image():
     assert paper_augmentations(8, "digits")[0].blur == 0
     with pytest.raises(InputError, match="preset"):
         paper_augmentations(8, "nothing")
+
+
+def test_images_are_decoded_to_a_square_of_the_resized_side():
+    for resize, crop, side in ((40, 32, 40), (None, 32, 32), (40, None, 40), (None, None, None)):
+        made = before_crop(Preprocessing(resize=resize, crop=crop))
+        assert (made.resize, made.crop) == (side, side)
+    net = as_encoder(nn.Flatten())
+    for resize, crop, size in ((40, 32, 32), (40, None, 40), (None, None, 20)):
+        net.preprocess = Preprocessing(resize=resize, crop=crop)
+        views, said = augmentations_of(net, torch.zeros(2, 3, 24, 20), None, None)
+        assert [view.size for view in views] == [size, size]
+        assert said["recipe"] == "the paper's"
+    with pytest.raises(InputError, match="does not say how large its images are"):
+        augmentations_of(net, torch.zeros(2, 3, 24, 20), "images", None)
+
+
+class Added:
+    """Adds a number of its own and the draws, of which there is one."""
+
+    DRAWS = 1
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, images, u):
+        return images.add_(self.number + u)
+
+
+def test_views_of_an_image_follow_one_another_and_take_turns_by_the_number_of_the_image():
+    batches, starts = [torch.zeros(2, 1), torch.zeros(0, 1), torch.full((1, 1), 5.0)], iter([3, 5])
+    made = list(augmented(batches, 3, [Added(10), Added(20)], 7, "cpu", lambda: next(starts)))
+    drawn = [uniforms(7, 0, np.arange(3, 6), view, 1)[:, 0] for view in range(3)]
+    expected = torch.stack([10 + drawn[0], 20 + drawn[1], 10 + drawn[2]], 1)
+    expected[2] += 5
+    assert [len(batch) for batch in made] == [6, 0, 3]
+    torch.testing.assert_close(torch.cat(made)[:, 0], expected.flatten())
 
 
 class Odd(nn.Module):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from collapse import InputError, Spectrum, cli, load, metrics, spectrum
+from collapse import InputError, Spectrum, cli, compare, load, metrics, spectrum
 from collapse.data.batches import pixel_batches
 from collapse.data.images import Images
 from collapse.encoders.passes import embed, embed_layers, rounding
+from collapse.spectra.comparison import subspaces, text
 from collapse.spectra.measurement import Measure, Measurement
 
 
@@ -166,6 +167,58 @@ def test_the_command_compares(rows, tmp_path, capsys):
         extra = ["--log10", "--log-index"] if kind == "spectrum" else []
         call = ["spectrum", tmp_path / "a.npy", "--jackknife", 5, "--kind", kind, *extra]
         assert run(capsys, *call, "--plot", tmp_path / f"{kind}.pdf")[0] == 0
+
+
+def along(axes, variances):
+    """A spectrum of rows that vary along axes of space alone, by as much as given."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((200, 6))
+    z = np.linalg.qr(z - z.mean(0))[0] * np.sqrt(199)
+    return spectrum(z * np.sqrt(variances) @ np.eye(6)[axes], normalize=False, vectors=True)
+
+
+def test_what_two_spectra_share_is_said_of_known_directions():
+    a = along([0, 1, 2, 3, 4, 5], [4, 3.9, 3.8, 1e-9, 1e-9, 1e-9])
+    b = along([0, 1, 3, 2, 4, 5], [2, 1.9, 9e-9, 1e-9, 1e-9, 1e-9])
+    turned = subspaces("a", a, "b", b)
+    assert (turned["a"], turned["b"], turned["k"]) == ("a", "b", 2)
+    assert turned["variance_within"] == pytest.approx(7.9 / 11.7, rel=1e-6)  # of a's three, b has two
+    assert turned["collapsed_overlap"] == pytest.approx(1, rel=1e-6)  # a's three dead are among b's four
+    back = subspaces("b", b, "a", a)
+    assert back["k"] == 3
+    assert back["variance_within"] == pytest.approx(1, rel=1e-6)
+    assert back["angle"] == pytest.approx(np.pi / 2, rel=1e-6)  # a's third is none of b's first three
+    away = subspaces("a", a, "c", along([3, 4, 5, 0, 1, 2], [4, 3.9, 3.8, 1e-9, 1e-9, 1e-9]))
+    assert (away["variance_within"], away["collapsed_overlap"]) == pytest.approx((0, 0), abs=1e-6)
+    assert away["angle"] == pytest.approx(np.pi / 2, rel=1e-6)
+    assert np.isnan(subspaces("a", a, "d", along(range(6), np.ones(6)))["collapsed_overlap"])
+
+
+def test_a_comparison_says_who_has_most_and_what_speaks_against_it(rows):
+    named = {"a" * 30: rows[:500], "most": rows / np.linalg.norm(rows, axis=0), "least": rows * ([1] + [1e-3] * 11)}
+    found = compare({name: spectrum(z, normalize=name != "most") for name, z in named.items()})
+    ranks = [row["effective_rank"] for row in found.rows]
+    assert found.sentence() == (
+        f"3 spectra; effective rank from {ranks[2]:.4g} of 12 (least) to {ranks[1]:.4g} of 12 (most)."
+    )
+    head, first, *_ = found.table()
+    assert head == ("", "rows", "dim", "eff. rank", "rankme", "num. rank", "collapsed")
+    assert first[:4] == (f"...{'a' * 21}", "500", "12", f"{ranks[0]:.2f}")
+    assert found.table()[2][0] == "most"
+    assert found.notes()[:2] == [
+        "some rows were normalised and some were not; their spectra do not compare",
+        "different numbers of rows; small singular values grow with their number",
+    ]
+    alike = compare({name: spectrum(rows.astype(np.float32), normalize=False) for name in "ab"})
+    assert alike.notes() == []
+    assert text(alike).count("of the variance of") == text(found).count("of the variance of") == 0
+    said = text(compare({name: spectrum(rows[:, :2], normalize=False, vectors=True) for name in "ab"}))
+    kept = " ".join(said.split())
+    assert "100.0% of the variance of a lies in the first 2 directions of b (largest angle 0.0 degrees)" in kept
+    assert "overlap" not in kept
+    still = compare({name: spectrum(np.ones((30, 3)), normalize=False) for name in "ab"})
+    assert still.sentence() == "2 spectra, none of which varies."
+    assert still.table()[1][3] == "-"
 
 
 @pytest.mark.parametrize(

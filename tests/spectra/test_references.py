@@ -9,7 +9,7 @@ import pytest
 
 import collapse
 from collapse import cli
-from collapse.spectra.scale import ABOUT, FOLDER, placed, references, share
+from collapse.spectra.scale import ABOUT, FOLDER, headline, placed, references, share, verdict
 
 PAGE = Path(__file__).parents[2] / "docs/references.md"
 
@@ -72,6 +72,40 @@ def test_nothing_is_said_where_it_would_say_nothing():
     assert placed(collapse.spectrum(rows, normalize=False)) == ""
     assert placed(collapse.spectrum(np.ones((100, 8)))) == ""
     assert placed(flat(), {"raw": collapse.spectrum(rows, normalize=False)}) == ""
+
+
+def exactly(variances, n=400):
+    """A spectrum of n rows whose covariance is diagonal with the variances given."""
+    z = np.random.default_rng(0).standard_normal((n, len(variances)))
+    z = np.linalg.qr(z - z.mean(0))[0] * np.sqrt(n - 1)
+    return collapse.spectrum(z * np.sqrt(variances), normalize=False)
+
+
+@pytest.mark.parametrize(
+    ("variances", "colour", "words"),
+    [
+        (np.ones(20), "green", "No dimensional collapse: 0 of 20 lie below 1e-06"),
+        ([1] * 19 + [1e-9], "amber", "Some dimensions are collapsed: 1 of 20"),
+        ([1] * 10 + [1e-9] * 10, "amber", "Some dimensions are collapsed: 10 of 20"),
+        ([1] * 9 + [1e-9] * 11, "red", "Dimensional collapse: 11 of 20"),
+        ([1, 1] + [1e-9] * 18, "red", "Dimensional collapse: 18 of 20"),
+        ([1, 0.5] + [1e-9] * 18, "red", "Complete collapse: effective rank 1.9 of 20"),
+        ([1, 1, 1] + [1e-4] * 37, "amber", "No dimension is collapsed, but few carry the variance: 0 of 40"),
+        ([1, 1, 1, 1] + [1e-4] * 36, "green", "No dimensional collapse: 0 of 40"),
+    ],
+)
+def test_the_headline_has_its_lines_at_two_a_half_and_a_tenth(variances, colour, words):
+    found = headline(exactly(np.array(variances)))
+    assert found.colour == colour
+    assert found.text.startswith(words)
+
+
+def test_few_rows_are_said_in_the_verdict():
+    few = "90 rows are few for 10 dimensions"
+    for n, said in ((99, True), (100, False), (11, True)):
+        assert ("are few for 10 dimensions" in verdict(exactly(np.ones(10), n))) == said, n
+    assert few in verdict(exactly(np.ones(10), 90))
+    assert headline(exactly(np.ones(10), 10)).text == "Cannot tell: 10 rows can show at most 9 of 10 directions."
 
 
 @pytest.fixture

@@ -50,6 +50,30 @@ def test_a_report_is_the_spectrum_of_the_last_rows(tmp_path):
     assert train(net, monitor, data[:3]) == [None] * 3
 
 
+@pytest.mark.parametrize(
+    ("every", "rows", "seen"), [(8, None, 40), (8, 41, 50), (8, 40, 40), (3, None, 30), (2, 2, 10)]
+)
+def test_a_report_takes_as_many_of_the_last_batches_as_give_the_rows_wanted(every, rows, seen):
+    net = nn.Linear(9, 4)
+    monitor = Monitor(net, every=every, rows=rows)  # by default 10 rows a dimension
+    (report,) = (report for report in train(net, monitor, batches(every)) if report)
+    assert report["n"] == seen
+
+
+def test_what_is_undefined_is_null_in_the_log_and_drawn_are_the_steps(tmp_path):
+    monitor = Monitor(every=5, log=tmp_path / "log.jsonl")
+    for step in range(10):
+        monitor.update(np.random.default_rng(step).standard_normal((30, 3)))
+        monitor.step()
+    (line, _) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert np.isnan(monitor.history[0]["alpha"])
+    assert line["alpha"] is None
+    assert line["effective_rank"] == monitor.history[0]["effective_rank"]
+    image = monitor.plot().collections[0]
+    np.testing.assert_allclose(np.reshape(image.get_array(), (3, 2)), np.log(monitor.spectra).T)
+    np.testing.assert_allclose(image.get_coordinates()[0, :, 0], [2.5, 7.5, 12.5])
+
+
 def test_evaluation_is_not_watched_and_feature_maps_are_averaged():
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
     monitor = Monitor(net[1], every=1, normalize=False)

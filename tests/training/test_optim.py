@@ -127,10 +127,20 @@ def test_sgd_is_two_steps_by_hand():
 
 
 def test_lars_without_options_is_that_of_its_paper():
-    p = nn.Parameter(torch.full((2, 2), 3.0, dtype=torch.float64))
-    optimizer, m, value = LARS([p], lr=2.0), np.zeros((2, 2)), np.full((2, 2), 3.0)
+    value, g, m = np.array([[3.0, 1.0], [-2.0, 5.0]]), np.ones((2, 2)), np.zeros((2, 2))
+    p = nn.Parameter(torch.tensor(value))
+    optimizer = LARS([p], lr=2.0)
     for _ in range(2):
         p.grad = torch.ones_like(p)
         optimizer.step()
-        value, m = by_hand(value, np.ones((2, 2)), m, 2.0, 0.0, 0.9, 1e-3, True)
+        value, m = by_hand(value, g, m, 2.0, 0.0, 0.9, 1e-3, True)
         np.testing.assert_allclose(p.detach(), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd"])
+def test_an_optimiser_moves_nothing_before_its_rate_is_set(name):
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = make_optimizer(name, parameter_groups(nn.ParameterList([p]), 0.1), 0.9, 1e-3)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(2, 2))

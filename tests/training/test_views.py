@@ -48,6 +48,26 @@ def test_draws_are_uniform_and_independent():
     assert np.abs(np.corrcoef(u.T) - np.eye(DRAWS)).max() < 5 / math.sqrt(len(u))
 
 
+def test_the_hash_is_splitmix64():
+    golden = np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        mixed = [hex(value) for value in views._mix(golden)]
+    assert mixed == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]  # its output from seed 0
+
+
+def test_boxes_are_those_of_the_draws():
+    u = torch.full((1, DRAWS), 0.5)
+    u[:, 21] = 0.99
+    assert Augmentation(scale=(0.25, 0.75)).boxes(u, torch.tensor([[20, 20]])).tolist() == [[3, 6, 14, 14]]
+    u[:, 10:20] = 1  # 200 pixels of ratio 2
+    assert Augmentation(scale=(0.25, 0.75), ratio=2).boxes(u, torch.tensor([[20, 20]])).tolist() == [[5, 0, 10, 20]]
+    for edge in (0.0, 1.0):  # a side of no pixel: the centre
+        u[:, 10:20] = edge
+        assert Augmentation(scale=(0.003, 0.003), ratio=4).boxes(u, torch.tensor([[10, 10]])).tolist() == [
+            [0, 0, 10, 10]
+        ]
+
+
 def test_a_view_does_not_depend_on_the_batch_it_is_in(images):
     augmentation = Augmentation(32, blur=0.5, solarize=0.5, degrees=10)
     whole = augmentation(images, draws(12))
@@ -63,6 +83,10 @@ def test_an_augmentation_with_nothing_to_do_returns_the_image(images):
     turned = replace(STILL, degrees=90)
     u = torch.zeros(12, DRAWS)
     torch.testing.assert_close(turned(square, u), square.rot90(-1, (2, 3)), rtol=0, atol=1e-4)
+    u[:, 23] = 0.75  # half of the largest rotation
+    turned = replace(STILL, degrees=180)
+    torch.testing.assert_close(turned(square, u), square.rot90(1, (2, 3)), rtol=0, atol=1e-4)
+    assert turned.crop_one(images[0], u[0]).shape == (3, 48, 60)
 
 
 @pytest.mark.parametrize("size", [20, 32, 64])
