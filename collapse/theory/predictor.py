@@ -34,7 +34,7 @@ from collapse.theory.arrays import (
     total_variance,
 )
 from collapse.theory.descent import Descent
-from collapse.theory.simulate import Views, batches
+from collapse.theory.simulate import Views, batches, warn_divergence
 
 PREDICTORS = ("trained", "directpred", "directcopy", "none")
 
@@ -196,6 +196,7 @@ def distil(
 
     Raises:
         InputError: the shapes do not fit one another and the seeds, or `at` is out of range.
+        CollapseWarning: a run diverged; its weights are NaN or infinite.
 
     Examples:
         >>> from collapse.theory import Descent, GaussianViews
@@ -224,7 +225,9 @@ def distil(
         _distil_step(P, W, target, x, z, descent, method)
     if descent.steps in wanted:
         kept.append((P.clone(), W.clone()))
-    return tuple(torch.stack(part).double().numpy() for part in zip(*kept, strict=True))  # type: ignore[return-value]
+    result = tuple(torch.stack(part).double().numpy() for part in zip(*kept, strict=True))
+    warn_divergence(result, at)
+    return result  # type: ignore[return-value]
 
 
 def _set_predictor(F: Tensor, method: Distillation) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from collapse import InputError
+from collapse.errors import warn
 from collapse.metrics.spectral import float64
 from collapse.theory.arrays import Floats, check_choice
 from collapse.theory.descent import GRADIENTS, Descent, Optimizer, dot_product_gradient
@@ -161,6 +162,7 @@ def sgd(
 
     Raises:
         InputError: the weights are not R stacked layers that fit, `at` is out of range, or a name is unknown.
+        CollapseWarning: a run diverged; its weights are NaN or infinite.
 
     Examples:
         >>> views = GaussianViews(clean=[1.0, 1.0], noise=[0.1, 1.0])
@@ -183,7 +185,27 @@ def sgd(
         optimizer.step(layers, gradients(layers, x, descent), trainable)
         if step in wanted:
             kept.append([W.clone() for W in layers])
-    return [torch.stack(layer).double().numpy() for layer in zip(*kept, strict=True)]
+    result = [torch.stack(layer).double().numpy() for layer in zip(*kept, strict=True)]
+    warn_divergence(result, at)
+    return result
+
+
+def warn_divergence(weights: Sequence[NDArray], at: Sequence[int]) -> None:
+    """A CollapseWarning if some of the weights (len(at), R, rows, columns) are NaN or infinite: from which step on.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as notes:
+        ...     warnings.simplefilter("always")
+        ...     warn_divergence([np.array([1.0, np.inf]).reshape(2, 1, 1, 1)], at=[0, 10])
+        >>> str(notes[0].message)
+        'the weights of 1 of 1 runs are not finite at step 10; give a smaller lr='
+    """
+    lost = ~np.all([np.isfinite(layer).all((-2, -1)) for layer in weights], axis=0)
+    if lost.any():
+        first = int(lost.any(1).argmax())
+        warn([f"the weights of {lost[-1].sum()} of {lost.shape[1]} runs are not finite at step {at[first]}; "
+              "give a smaller lr="])  # fmt: skip
 
 
 def batches(views: Views, generators: Sequence[torch.Generator], descent: Descent) -> Iterator[tuple[int, Tensor]]:

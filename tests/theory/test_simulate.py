@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collapse import InputError
+from collapse import CollapseWarning, InputError
 from collapse.theory import (
     BiasedViews,
     Descent,
     GaussianViews,
     MaskedViews,
     MeanField,
+    distil,
     infonce,
     sample_gradient,
     sgd,
@@ -305,3 +306,14 @@ LAYERS = initial((4, 3, 2), [0, 1])
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_run_that_diverges_is_said():
+    views, at = GaussianViews([1.0, 1.0], [0.1, 0.1]), [0, 100, 200]
+    start = np.stack([np.eye(2), np.zeros((2, 2))])  # no gradient at zero: the second run stays
+    with pytest.warns(CollapseWarning, match="of 1 of 2 runs are not finite at step 100; give a smaller lr="):
+        (W,) = sgd([start], views, [0, 1], Descent(lr=1e3, steps=200, batch=8, temperature=1.0), at)
+    assert not np.isfinite(W[1:, 0]).all()
+    assert (W[:, 1] == 0).all()
+    with pytest.warns(CollapseWarning, match="of 2 of 2 runs are not finite at step"):
+        distil(start + np.eye(2), np.stack([np.eye(2)] * 2), views, [0, 1], Descent(lr=1e3, steps=200, batch=8), at)
