@@ -50,10 +50,10 @@ class Attribution:
 
     Examples:
         >>> C, A = np.diag([1.0, 1e-4, 1e-4]), np.diag([0.1, 9e-5, 1e-5])
-        >>> found = attribute(C, C - A, A, np.zeros(3, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
-        >>> found.counts()
+        >>> result = attribute(C, C - A, A, np.zeros(3, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> result.counts()
         {'alive': 1, 'augmentation': 1, 'implicit': 1, 'rounding': 0, 'dead': 0}
-        >>> found.causes.tolist(), found.fractions.round(3).tolist()
+        >>> result.causes.tolist(), result.fractions.round(3).tolist()
         (['alive', 'implicit', 'augmentation'], [0.9, 0.9, 0.1])
     """
 
@@ -115,8 +115,8 @@ def attribute(
 
     Examples:
         >>> C, A = np.diag([1.0, 1e-4, 0]), np.diag([0.1, 9e-5, 0])
-        >>> found = attribute(C, C - A, A, np.array([False, False, True]), floor=1e-9, threshold=1e-2, n=1000, views=2)
-        >>> found.causes.tolist()
+        >>> result = attribute(C, C - A, A, np.array([False, False, True]), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> result.causes.tolist()
         ['alive', 'augmentation', 'dead']
     """
     d, live = len(total), np.flatnonzero(~dead)
@@ -130,18 +130,18 @@ def attribute(
     directions = np.zeros((d, d))
     directions[live, : len(live)] = kept
     directions[np.flatnonzero(dead), np.arange(len(live), d)] = 1
-    found = np.full(d, np.nan)
+    all_fractions = np.full(d, np.nan)
     first, last = alive.sum(), resolved.sum()
-    found[:first] = np.einsum("ij,ij->j", vectors[:, alive], signal[np.ix_(live, live)] @ vectors[:, alive])
-    found[:first] /= np.einsum("ij,ij->j", vectors[:, alive], view @ vectors[:, alive])
-    found[first:last] = fractions
+    all_fractions[:first] = np.einsum("ij,ij->j", vectors[:, alive], signal[np.ix_(live, live)] @ vectors[:, alive])
+    all_fractions[:first] /= np.einsum("ij,ij->j", vectors[:, alive], view @ vectors[:, alive])
+    all_fractions[first:last] = fractions
     causes = np.array(["alive"] * first + ["implicit"] * (last - first) + ["rounding"] * (len(live) - last)
                       + ["dead"] * (d - len(live)), dtype="<U12")  # fmt: skip
     causes[first:last][fractions < line] = "augmentation"
-    thin = np.zeros(d, bool)
-    thin[first:last] = undecided(fractions, n, views, line)
+    is_undecided = np.zeros(d, bool)
+    is_undecided[first:last] = undecided(fractions, n, views, line)
     variances = np.einsum("ij,ij->j", directions, total @ directions)
-    return Attribution(directions, causes, variances, found.clip(0, 1), thin)
+    return Attribution(directions, causes, variances, all_fractions.clip(0, 1), is_undecided)
 
 
 def _descending(matrix: NDArray) -> tuple[NDArray, NDArray]:
@@ -156,8 +156,8 @@ def _generalised(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArra
     """
     if basis.shape[1] == 0:
         return np.zeros(0), basis
-    small, whole, scale = _restricted(signal, view, basis)
-    values, vectors = scipy.linalg.eigh(small, whole)
+    S, T, scale = _restricted(signal, view, basis)
+    values, vectors = scipy.linalg.eigh(S, T)
     turned = basis @ (scale[:, None] * vectors[:, ::-1])
     return values[::-1], turned / np.linalg.norm(turned, axis=0)
 
@@ -167,9 +167,9 @@ def _restricted(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray
 
     Variances may span ten orders: the scaling keeps the digits of the small ones.
     """
-    small, whole = (basis.T @ matrix @ basis for matrix in (signal, view))
-    scale = 1 / np.sqrt(whole.diagonal())
-    return scale[:, None] * small * scale, scale[:, None] * whole * scale, scale
+    S, T = (basis.T @ matrix @ basis for matrix in (signal, view))
+    scale = 1 / np.sqrt(T.diagonal())
+    return scale[:, None] * S * scale, scale[:, None] * T * scale, scale
 
 
 def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
@@ -223,8 +223,8 @@ def examine_map(
 
     Examples:
         >>> C, A = np.diag([1.0, 1e-4]), np.diag([0.1, 1e-5])
-        >>> found = attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
-        >>> made = examine_map(np.diag([1.0, 1e-2]), np.diag([0.9, 0.9]), np.diag([0.1, 0.1]), 1e-9, found)
+        >>> result = attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2)
+        >>> made = examine_map(np.diag([1.0, 1e-2]), np.diag([0.9, 0.9]), np.diag([0.1, 0.1]), 1e-9, result)
         >>> round(made["explained"], 6), round(made["gain"], 6), made["killed"]  # a map of 1 and 1e-2
         (1.0, 0.0001, 0)
     """
@@ -260,5 +260,5 @@ def augmentation_at_line(attribution: Attribution) -> Mapping[str, int]:
         >>> augmentation_at_line(attribute(C, C - A, A, np.zeros(2, bool), floor=1e-9, threshold=1e-2, n=1000, views=2))
         {'1/3': 0, '1/2': 1, '2/3': 1}
     """
-    judged = attribution.fractions[attribution.collapsed()]
-    return {name: int((judged < line).sum()) for name, line in (("1/3", 1 / 3), ("1/2", LINE), ("2/3", 2 / 3))}
+    fractions = attribution.fractions[attribution.collapsed()]
+    return {name: int((fractions < line).sum()) for name, line in (("1/3", 1 / 3), ("1/2", LINE), ("2/3", 2 / 3))}

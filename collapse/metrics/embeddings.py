@@ -213,10 +213,10 @@ def linear_cka(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:
         return math.nan
     if unbiased:
         K, L = x @ x.T, y @ y.T
-        shared, own = _song(K, L), (_song(K, K), _song(L, L))
+        shared, norms = _song(K, L), (_song(K, K), _song(L, L))
     else:
-        shared, own = ((y.T @ x) ** 2).sum(), (((x.T @ x) ** 2).sum(), ((y.T @ y) ** 2).sum())
-    return float(shared / (math.sqrt(own[0]) * math.sqrt(own[1]))) if min(own) > 0 else math.nan
+        shared, norms = ((y.T @ x) ** 2).sum(), (((x.T @ x) ** 2).sum(), ((y.T @ y) ** 2).sum())
+    return float(shared / (math.sqrt(norms[0]) * math.sqrt(norms[1]))) if min(norms) > 0 else math.nan
 
 
 def _song(K: NDArray, L: NDArray) -> float:

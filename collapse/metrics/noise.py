@@ -60,8 +60,8 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
         1.0
     """
     values = descending(of_covariance)
-    held = values[: min(n - 1, values.size)]
-    if n < 3 or held[0] == 0:
+    nonzero = values[: min(n - 1, values.size)]
+    if n < 3 or nonzero[0] == 0:
         return math.nan
     from scipy.integrate import quad
     from scipy.optimize import brentq
@@ -76,7 +76,7 @@ def noise_variance(of_covariance: ArrayLike, n: int) -> float:
 
     half = quad(density, 0, math.pi / 2, epsabs=1e-13)[0] / 2
     u = brentq(lambda u: quad(density, 0, u, epsabs=1e-13)[0] - half, 0, math.pi / 2, xtol=1e-14)
-    return float(np.median(held) / (low + (high - low) * math.sin(u) ** 2))
+    return float(np.median(nonzero) / (low + (high - low) * math.sin(u) ** 2))
 
 
 @of_spectrum

@@ -61,14 +61,14 @@ def float64(values: ArrayLike) -> NDArray:
         >>> float64([1, 2]).dtype
         dtype('float64')
     """
-    held: Any = values
-    if hasattr(held, "detach"):
-        held = held.detach().cpu()
-        held = (held if held.is_complex() else held.double()).numpy()
+    array: Any = values
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = (array if array.is_complex() else array.double()).numpy()
     try:
-        if np.iscomplexobj(held):
+        if np.iscomplexobj(array):
             raise TypeError("they are complex")
-        return np.asarray(held, dtype=np.float64, order="C")
+        return np.asarray(array, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise InputError(f"no array of real numbers ({error})") from error
 
