@@ -39,13 +39,13 @@ ADVICE = {
 }
 
 
-def first_step(s: Spectrum, found: Diagnosis | None) -> str:
+def first_step(s: Spectrum, diagnosis: Diagnosis | None) -> str:
     """What to do first, with the caveat."""
-    cause, values = _chosen(s, found)
+    cause, values = _chosen(s, diagnosis)
     return ADVICE[cause].format(**values)
 
 
-def _chosen(s: Spectrum, found: Diagnosis | None) -> tuple[str, dict[str, Any]]:
+def _chosen(s: Spectrum, diagnosis: Diagnosis | None) -> tuple[str, dict[str, Any]]:
     """(what the advice depends on, the numbers in it)."""
     colour = headline(s).colour
     if colour == "unknown":
@@ -54,23 +54,23 @@ def _chosen(s: Spectrum, found: Diagnosis | None) -> tuple[str, dict[str, Any]]:
         return "none", {}
     if not s.effective_rank >= NARROW:
         return "constant", {}
-    return _causes(found)[0][:2] if found else ("undiagnosed", {})
+    return _causes(diagnosis)[0][:2] if diagnosis else ("undiagnosed", {})
 
 
-def step(s: Spectrum, found: Diagnosis | None) -> str:
+def step(s: Spectrum, diagnosis: Diagnosis | None) -> str:
     """What to do first, in one line."""
-    cause, values = _chosen(s, found)
+    cause, values = _chosen(s, diagnosis)
     return f"To do: {STEPS[cause].format(**values)}"
 
 
-def advised(found: Diagnosis) -> list[tuple[str, str]]:
+def advised(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """(cause and how many directions, what to do) of each cause in the last layer, the largest first."""
-    return [(what, ADVICE[cause].format(**values)) for cause, values, what in _causes(found)]
+    return [(what, ADVICE[cause].format(**values)) for cause, values, what in _causes(diagnosis)]
 
 
-def _causes(found: Diagnosis) -> list[tuple[str, dict[str, Any], str]]:
+def _causes(diagnosis: Diagnosis) -> list[tuple[str, dict[str, Any], str]]:
     """(what the advice depends on, the numbers in it, cause and count), the largest first."""
-    block = found.blocks[-1]
+    block = diagnosis.blocks[-1]
     counts, last_map = block.attribution.counts(), block.last_map or {}
     causes = sorted(("augmentation", "implicit", "rounding", "dead"), key=lambda cause: -counts[cause])
     told = []

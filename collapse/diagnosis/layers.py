@@ -44,7 +44,7 @@ class LayerCovariances:
         left = [name for name in net.blocks if name not in fit]
         self.notes = [f"layer {name}: gives no one vector an image, left out" for name in left]
         self.net, self.names, self.views, self.how = net, [*(n for n in net.blocks if n in fit), *last], views, how
-        self.maps = {name: found for name in last if (found := last_map(net, name, start[:2], how))}
+        self.maps = {name: linear for name in last if (linear := last_map(net, name, start[:2], how))}
         self.places = [*self.names, *(INPUT + name for name, _ in self.maps.values())]
         self.errors, more = errors_of(net, self.names, start[:16], False, how)
         self.notes += more
@@ -86,20 +86,26 @@ class LayerCovariances:
         spectrum = total.measured(threshold, rounding=errors, source=self.net.source(name), images=images)
         S, A = self.parts(name)
         dead = total.constant(errors)
-        found = attribute(total.matrix(), S, A, dead, spectrum.floor, threshold, self.images, self.views, line)
-        held = found.directions[:, np.isin(found.causes, ("alive", "augmentation", "implicit"))]
+        attribution = attribute(total.matrix(), S, A, dead, spectrum.floor, threshold, self.images, self.views, line)
+        resolved = attribution.directions[:, np.isin(attribution.causes, ("alive", "augmentation", "implicit"))]
         fractions = np.full(len(dead), np.nan)
-        fractions[: held.shape[1]] = signal_fractions(S, S + A, held)
-        return Block(spectrum, found, fractions, lidar_of(S + A / self.views, A), self._through(name, found, spectrum))
+        fractions[: resolved.shape[1]] = signal_fractions(S, S + A, resolved)
+        return Block(
+            spectrum,
+            attribution,
+            fractions,
+            lidar_of(S + A / self.views, A),
+            self._through(name, attribution, spectrum),
+        )
 
-    def _through(self, name: str, found: Attribution, spectrum: Spectrum) -> dict[str, Any] | None:
+    def _through(self, name: str, attribution: Attribution, spectrum: Spectrum) -> dict[str, Any] | None:
         if name not in self.maps:
             return None
         module, weight = self.maps[name]
         S, A = self.parts(INPUT + module)
-        if weight.shape != (len(found.causes), len(S)):
+        if weight.shape != (len(attribution.causes), len(S)):
             return None
-        return {"module": module, **examine_map(weight, S, A, spectrum.floor, found)}
+        return {"module": module, **examine_map(weight, S, A, spectrum.floor, attribution)}
 
 
 @torch.no_grad()

@@ -71,8 +71,8 @@ def diagnose(
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
-        >>> found = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
-        >>> [(block.layer, sum(block.attribution.counts().values())) for block in found.blocks]
+        >>> diagnosis = diagnose(net, torch.rand(60, 3, 4, 4), views=2)
+        >>> [(block.layer, sum(block.attribution.counts().values())) for block in diagnosis.blocks]
         [('1', 4), ('representation', 4)]
     """
     known("diagnose", options, READING, ("views", "threshold", "temperature", "augmentations", "views_file"))

@@ -101,15 +101,15 @@ def report(
     layers = layer_spectra(source, images, threshold=threshold, **options)
     given = {"augmentations": augmentations, "views_file": views_file}
     how = {"views": views, "temperature": temperature, "threshold": threshold, **given}
-    found = None
+    diagnosis = None
     if augmentations is not None or views_file is not None or takes_images(layers["representation"].source):
-        found = diagnose(source, None if views_file is not None else images, **how, **options)
+        diagnosis = diagnose(source, None if views_file is not None else images, **how, **options)
     if rank() == 0 or not options.get("distributed"):
-        save_text(path, page(layers, found, others))
+        save_text(path, page(layers, diagnosis, others))
         s = layers["representation"]
         if told is not None:
             told(headline(s).text)
-            told(step(s, found))
+            told(step(s, diagnosis))
     return path
 
 
@@ -117,7 +117,7 @@ def _paths(against: Iterable[Any]) -> list[Any]:
     return [other for other in against if isinstance(other, (str, PathLike))]
 
 
-def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mapping[str, Spectrum]) -> str:
+def page(layers: Mapping[str, Spectrum], diagnosis: Diagnosis | None, others: Mapping[str, Spectrum]) -> str:
     """The page as text."""
     s = layers["representation"]
     name = str(s.source.get("path") or s.source.get("architecture") or "a network")
@@ -130,11 +130,11 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mappin
             f"<style>{STYLE}{PAGE}</style></head><body>",
             f"<h1>{title}</h1>",
             f'<p class="headline {head.colour}"><strong>{html.escape(head.text)}</strong><br>',
-            f"{html.escape(step(s, found))}</p>",
-            f"<p>{html.escape(first_step(s, found))}</p>",
+            f"{html.escape(step(s, diagnosis))}</p>",
+            f"<p>{html.escape(first_step(s, diagnosis))}</p>",
             *(
                 f"<p>Warning: {html.escape(note)}</p>"
-                for note in dict.fromkeys([*s.notes(), *(found.notes() if found else [])])
+                for note in dict.fromkeys([*s.notes(), *(diagnosis.notes() if diagnosis else [])])
             ),
             "<h2>Spectrum of the representation</h2>",
             drawn({"this network": s, **others}),
@@ -145,9 +145,9 @@ def page(layers: Mapping[str, Spectrum], found: Diagnosis | None, others: Mappin
             _metrics({"this network": s, **others}),
             "<h2>Rank by layer</h2>",
             _layers(layers),
-            *_diagnosed(found),
+            *_diagnosed(diagnosis),
             "<h2>Where each number comes from</h2>",
-            _provenance(s, found),
+            _provenance(s, diagnosis),
             f"<script>{SCRIPT}</script></body></html>\n",
         ]
     )
@@ -264,15 +264,15 @@ def _layers(layers: Mapping[str, Spectrum]) -> str:
     return _table(("layer", "width", "effective rank", "of width", "collapsed"), rows)
 
 
-def _diagnosed(found: Diagnosis | None) -> list[str]:
-    if found is None:
+def _diagnosed(diagnosis: Diagnosis | None) -> list[str]:
+    if diagnosis is None:
         return ["<h2>What to do</h2>", f"<p>{html.escape(ADVICE['undiagnosed'])}</p>"]
-    verdict = f'<p class="verdict">{html.escape(found.verdict)}</p>'
-    return ["<h2>Diagnosis</h2>", verdict, *sections(found), "<h2>What to do</h2>", _advice(found)]
+    verdict = f'<p class="verdict">{html.escape(diagnosis.verdict)}</p>'
+    return ["<h2>Diagnosis</h2>", verdict, *sections(diagnosis), "<h2>What to do</h2>", _advice(diagnosis)]
 
 
-def _advice(found: Diagnosis) -> str:
-    items = [f"<li><strong>{what}</strong>: {html.escape(text)}</li>" for what, text in advised(found)]
+def _advice(diagnosis: Diagnosis) -> str:
+    items = [f"<li><strong>{what}</strong>: {html.escape(text)}</li>" for what, text in advised(diagnosis)]
     lines = (
         f"<p>Red, amber and green are conventions of this page: red is more than {HALF:.0%} collapsed or an effective "
         f"rank below {NARROW:g}, amber any collapsed dimension or an effective rank below {TENTH:.0%} of the width.</p>"
@@ -280,22 +280,22 @@ def _advice(found: Diagnosis) -> str:
     return f"<ul>{''.join(items)}</ul>{lines}"
 
 
-def _provenance(s: Spectrum, found: Diagnosis | None) -> str:
+def _provenance(s: Spectrum, diagnosis: Diagnosis | None) -> str:
     source, images = s.source, s.images or {}
     network, pictures = str(source.get("path") or "NETWORK"), str(images.get("path") or "IMAGES")
-    about = found.provenance if found else None
+    provenance = diagnosis.provenance if diagnosis else None
     facts = {
         "network": f"{source.get('architecture')}, {network}",
         "sha256": source.get("sha256") or "-",
         "branch": source.get("branch") or "-",
         "images": f"{images.get('count')} of {pictures}"
-        + (f", {about['views']} views each for the diagnosis" if about else ""),
-        **({"augmentation": about["augmentation"]["recipe"], "seed": about["seed"]} if about else {}),
+        + (f", {provenance['views']} views each for the diagnosis" if provenance else ""),
+        **({"augmentation": provenance["augmentation"]["recipe"], "seed": provenance["seed"]} if provenance else {}),
         "versions": ", ".join(f"{package} {number}" for package, number in s.versions.items()),
         "command": shlex.join(s.command),
     }
     what = f"{shlex.quote(network)} {shlex.quote(pictures)}"
     commands = [f"collapse spectrum {what}", f"collapse spectrum {what} --layer all",
-                *([f"collapse diagnose {what} --views {about['views']}"] if about else [])]  # fmt: skip
+                *([f"collapse diagnose {what} --views {provenance['views']}"] if provenance else [])]  # fmt: skip
     shown = html.escape("\n".join(commands))
     return f"{rows(facts.items())}<p>Each part again, with the flags of the command above:</p><pre>{shown}</pre>"

@@ -46,19 +46,20 @@ figure { margin: 1em 0; break-inside: avoid } figcaption { color: #555; font-siz
 """
 
 
-def page(found: Diagnosis) -> str:
+def page(diagnosis: Diagnosis) -> str:
     """The report, one HTML file that needs nothing else."""
-    about = found.provenance
-    source = about["source"]
+    provenance = diagnosis.provenance
+    source = provenance["source"]
     name = source["path"] or source["architecture"]
     facts = {
         "network": f"{source['architecture']}, {name}",
-        "images": f"{about['images']['count']} of {about['images']['path'] or 'a tensor'}, {about['views']} views each",
-        "augmentation": about["augmentation"]["recipe"],
-        "seed": about["seed"],
-        "threshold": f"{about['threshold']:g} of the largest variance",
-        "command": shlex.join(found.command),
-        "versions": ", ".join(f"{package} {number}" for package, number in found.versions.items()),
+        "images": f"{provenance['images']['count']} of {provenance['images']['path'] or 'a tensor'}, "
+        f"{provenance['views']} views each",
+        "augmentation": provenance["augmentation"]["recipe"],
+        "seed": provenance["seed"],
+        "threshold": f"{provenance['threshold']:g} of the largest variance",
+        "command": shlex.join(diagnosis.command),
+        "versions": ", ".join(f"{package} {number}" for package, number in diagnosis.versions.items()),
     }
     return "\n".join(
         [
@@ -66,9 +67,9 @@ def page(found: Diagnosis) -> str:
             f'<html lang="en"><head><meta charset="utf-8"><title>Collapse of {_text(name)}</title>',
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>',
             f"<h1>Collapse of {_text(name)}</h1>",
-            f'<p class="verdict">{_text(found.verdict)}</p>',
-            *(f"<p>Warning: {_text(note)}</p>" for note in about["warnings"]),
-            *sections(found),
+            f'<p class="verdict">{_text(diagnosis.verdict)}</p>',
+            *(f"<p>Warning: {_text(note)}</p>" for note in provenance["warnings"]),
+            *sections(diagnosis),
             "<h2>How it was measured</h2>",
             rows(facts.items()),
             "</body></html>\n",
@@ -76,15 +77,17 @@ def page(found: Diagnosis) -> str:
     )
 
 
-def sections(found: Diagnosis) -> list[str]:
+def sections(diagnosis: Diagnosis) -> list[str]:
     """The parts of the page that show the layers and the causes."""
     return [
         "<h2>Layers, in the order of the forward pass</h2>",
-        _layers(found),
-        _figure(found.plot().figure, "Directions of each layer by cause, as a share of its width, and effective rank."),
+        _layers(diagnosis),
+        _figure(
+            diagnosis.plot().figure, "Directions of each layer by cause, as a share of its width, and effective rank."
+        ),
         "<h2>What the causes mean</h2>",
         rows((cause, MEANING[cause]) for cause in CAUSES),
-        *_last(found),
+        *_last(diagnosis),
     ]
 
 
@@ -102,20 +105,20 @@ def rows(pairs: Any) -> str:
     return f'<div class="wide"><table>{body}</table></div>'
 
 
-def _layers(found: Diagnosis) -> str:
+def _layers(diagnosis: Diagnosis) -> str:
     heads = ("layer", "width", "effective rank", "RankMe", "LiDAR", *CAUSES)
     head = "".join(f"<th>{_text(text)}</th>" for text in heads)
     body = ""
-    for block in found.blocks:
+    for block in diagnosis.blocks:
         mark = ' class="collapsed"' if block.attribution.counts()["alive"] < block.spectrum.dim else ""
         body += f"<tr{mark}>" + "".join(f"<td>{_text(text)}</td>" for text in cells(block)) + "</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _last(found: Diagnosis) -> Sequence[str]:
+def _last(diagnosis: Diagnosis) -> Sequence[str]:
     """The last layers in detail: their spectra with causes, and what is collapsed."""
     parts = []
-    for block in found.blocks:
+    for block in diagnosis.blocks:
         if block.layer not in ("representation", "projector"):
             continue
         parts.append(f"<h2>{_text(block.layer)}</h2>")
@@ -141,9 +144,9 @@ def _figure(fig: Any, caption: str) -> str:
 def _spectrum_figure(block: Block) -> Any:
     from collapse import plots
 
-    found = block.attribution
+    attribution = block.attribution
     limits = block.spectrum.floor, block.spectrum.threshold * float(block.spectrum.singular_values[0])
     with plots.style():
         fig, axes = plots.figure(plots.TEXT, 2.6, columns=2)
-        plots.plot_causes(axes, found.variances, found.fractions, found.causes, *limits)
+        plots.plot_causes(axes, attribution.variances, attribution.fractions, attribution.causes, *limits)
     return fig

@@ -58,7 +58,7 @@ class Block(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of the document collapse.diagnosis/1."""
-        judged = self.attribution.collapsed()
+        collapsed = self.attribution.collapsed()
         return {
             "layer": self.layer,
             "spectrum": self.spectrum.to_dict(),
@@ -70,10 +70,10 @@ class Block(Result):
             "augmentation_at_line": augmentation_at_line(self.attribution),
             "alive": {"signal_fraction": self.attribution.fractions[self.attribution.of("alive")]},
             "collapsed": {
-                "cause": self.attribution.causes[judged],
-                "variance": self.attribution.variances[judged],
-                "signal_fraction": self.attribution.fractions[judged],
-                "undecided": self.attribution.undecided[judged],
+                "cause": self.attribution.causes[collapsed],
+                "variance": self.attribution.variances[collapsed],
+                "signal_fraction": self.attribution.fractions[collapsed],
+                "undecided": self.attribution.undecided[collapsed],
             },
             "last_map": self.last_map,
         }
@@ -107,10 +107,10 @@ def _attribution(document: Mapping[str, Any], spectrum: Spectrum, where: str) ->
     alive = _numbers(value_of(document, "alive", where, dict), "signal_fraction", f"{where}: alive")
     collapsed, at = value_of(document, "collapsed", where, dict), f"{where}: collapsed"
     causes = list_of(collapsed, "cause", at, str)
-    judged = {name: _numbers(collapsed, name, at) for name in ("variance", "signal_fraction")}
-    thin = list_of(collapsed, "undecided", at, bool)
+    measures = {name: _numbers(collapsed, name, at) for name in ("variance", "signal_fraction")}
+    undecided = list_of(collapsed, "undecided", at, bool)
     told = {cause: causes.count(cause) for cause in CAUSES[1:3]}
-    lengths = {len(causes), len(thin), *map(len, judged.values())}
+    lengths = {len(causes), len(undecided), *map(len, measures.values())}
     if sum(sizes.values()) != spectrum.dim or len(lengths) != 1 or sizes != {**sizes, **told, "alive": len(alive)}:
         raise InputError(
             f"{where}: its attribution does not add up to its {spectrum.dim} directions; it is cut or edited"
@@ -121,15 +121,15 @@ def _attribution(document: Mapping[str, Any], spectrum: Spectrum, where: str) ->
     return Attribution(
         np.zeros((spectrum.dim, 0)),
         np.array([*["alive"] * len(alive), *causes, *["rounding"] * lost, *["dead"] * dead], dtype="<U12"),
-        np.concatenate([values[: len(alive)], judged["variance"], below, np.zeros(dead)]),
-        np.concatenate([alive, judged["signal_fraction"], blank]),
-        np.array([*[False] * len(alive), *thin, *[False] * (lost + dead)], bool),
+        np.concatenate([values[: len(alive)], measures["variance"], below, np.zeros(dead)]),
+        np.concatenate([alive, measures["signal_fraction"], blank]),
+        np.array([*[False] * len(alive), *undecided, *[False] * (lost + dead)], bool),
     )
 
 
 def _numbers(document: Mapping[str, Any], key: str, where: str) -> NDArray:
-    found = list_of(document, key, where, int, float, type(None))
-    return np.array([np.nan if value is None else value for value in found], np.float64)
+    values = list_of(document, key, where, int, float, type(None))
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def rank_lost(blocks: Sequence[Block]) -> list[dict[str, Any]]:
@@ -159,8 +159,8 @@ class Diagnosis(Result):
     Examples:
         >>> import torch
         >>> from collapse import diagnose
-        >>> found = diagnose(torch.nn.Flatten(), torch.rand(60, 3, 2, 2), views=2)
-        >>> [(block.layer, block.spectrum.dim) for block in found.blocks]
+        >>> diagnosis = diagnose(torch.nn.Flatten(), torch.rand(60, 3, 2, 2), views=2)
+        >>> [(block.layer, block.spectrum.dim) for block in diagnosis.blocks]
         [('representation', 12)]
     """
 

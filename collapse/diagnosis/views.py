@@ -33,7 +33,7 @@ def augmentations_of(
     Raises InputError: no such preset, no functions with their number of draws, other images, or none that say a size.
     """
     if given is not None and not isinstance(given, str):
-        if not given or not all(callable(one) and hasattr(one, "DRAWS") for one in given):
+        if not given or not all(callable(augment) and hasattr(augment, "DRAWS") for augment in given):
             raise InputError("augmentations= is no list of functions of images and draws, with their number DRAWS")
         return given, {"recipe": "given"}
     if first.ndim != 4 or first.shape[1] != 3:
@@ -44,8 +44,8 @@ def augmentations_of(
         raise InputError(
             f"{net.report['path'] or 'source'}: does not say how large its images are; give resize= and crop="
         )
-    found = paper_augmentations(int(size or first.shape[-1]), given)
-    return found, describe(found, given or "the paper's")
+    chosen = paper_augmentations(int(size or first.shape[-1]), given)
+    return chosen, describe(chosen, given or "the paper's")
 
 
 def before_crop(preprocess: Preprocessing) -> Preprocessing:
@@ -68,7 +68,7 @@ def paper_augmentations(size: int, preset: str | None = None) -> tuple[Augment, 
 
 def describe(augmentations: Sequence[Any], recipe: str) -> dict[str, Any]:
     """The augmentations for the document."""
-    return {"recipe": recipe, "views": [asdict(one) for one in augmentations]}
+    return {"recipe": recipe, "views": [asdict(augment) for augment in augmentations]}
 
 
 def augmented(

@@ -38,8 +38,8 @@ def _range(values: Any) -> str:
     return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
 
 
-def _many(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
+def _many(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def _augmentation(block: Block, line: float) -> str:
@@ -121,11 +121,11 @@ def _depth(blocks: Sequence[Block]) -> str:
 
 
 def _doubts(block: Block, n: int) -> str:
-    judged, undecided = int(block.attribution.collapsed().sum()), int(block.attribution.undecided.sum())
+    attributed, undecided = int(block.attribution.collapsed().sum()), int(block.attribution.undecided.sum())
     text = []
     if undecided:
         text.append(
-            f"The evidence is thin: {n} images leave open on which side {undecided} of the {judged} attributed "
+            f"The evidence is thin: {n} images leave open on which side {undecided} of the {attributed} attributed "
             "directions lie."
         )
     lines = augmentation_at_line(block.attribution)
@@ -143,15 +143,17 @@ def _doubts(block: Block, n: int) -> str:
 SHORT = {"eff. rank": "rank", "augmentation": "augm.", "implicit": "impl.", "rounding": "round."}
 
 
-def table(found: Diagnosis) -> str:
+def table(diagnosis: Diagnosis) -> str:
     """What it comes to and what to do, a line a block, and the verdict in full."""
-    block = found.blocks[-1]
+    block = diagnosis.blocks[-1]
     counts = block.attribution.counts()
     lost = ", ".join(f"{counts[cause]} {cause}" for cause in CAUSES[1:] if counts[cause])
     brief = headline(block.spectrum).text + (f" Of {block.spectrum.dim} directions are lost: {lost}." if lost else "")
-    rows = [("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES), *map(cells, found.blocks)]
-    act = step(block.spectrum, found)
-    return "\n".join([paragraph(brief), paragraph(act), "", fitted(rows, SHORT), "", paragraph(found.verdict)]) + "\n"
+    rows = [("layer", "width", "eff. rank", "rankme", "LiDAR", *CAUSES), *map(cells, diagnosis.blocks)]
+    act = step(block.spectrum, diagnosis)
+    return (
+        "\n".join([paragraph(brief), paragraph(act), "", fitted(rows, SHORT), "", paragraph(diagnosis.verdict)]) + "\n"
+    )
 
 
 def cells(block: Block) -> tuple[str, ...]:
