@@ -44,11 +44,11 @@ class Gram:
         """Add rows z (b, d), finite float64, which are overwritten."""
         from scipy.linalg.blas import dsyr, dsyrk
 
-        b, one = len(z), np.ones(len(z))
+        b, ones = len(z), np.ones(len(z))
         # The mean of at least as many rows serves as well as their own, and a pass over them is saved.
-        near = self.mean if (common := self.n >= b) else one @ z / b
+        near = self.mean if (common := self.n >= b) else ones @ z / b
         z -= near
-        missed = one @ z / b  # what it misses is found exactly and taken off at the end
+        missed = ones @ z / b  # what it misses is found exactly and taken off at the end
         # One triangle of z^T z, added in place: half of a product, and no second matrix.
         self.scatter = dsyrk(1.0, z.T, beta=1.0, c=self.scatter, lower=1, overwrite_c=1)
         # About the common mean the new scatter is this less a share b / (n + b) of what was missed, at most a half.
@@ -231,8 +231,8 @@ class Triangle:
         triangle = self._moved(self.waiting[0], self.shift)
         values = (np.zeros(self.dim), np.zeros(self.dim))
         for out, part in zip(values, (centred, triangle[:, 1:]), strict=True):
-            found = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
-            out[: len(found)] = found[: self.dim] ** 2
+            singular = np.linalg.svd(part, compute_uv=False) if part.size else np.zeros(0)
+            out[: len(singular)] = singular[: self.dim] ** 2
         rounded = float((self.dim * EPS) ** 2 * values[1].sum())
         return *values, float((triangle[:, 1:] ** 2).sum(0).max() / self.n), rounded
 

@@ -156,15 +156,15 @@ def compare(sources: Mapping[str, Source], images: Any = None, **options: Any) -
     if images is not None and hasattr(images, "__next__"):
         raise InputError("images: an iterator is used up by the first network; give a path, a tensor or a list")
     known("compare", options, [*KEYWORDS, *(reading() if images is not None else ())])
-    found: dict[str, Spectrum] = {}
+    named: dict[str, Spectrum] = {}
     for name, source in sources.items():
         spectra = spectra_of(source, images, **options)
-        for one in spectra:
-            layer = f" {one.source.get('layer')}" if len(spectra) > 1 else ""
-            found[f"{name}{layer}"] = one
-    if len(found) < 2:
+        for s in spectra:
+            layer = f" {s.source.get('layer')}" if len(spectra) > 1 else ""
+            named[f"{name}{layer}"] = s
+    if len(named) < 2:
         raise InputError("sources: a comparison wants two spectra or more")
-    result = comparison(found)
+    result = comparison(named)
     warn(note for note in result.notes() if not any(note in row["warnings"] for row in result.rows))
     return result
 
@@ -240,12 +240,12 @@ def subspaces(name_a: str, a: Spectrum, name_b: str, b: Spectrum) -> dict[str, A
 SHORT = {"eff. rank": "eff.", "particip.": "part.", "num. rank": "num.", "collapsed": "coll."}
 
 
-def text(found: Comparison) -> str:
+def text(result: Comparison) -> str:
     """The comparison for a reader."""
     rows = [("", "rows", "dim", *COLUMNS.values())]
-    rows += [(r["name"], str(r["n"]), str(r["dim"]), *(_cell(r[name]) for name in COLUMNS)) for r in found.rows]
+    rows += [(r["name"], str(r["n"]), str(r["dim"]), *(_cell(r[name]) for name in COLUMNS)) for r in result.rows]
     told = []
-    for pair in found.subspaces:
+    for pair in result.subspaces:
         line = (
             f"{pair['variance_within']:.1%} of the variance of {pair['a']} lies in the first {pair['k']} directions of "
             f"{pair['b']} (largest angle {math.degrees(pair['angle']):.1f} degrees)"

@@ -66,14 +66,16 @@ def of_network(
     if pixels.count < 2:
         raise InputError(f"{pixels.name}: {pixels.unread() or f'{_many(pixels)}; a covariance needs at least 2'}")
     notes = [*net.report["warnings"], *notes, *pixels.notes()]
-    found = {
+    spectra = {
         name: rows.spectrum(
             errors.get(name), source=net.source(name), images=pixels.provenance(), warnings=notes
         )
         for name, rows in measured.items()
     }  # fmt: skip
     methods = [note for rows in measured.values() for note in rows.notes]
-    return found, [n for n in dict.fromkeys(note for s in found.values() for note in s.warnings) if n not in methods]
+    return spectra, [
+        n for n in dict.fromkeys(note for s in spectra.values() for note in s.warnings) if n not in methods
+    ]
 
 
 def _many(pixels: Any) -> str:

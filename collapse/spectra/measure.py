@@ -152,8 +152,8 @@ def layer_spectra(
     Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.Linear(5, 9))
-        >>> found = layer_spectra(net, torch.rand(100, 3, 2, 2))
-        >>> [(name, s.dim) for name, s in found.items()]
+        >>> spectra = layer_spectra(net, torch.rand(100, 3, 2, 2))
+        >>> [(name, s.dim) for name, s in spectra.items()]
         [('1', 5), ('2', 9), ('representation', 9)]
     """
     measure = Measure(normalize, method, threshold, jackknife, vectors)
@@ -173,9 +173,9 @@ def _of_network(
     from collapse.spectra.layers import of_network
 
     arguments.known(function, options, reading(), KEYWORDS)
-    found, notes = of_network(source, images, layers, measure, **options)
+    spectra, notes = of_network(source, images, layers, measure, **options)
     warn(notes)
-    return found
+    return spectra
 
 
 def name_of(source: Any) -> str:

@@ -46,10 +46,10 @@ def images_of(document: Mapping[str, Any], where: str) -> Mapping[str, Any] | No
 
 
 def versions_of(document: Mapping[str, Any], where: str) -> dict[str, str]:
-    found: dict[str, str] = value_of(document, "versions", where, dict)
-    for name in found:
-        value_of(found, name, f"{where}: versions", str)
-    return found
+    versions: dict[str, str] = value_of(document, "versions", where, dict)
+    for name in versions:
+        value_of(versions, name, f"{where}: versions", str)
+    return versions
 
 
 def check_files(document: Mapping[str, Any], where: str) -> None:
@@ -66,16 +66,16 @@ def errors_of(document: Mapping[str, Any], dim: int, where: str) -> dict[str, An
 
     Raises InputError: not as many as there are singular values.
     """
-    found = value_of({"errors": None, **document}, "errors", where, dict, type(None))
-    if found is None:
+    errors = value_of({"errors": None, **document}, "errors", where, dict, type(None))
+    if errors is None:
         return None
     where = f"{where}: errors"
-    values = list_of(found, "singular_values", where, float, int, type(None))
-    measures = value_of(found, "metrics", where, dict)
+    values = list_of(errors, "singular_values", where, float, int, type(None))
+    measures = value_of(errors, "metrics", where, dict)
     if len(values) != dim:
         raise InputError(f"{where}: {len(values)} standard errors for {dim} singular values; it is cut or edited")
     return {
-        "groups": integer_of(found, "groups", 2, where),
+        "groups": integer_of(errors, "groups", 2, where),
         "singular_values": np.array([_error(value, where) for value in values]),
         "metrics": {name: _error(value_of(measures, name, where, float, int, type(None)), where) for name in measures},
     }

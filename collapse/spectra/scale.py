@@ -46,11 +46,11 @@ def references(*places: Any) -> dict[str, Spectrum]:
         (64, 0.214)
     """
     named: dict[str, Spectrum] = {}
-    for name, found in (pair for place in places or sorted(ABOUT) for pair in _found(place)):
+    for name, s in (pair for place in places or sorted(ABOUT) for pair in _found(place)):
         first, count = name, 2
         while name in named:
             name, count = f"{first} ({count})", count + 1
-        named[name] = found
+        named[name] = s
     return named
 
 
@@ -70,9 +70,9 @@ def _found(place: Any) -> Iterator[tuple[str, Spectrum]]:
         results = sorted(path.glob("*.json"))
         if not results:
             raise InputError(f"{path}: holds no result; write some: collapse spectrum ... --out {path}/NAME.json")
-        yield from ((result.stem, one) for result in results for one in _last(result))
+        yield from ((result.stem, s) for result in results for s in _last(result))
     elif path.suffix == ".json":
-        yield from ((one.name, one) for one in load_results(path))
+        yield from ((s.name, s) for s in load_results(path))
     else:
         raise InputError(f"{place}: is no reference and no result; there are {', '.join(ABOUT)}")
 
@@ -97,8 +97,8 @@ def placed(s: Spectrum, others: Mapping[str, Spectrum] | None = None) -> str:
     if mine != mine or s.n - 1 < s.dim or not s.l2_normalized:
         return ""
     whose = "those given" if others is not None else "`collapse references`"
-    known = {name: share(one) for name, one in (references() if others is None else others).items()
-             if one.l2_normalized and share(one) == share(one)}  # fmt: skip
+    known = {name: share(other) for name, other in (references() if others is None else others).items()
+             if other.l2_normalized and share(other) == share(other)}  # fmt: skip
     if not known:
         return ""
     told = {name: f"{name} ({part:.1%})" for name, part in known.items()}

@@ -21,7 +21,7 @@ def update_shared(rows: Measurement, batches: Iterable[Any]) -> None:
             rows.update(batch, elsewhere=place % processes.world() != processes.rank())
     except InputError as error:
         refused = place, error
-    errors = [found for found in processes.collect(refused) if found is not None]
+    errors = [refusal for refusal in processes.collect(refused) if refusal is not None]
     if errors:
-        raise min(errors, key=lambda found: found[0])[1]
+        raise min(errors, key=lambda refusal: refusal[0])[1]
     rows.all_reduce()

@@ -253,8 +253,8 @@ class DeviceGram(Stream):
 
     def vectors(self, last: int | None = None) -> NDArray:
         """(d, d) or (d, last): as `Gram.vectors`, on the device."""
-        found = torch.linalg.eigh(self._sound(self._centred()[0]))[1].flip(1)
-        return self.read(found[:, -(last or self.dim) :])[0]
+        vectors = torch.linalg.eigh(self._sound(self._centred()[0]))[1].flip(1)
+        return self.read(vectors[:, -(last or self.dim) :])[0]
 
 
 class DeviceTriangle(Stream):
@@ -332,5 +332,5 @@ class DeviceTriangle(Stream):
     def vectors(self, last: int | None = None) -> NDArray:
         """(d, d) or (d, last): as `Triangle.vectors`, on the device."""
         self._flush()
-        found = torch.linalg.svd(self._sound(self.triangle[1:, 1:]))[2].T
-        return self.read(found[:, -(last or self.dim) :])[0]
+        vectors = torch.linalg.svd(self._sound(self.triangle[1:, 1:]))[2].T
+        return self.read(vectors[:, -(last or self.dim) :])[0]
