@@ -48,10 +48,10 @@ class Accuracy(Result):
     correct1, correct5: counts.  provenance: what was measured, as in the documents collapse.probe/1 and collapse.knn/1.
 
     Examples:
-        >>> found = Accuracy(correct1=90, correct5=99, n=100)
-        >>> found.top1, found.top5
+        >>> accuracy = Accuracy(correct1=90, correct5=99, n=100)
+        >>> accuracy.top1, accuracy.top5
         (0.9, 0.99)
-        >>> print(found.sentence())
+        >>> print(accuracy.sentence())
         90.00 % of 100 images are right (95 %: 82.56 to 94.48), 99.00 % among the first five.
     """
 
@@ -126,11 +126,11 @@ class Accuracy(Result):
         document = require_schema(document, schema if schema in kinds else kinds[0], where)
         n = integer_of(document, "n", 1, where)
         first, five = (round(number_of(document, name, where, 1 + 1e-9) * n) for name in ("top1", "top5"))
-        own = ("top1", "top5", "top1_interval", "top5_interval", "n", "command", "versions")
-        about = {name: value for name, value in document.items() if name not in own}
-        value_of({"source": {}, **about}, "source", where, dict)
+        fields = ("top1", "top5", "top1_interval", "top5_interval", "n", "command", "versions")
+        provenance = {name: value for name, value in document.items() if name not in fields}
+        value_of({"source": {}, **provenance}, "source", where, dict)
         told = list_of(document, "command", where, str), value_of(document, "versions", where, dict)
-        return cls(first, five, n, about, *told)
+        return cls(first, five, n, provenance, *told)
 
 
 def _parts(train: Any, train_labels: Any, test: Any, test_labels: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -194,8 +194,8 @@ def knn_top1(
         >>> knn_top1(np.eye(2), np.array([0, 1]), np.eye(2), np.array([0, 0]), k=1)
         0.5
     """
-    found = knn(train, train_labels, test, test_labels, k, temperature)
-    return found.top1
+    accuracy = knn(train, train_labels, test, test_labels, k, temperature)
+    return accuracy.top1
 
 
 def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -> Tensor:
@@ -233,8 +233,8 @@ def logistic_regression(x: Tensor, labels: Tensor, classes: int, decay: float) -
 
     with torch.enable_grad():
         solver.step(closure)
-    found = weight.detach()
-    return torch.cat([found[:, :-1] * scale @ turn.T, found[:, -1:]], 1)
+    fitted = weight.detach()
+    return torch.cat([fitted[:, :-1] * scale @ turn.T, fitted[:, -1:]], 1)
 
 
 def probe(
@@ -274,5 +274,5 @@ def probe_top1(train: NDArray, train_labels: NDArray, test: NDArray, test_labels
         >>> probe_top1(x, np.array([0, 0, 1, 1]), x, np.array([0, 0, 1, 0]))
         0.75
     """
-    found = probe(train, train_labels, test, test_labels)
-    return found.top1
+    accuracy = probe(train, train_labels, test, test_labels)
+    return accuracy.top1

@@ -64,24 +64,24 @@ def views_of(
     chosen = [augmentations] if callable(augmentations) else augmentations
     if not isinstance(chosen, Sequence) or isinstance(chosen, str) or not chosen or not all(map(callable, chosen)):
         raise InputError(f"augmentations= is no function of one of the {net.takes} and a random generator, nor a list")
-    found = batches_of(net, given, how)
-    found.augment(chosen, views, how.seed)
-    return found, {"recipe": "given"}
+    batches = batches_of(net, given, how)
+    batches.augment(chosen, views, how.seed)
+    return batches, {"recipe": "given"}
 
 
 def _groups(source: Any) -> list[list[str]]:
     """The views of each text, or the paths of the views of each sound."""
     path = source if isinstance(source, (str, os.PathLike)) else None
-    found = files.read_lists(path) if path is not None else [list(group) for group in source]
-    if not found or any(not isinstance(view, str) for group in found for view in group):
+    groups = files.read_lists(path) if path is not None else [list(group) for group in source]
+    if not groups or any(not isinstance(view, str) for group in groups for view in group):
         raise InputError("views_file=: wants lists of texts, the views of one each")
-    for number, group in enumerate(found, 1):
-        if len(group) != len(found[0]) or len(group) < 2:
+    for number, group in enumerate(groups, 1):
+        if len(group) != len(groups[0]) or len(group) < 2:
             raise InputError(
-                f"views_file=: entry {number} has {len(group)} views, where the first has {len(found[0])}; "
+                f"views_file=: entry {number} has {len(group)} views, where the first has {len(groups[0])}; "
                 "give 2 or more, as many of each"
             )
-    return found
+    return groups
 
 
 class TextBatches(Groups):
@@ -98,9 +98,9 @@ class TextBatches(Groups):
     def __init__(self, texts: Any, how: How, views: int = 0, path: str | None = None) -> None:
         blank: list[dict[str, str]] = []
         if not views and isinstance(texts, (str, os.PathLike)):
-            found = files.read(texts, how.limit if how.sample is None else None)
-            path, groups, lines = os.fspath(texts), [[text] for text in found.texts], list(map(str, found.lines))
-            blank = [{"path": f"{found.path}:{line}", "why": "blank"} for line in found.blank]
+            stored = files.read(texts, how.limit if how.sample is None else None)
+            path, groups, lines = os.fspath(texts), [[text] for text in stored.texts], list(map(str, stored.lines))
+            blank = [{"path": f"{stored.path}:{line}", "why": "blank"} for line in stored.blank]
         else:
             groups = texts if views else [[text] for text in _flat(texts)]
             lines = [str(number) for number in range(1, len(groups) + 1)]
@@ -115,7 +115,7 @@ class TextBatches(Groups):
         for number, group in enumerate(self.groups):
             made = [augmentations[v % len(augmentations)](group[0], np.random.default_rng([seed, number, v]))
                     for v in range(views)]  # fmt: skip
-            odd = next((one for one in made if not isinstance(one, str)), None)
+            odd = next((view for view in made if not isinstance(view, str)), None)
             if odd is not None:
                 raise InputError(f"augmentations=: gives a {type(odd).__name__} of text {number + 1}, expected a str")
             self.groups[number] = made
@@ -154,7 +154,7 @@ def _flat(texts: Any) -> Iterator[str]:
     for place, entry in enumerate(texts):
         if isinstance(entry, str):
             yield entry
-        elif isinstance(entry, Sequence) and all(isinstance(one, str) for one in entry):
+        elif isinstance(entry, Sequence) and all(isinstance(text, str) for text in entry):
             yield from entry
         else:
             raise InputError(

@@ -23,15 +23,15 @@ class ClipBatches(ImageBatches):
     unit = "clips"
 
     def _opened(self, clips: Any) -> Any:
-        found = super()._opened(clips)
-        if not isinstance(found, Images):
-            return found
+        images = super()._opened(clips)
+        if not isinstance(images, Images):
+            return images
         folders: dict[str, list[int]] = {}
-        for place, name in enumerate(found.names):
+        for place, name in enumerate(images.names):
             folders.setdefault(os.path.dirname(name), []).append(place)
         if "" in folders:
-            raise InputError(f"{found.source}: has images that are in no folder of their own; a folder is one clip")
-        self.folders, self.files = list(folders.items()), found
+            raise InputError(f"{images.source}: has images that are in no folder of their own; a folder is one clip")
+        self.folders, self.files = list(folders.items()), images
         return np.arange(len(self.folders))  # which clip, for `limit` and `sample`
 
     @property

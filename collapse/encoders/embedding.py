@@ -33,11 +33,11 @@ def embed(source: Any, images: Any, *, layer: str = "representation", **options:
     """
     known("embed", options, (*READING, "watch"))
     with rows_of(source, images, layer, **options) as (net, pixels, rows):
-        found = list(rows)
-    if not found:
+        batches = list(rows)
+    if not batches:
         raise InputError(f"{pixels.name}: {pixels.unread() or 'no images to embed'}")
     warn([*net.report["warnings"], *pixels.notes()])
-    return np.concatenate(found)
+    return np.concatenate(batches)
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def rows_of(
     try:
         with borrowed(net, how.device):
             batches = watch(pixels.of(net.preprocess))
-            found = in_order(passes(part, batches, net.preprocess, how.device, how.precision), how.distributed)
-            yield net, pixels, _watched((z.cpu().numpy() for z in found), pixels)
+            outputs = in_order(passes(part, batches, net.preprocess, how.device, how.precision), how.distributed)
+            yield net, pixels, _watched((z.cpu().numpy() for z in outputs), pixels)
     finally:
         part.hooks.remove()
 

@@ -115,8 +115,8 @@ class How:
         """
         how = cls(**{name: value for name, value in given.items() if name in cls.__dataclass_fields__})
         overrides = {name: value for name, value in given.items() if name not in cls.__dataclass_fields__}
-        held = chain(source.parameters(), source.buffers()) if isinstance(source, nn.Module) else ()
-        here = next(iter(held), None)
+        tensors = chain(source.parameters(), source.buffers()) if isinstance(source, nn.Module) else ()
+        here = next(iter(tensors), None)
         stays = how.device in (None, "auto") and here is not None
         device = str(here.device) if stays and here is not None else arguments.device_of(how.device)
         size = how.batch_size or (256 if device.startswith("cuda") else 64)
@@ -159,9 +159,9 @@ class ImageBatches:
 
     def _opened(self, images: Any) -> Any:
         if isinstance(images, (str, PathLike)):
-            found = Images(images, self.how.max_pixels, self.how.pixel_range)
-            self.warnings += found.warnings
-            return found
+            opened = Images(images, self.how.max_pixels, self.how.pixel_range)
+            self.warnings += opened.warnings
+            return opened
         if isinstance(images, Tensor) or hasattr(images, "__array__"):
             images = images if isinstance(images, Tensor) else np.asarray(images)
             if images.ndim < 2:
@@ -237,9 +237,9 @@ class ImageBatches:
             yield batch
 
     def _shared(self) -> Iterator[Tensor]:
-        own, over = self._own(), False
+        batches, over = self._own(), False
         while not over:
-            turn = self._turn(own)
+            turn = self._turn(batches)
             turns = processes.collect(turn)
             processes.agreed([each.error for each in turns])
             counts = [each.count for each in turns]
@@ -256,11 +256,11 @@ class ImageBatches:
         if not self.count:
             refuse_unreadable(self.images, self.skipped)
 
-    def _turn(self, own: Iterator[tuple[Tensor | None, Skipped]]) -> "_Turn":
+    def _turn(self, batches: Iterator[tuple[Tensor | None, Skipped]]) -> "_Turn":
         """What this process has for the others of its next batch."""
         turn = _Turn()
         try:
-            turn.batch, turn.skipped = next(own, (None, None))
+            turn.batch, turn.skipped = next(batches, (None, None))
             turn.over, turn.skipped = turn.skipped is None, turn.skipped or []
             if turn.batch is not None:
                 if processes.rank() == 0 and self.count == 0:
@@ -338,8 +338,8 @@ def plain(batch: Tensor) -> int:
         return 0
     few = batch[..., ::8, ::8].flatten(2)  # most images differ here already
     alike = (few == few[..., :1]).all(2).all(1).nonzero().flatten()
-    whole = batch[alike].flatten(2)
-    return int((whole == whole[..., :1]).all(2).all(1).sum()) if len(alike) else 0
+    candidates = batch[alike].flatten(2)
+    return int((candidates == candidates[..., :1]).all(2).all(1).sum()) if len(alike) else 0
 
 
 def require_batches(images: Any) -> None:

@@ -142,13 +142,13 @@ def rounding(net: Encoder, names: Sequence[str], pixels: Tensor, normalize: bool
         (double,) = embed_layers(net, names, [pixels], **{**options, "precision": "float32"})
     finally:
         net.float()  # the weights were float32: exact both ways
-    found = {}
+    errors = {}
     for name in names:
         pair = [z[name].double() for z in (single, double)]
         if normalize:
             pair = [torch.nn.functional.normalize(z) for z in pair]
-        found[name] = (pair[0] - pair[1]).cpu().numpy()
-    return found
+        errors[name] = (pair[0] - pair[1]).cpu().numpy()
+    return errors
 
 
 def is_single(net: nn.Module) -> bool:
@@ -159,8 +159,8 @@ def is_single(net: nn.Module) -> bool:
         >>> is_single(nn.Linear(2, 2)), is_single(nn.Linear(2, 2).double())
         (True, False)
     """
-    held = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
-    return all(dtype == torch.float32 for dtype in held)
+    dtypes = [t.dtype for t in (*net.parameters(), *net.buffers()) if t.is_floating_point() or t.is_complex()]
+    return all(dtype == torch.float32 for dtype in dtypes)
 
 
 def errors_of(

@@ -137,20 +137,20 @@ def agreed(errors: Sequence[InputError | None]) -> None:
             raise error
 
 
-def in_order(found: Iterator[Any], distributed: bool) -> Iterator[Any]:
+def in_order(outputs: Iterator[Any], distributed: bool) -> Iterator[Any]:
     """What every process makes of its batches, one each at a time, in the order of the batches, in every process.
 
-    found: tensors (b, ...), or dicts of them by layer; empty where a process has no batch while others have one.
+    outputs: tensors (b, ...), or dicts of them by layer; empty where a process has no batch while others have one.
 
     Raises InputError: what a process raises, in all.
     """
     if not distributed:
-        yield from found
+        yield from outputs
         return
     while True:
         mine, error = None, None
         try:
-            mine = next(found, None)
+            mine = next(outputs, None)
         except InputError as raised:
             error = raised
         turns = collect((None if mine is None else _on_cpu(mine), error))

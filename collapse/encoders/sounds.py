@@ -72,16 +72,16 @@ class SoundBatches(Groups):
         )
 
     def __iter__(self) -> Iterator[Tensor]:
-        waiting, held = list[list[Tensor]](), 0
+        waiting, size = list[list[Tensor]](), 0
         for number in range(len(self.groups)):
             views = self._views(number)
             if views is None:
                 continue
             waiting.append(views)
-            held += sum(view.numel() for view in views)
-            if len(waiting) == self.step or held > WAITING:
+            size += sum(view.numel() for view in views)
+            if len(waiting) == self.step or size > WAITING:
                 yield from self._batched(waiting)
-                waiting, held = [], 0
+                waiting, size = [], 0
         yield from self._batched(waiting)
 
     def _batched(self, waiting: list[list[Tensor]]) -> Iterator[Tensor]:
@@ -95,10 +95,10 @@ class SoundBatches(Groups):
         """The features of the views of one sound; None if it cannot be read."""
         preprocess: Any = self.preprocess
         try:
-            found = [self._heard(one) for one in self.groups[number]]
+            waveforms = [self._heard(sound) for sound in self.groups[number]]
             if self.augmentations:
-                found = self._augmented(found[0], number)
-            made = [preprocess(samples) for samples in found]
+                waveforms = self._augmented(waveforms[0], number)
+            made = [preprocess(samples) for samples in waveforms]
         except InputError as error:
             if self.how.strict or self.path is None or not isinstance(self.groups[number][0], Path):
                 raise InputError(f"sound {self.names[number]}: {error}") from error
@@ -109,15 +109,15 @@ class SoundBatches(Groups):
             raise InputError(
                 f"sound {self.names[number]}: its views differ in length, which this network would not hide"
             )
-        self.cut += sum(bool(preprocess.longest) and len(samples) > preprocess.longest for samples in found)
+        self.cut += sum(bool(preprocess.longest) and len(samples) > preprocess.longest for samples in waveforms)
         self.read.append(self.names[number])
         return made
 
-    def _heard(self, one: Any) -> NDArray:
+    def _heard(self, sound: Any) -> NDArray:
         preprocess: Any = self.preprocess
-        if not isinstance(one, Path):
-            return one
-        rate, samples = files.read(one)
+        if not isinstance(sound, Path):
+            return sound
+        rate, samples = files.read(sound)
         return files.resampled(samples, rate, preprocess.rate)
 
     def _augmented(self, samples: NDArray, number: int) -> list[NDArray]:
@@ -132,12 +132,12 @@ def _arrays(sounds: Any) -> list[tuple[NDArray]]:
     """Each sound as a group of its own. Raises InputError: no sounds."""
     if not isinstance(sounds, Iterable):
         raise InputError(f"sounds: got a {type(sounds).__name__}, give a folder, (n, t) or a list of (t,) arrays")
-    return [(_samples(one, number),) for number, one in enumerate(sounds)]
+    return [(_samples(sound, number),) for number, sound in enumerate(sounds)]
 
 
-def _samples(one: Any, number: int) -> NDArray:
+def _samples(sound: Any, number: int) -> NDArray:
     """(t,) float32. Raises InputError: another shape, no real numbers, integers, NaN."""
-    array = np.asarray(one.detach().cpu() if isinstance(one, Tensor) else one)
+    array = np.asarray(sound.detach().cpu() if isinstance(sound, Tensor) else sound)
     if array.ndim != 1 or array.dtype.kind != "f" or not len(array):
         raise InputError(f"sounds: {number} has shape {array.shape}, {array.dtype}; expected (t,) float in -1..1")
     if not np.isfinite(array).all():
