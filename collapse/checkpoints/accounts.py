@@ -78,7 +78,7 @@ def account(keys: Sequence[str], tensors: Mapping[str, Tensor], place: Place, ag
 
     again: keys of tensors that the encoder or projector has under other keys.
     """
-    found, left_out = Account(), dict[str, None]()
+    result, left_out = Account(), dict[str, None]()
     on_top = {head: takes(tensors, head, place.width) for head in {_top(key, place.root) for key in keys}}
     text = any(re.search(r"token_embedding|text_model|word_embeddings", key) for key in tensors)
     for key in keys:
@@ -95,12 +95,12 @@ def account(keys: Sequence[str], tensors: Mapping[str, Tensor], place: Place, ag
         if misfit or (rule == "projector" and not place.chosen) or "pre_logits" in key.split("."):
             left_out[key.rpartition(".")[0]] = None
         if rule is None:
-            found.unknown.append(key)
+            result.unknown.append(key)
         else:
-            found.dropped.setdefault(rule, []).append(key)
+            result.dropped.setdefault(rule, []).append(key)
     if left_out:
-        found.notes.append(f"left out, though it may be near the embedding: {listed(list(left_out))}")
-    return found
+        result.notes.append(f"left out, though it may be near the embedding: {listed(list(left_out))}")
+    return result
 
 
 def _top(key: str, root: str) -> str:

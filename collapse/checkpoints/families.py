@@ -80,14 +80,14 @@ FAMILIES = (
 
 def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Family]:
     """{root: family} of every encoder, in the order of the file. Raises InputError: more encoders than `ROOT_LIMIT`."""
-    found = {}
+    roots = {}
     for family in FAMILIES:
         for key, stem in tensors.items():
             root = key.removesuffix(family.stem)
             at_name = key.endswith(family.stem) and (not root or root.endswith("."))
             if (
                 not at_name
-                or root in found
+                or root in roots
                 or stem.ndim != 4
                 or stem.shape[1] != 3
                 or root + family.block not in tensors
@@ -95,11 +95,11 @@ def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Family]:
                 continue
             otherwise = tuple(root + name for name in family.unless)
             if not any(key.startswith(otherwise) for key in tensors):
-                found[root] = family
-        if len(found) > ROOT_LIMIT:
+                roots[root] = family
+        if len(roots) > ROOT_LIMIT:
             raise InputError(f"holds more than {ROOT_LIMIT} encoders; refused")
     order = {key: index for index, key in enumerate(tensors)}
-    return dict(sorted(found.items(), key=lambda item: order[item[0] + item[1].stem]))
+    return dict(sorted(roots.items(), key=lambda item: order[item[0] + item[1].stem]))
 
 
 def weights_of(root: str, family: Family, tensors: Mapping[str, Tensor]) -> Weights:

@@ -147,8 +147,8 @@ def config_of(name: str, tensors: int, values: Mapping[str, Any], model: Any = N
     except ImportError as error:
         raise InputError(f"a {name} is built by transformers, which is not here; pip install transformers") from error
     kind = CONFIG_MAPPING[name]
-    own = kind().to_dict().keys() - PretrainedConfig().to_dict().keys()  # none that names code, kernels or devices
-    mine = checked(values, own, tensors)
+    fields = kind().to_dict().keys() - PretrainedConfig().to_dict().keys()  # none that names code, kernels or devices
+    mine = checked(values, fields, tensors)
     try:
         config = kind.from_dict(mine)
         return config, model or MODEL_MAPPING[type(config)]
@@ -160,8 +160,8 @@ def _network(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[pa
     """(what builds it, pixels a side, how it pools), of a checked config."""
     values: Any = clues.configs["config.json"]
     inner = {"sam": "sam_vision_model", "siglip2": "siglip2_vision_model"}
-    whole, kind = values.get("vision_config") if name in inner else values, inner.get(name, name)
-    config, model = config_of(kind, len(tensors), whole if isinstance(whole, Mapping) else {}, _class(name))
+    settings, kind = values.get("vision_config") if name in inner else values, inner.get(name, name)
+    config, model = config_of(kind, len(tensors), settings if isinstance(settings, Mapping) else {}, _class(name))
     pooling, more = _pooling(name, tensors, clues)
     size = side("config.json: image_size", getattr(config, "image_size", 224)) or 224
     registers = getattr(config, "num_register_tokens", 0)
@@ -211,13 +211,13 @@ def _pooling(name: str, tensors: Mapping[str, Tensor], clues: Clues) -> tuple[st
     return "mean" if name == "hiera" else "class", {"add_pooling_layer": False}
 
 
-def checked(values: Mapping[str, Any], own: Collection[str], tensors: int) -> dict[str, Any]:
+def checked(values: Mapping[str, Any], fields: Collection[str], tensors: int) -> dict[str, Any]:
     """The values of a config that shape a network. Raises InputError: one is of a kind or size that no network has."""
-    mine = {name for name in values if isinstance(name, str) and (name in own or ROTARY.search(name))}
-    found = {name: value for name, value in values.items() if name in mine and not re.search(LEFT, name)}
-    for name, value in found.items():
+    mine = {name for name in values if isinstance(name, str) and (name in fields or ROTARY.search(name))}
+    settings = {name: value for name, value in values.items() if name in mine and not re.search(LEFT, name)}
+    for name, value in settings.items():
         _check(name, value, tensors)
-    return found
+    return settings
 
 
 def _check(name: str, value: Any, tensors: int, depth: int = 0) -> None:
@@ -260,8 +260,8 @@ def checked_on_meta(create: Callable[[], nn.Module], name: str, tensors: Mapping
         light = on_meta(create)
     except Exception as error:  # its code fails in its own ways, all the config's fault
         raise InputError(f"config.json: no {name} can be of these values ({first_line(error)})") from error
-    held = sum(tensor.numel() for tensor in tensors.values())
-    if sum(parameter.numel() for parameter in light.parameters()) > 2 * held + (1 << 20):
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if sum(parameter.numel() for parameter in light.parameters()) > 2 * count + (1 << 20):
         raise InputError(f"config.json: a {name} that is far larger than the weights; is the file whole?")
     return light
 
@@ -285,7 +285,7 @@ def filled(
 
 def state_of(net: Any, used: Sequence[str]) -> tuple[str, Weights]:
     """(root, weights) of a filled model that is to be the part `net` of another; used: a file's keys in it."""
-    state = {f"net.{own}": tensor for own, tensor in net.state_dict().items()}
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     weights = Weights(state, dict.fromkeys(list(state)[:1], tuple(used)))  # transformers says which, not what became
     prefix = getattr(net, "base_model_prefix", "")
     root = f"{prefix}." if prefix else ""

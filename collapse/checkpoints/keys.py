@@ -121,8 +121,10 @@ def _parts(value: Any) -> list[tuple[Any, Any]]:
     """What may hold tensors in a mapping, a list of mappings, or a pickled module."""
     value = state_of(value) or value
     if isinstance(value, Mapping):
-        held = [(k, v) for k, v in value.items() if isinstance(v, (Tensor, Mapping, list, tuple)) or state_of(v)]
-        return [(k, v) for k, v in held if isinstance(v, Tensor) or not STATE_OF_TRAINING.fullmatch(_component(k))]
+        candidates = [(k, v) for k, v in value.items() if isinstance(v, (Tensor, Mapping, list, tuple)) or state_of(v)]
+        return [
+            (k, v) for k, v in candidates if isinstance(v, Tensor) or not STATE_OF_TRAINING.fullmatch(_component(k))
+        ]
     if isinstance(value, (list, tuple)):
         return [(index, part) for index, part in enumerate(value) if isinstance(part, Mapping)]
     return []
@@ -218,12 +220,12 @@ def branch_named(wanted: str, roots: Sequence[str], aliases: Sequence[str] = ())
     """
     for of_all in ([*roots, *aliases], roots, aliases):
         exact = [root for root in of_all if named(root) == wanted.rstrip(".")]
-        found = exact or ([root for root in of_all if wanted in named(root)] if of_all in (roots, aliases) else [])
-        if len(found) > 1:
-            names = listed(list(map(named, found)))
-            raise InputError(f"branch={shown(wanted)} is in the names of {len(found)} encoders, {names}")
-        if found:
-            return found[0]
+        matches = exact or ([root for root in of_all if wanted in named(root)] if of_all in (roots, aliases) else [])
+        if len(matches) > 1:
+            names = listed(list(map(named, matches)))
+            raise InputError(f"branch={shown(wanted)} is in the names of {len(matches)} encoders, {names}")
+        if matches:
+            return matches[0]
     raise InputError(f"no encoder at {shown(wanted)}; there are {listed(list(map(named, roots)))}")
 
 

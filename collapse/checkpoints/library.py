@@ -48,9 +48,9 @@ IN_A_ROW = (
 def _versions(name: str) -> list[str]:
     """The libraries' names for a name: timm's as it is, torchvision's with its library before it; then in a row."""
     bare = name.removeprefix("torchvision:")
-    found = [name] if timm.is_model(name.partition(".")[0]) else []
-    found += [f"torchvision:{bare}"] if bare in tv.list_models(tv) else []
-    return found + [f"{version}{IN_A_ROW}" for version in found]
+    versions = [name] if timm.is_model(name.partition(".")[0]) else []
+    versions += [f"torchvision:{bare}"] if bare in tv.list_models(tv) else []
+    return versions + [f"{version}{IN_A_ROW}" for version in versions]
 
 
 def pretrained(source: str) -> Contents:
@@ -108,8 +108,8 @@ def _pixels(library: str, name: str, net: nn.Module) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
     preset = tv.get_model_weights(name).DEFAULT.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
-    own = bool(getattr(net, "transform_input", False))  # Inception's pixels in -1..1, which it makes by itself
-    mean, std = ([0.5] * 3, [0.5] * 3) if own else (preset.mean, preset.std)
+    rescales = bool(getattr(net, "transform_input", False))  # Inception's pixels in -1..1, which it makes by itself
+    mean, std = ([0.5] * 3, [0.5] * 3) if rescales else (preset.mean, preset.std)
     return {"input_size": [3, crop, crop], "crop_pct": crop / resize, "mean": mean, "std": std,
             "interpolation": preset.interpolation.value}  # fmt: skip
 
@@ -119,10 +119,10 @@ def roots_of(name: str, tensors: Mapping[str, Tensor], options: Options = Mappin
 
     Raises InputError: no root has them.
     """
-    found = next(filter(None, (_roots(version, tensors, options) for version in _versions(name))), [])
-    if not found:
+    roots = next(filter(None, (_roots(version, tensors, options) for version in _versions(name))), [])
+    if not roots:
         raise InputError(f"its tensors are not those of {shown(name)[1:-1]}")
-    return found
+    return roots
 
 
 def plan_named(name: str, tensors: Mapping[str, Tensor], root: str, options: Options = MappingProxyType({})) -> Plan:
@@ -143,12 +143,12 @@ def search(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     if not any(tensor.ndim == 4 and tensor.shape[1] == 3 for tensor in tensors.values()):
         raise InputError("no tensor is a convolution of 3 channels")
     every = {root: fitting(root, tensors) for root in _prefixes(tensors)}
-    found = {root: names for root, names in every.items() if names}
-    if not found:
+    matches = {root: names for root, names in every.items() if names}
+    if not matches:
         raise InputError(
             "no network of timm or torchvision has its tensors; if it is one under other names, give arch="
         )
-    return found
+    return matches
 
 
 def fitting(root: str, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -165,28 +165,28 @@ def identified(names: list[str], root: str, tensors: Mapping[str, Tensor], clues
         which = ", ".join(names[:8])
         raise InputError(f"{len(names)} networks of timm and torchvision have its tensors, {which}; give arch=")
     refuse_flags(names[0], clues)
-    found = plan(names[0], root, tensors)
-    clues.notes.append(f"identified as {found.architecture} by its tensors alone")
-    return found
+    chosen = plan(names[0], root, tensors)
+    clues.notes.append(f"identified as {chosen.architecture} by its tensors alone")
+    return chosen
 
 
 @cache
 def _index() -> Mapping[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    index: dict[str, list[str]] = {}
     for line in INDEX.read_text().splitlines():
         fingerprint, name = line.split(" ", 1)
-        found.setdefault(fingerprint, []).append(name)
-    return found
+        index.setdefault(fingerprint, []).append(name)
+    return index
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     """ "" and the beginnings, of up to five components, of the keys of convolutions of 3 channels."""
-    found = {""}
+    prefixes = {""}
     for key, tensor in tensors.items():
         if tensor.ndim == 4 and tensor.shape[1] == 3:
             parts = key.split(".")
-            found |= {".".join([*parts[:end], ""]) for end in range(1, min(6, len(parts)))}
-    return sorted(found)[:ROOT_LIMIT]
+            prefixes |= {".".join([*parts[:end], ""]) for end in range(1, min(6, len(parts)))}
+    return sorted(prefixes)[:ROOT_LIMIT]
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -267,9 +267,11 @@ def plan(name: str, root: str, tensors: Mapping[str, Tensor], options: Options =
     """
     create = partial(make, name, options)
     light = on_meta(create)
-    names = {root + file: own for own, file in _keys(name, light).items()}
+    names = {root + file: target for target, file in _keys(name, light).items()}
     names = {key: names.get(key, key.removeprefix(root)) for key in tensors if key.startswith(root)}
-    weights = Weights({own: tensors[key] for key, own in names.items()}, {own: (key,) for key, own in names.items()})
+    weights = Weights(
+        {target: tensors[key] for key, target in names.items()}, {target: (key,) for key, target in names.items()}
+    )
     _check_shapes(name, light, weights)
     net, pixels = create().eval(), _default_pixels(name)
     side = options.get("img_size") or pixels.crop or 224
@@ -318,20 +320,20 @@ def arguments(config: Mapping[str, Any], tensors: Mapping[str, Tensor], root: st
     given = config.get("model_args")
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"config.json: model_args is {shown(given)}, expected names and values")
-    found: dict[str, Any] = {}
+    accepted: dict[str, Any] = {}
     for name, value in (given or {}).items():
         if name not in ARGUMENTS:
             raise InputError(f"config.json: model_args.{shown(name)[1:-1]} is {shown(value)}, which is not known here")
         if value is not None and not WITHOUT_EFFECT.fullmatch(name):
-            found[name] = ARGUMENTS[name](f"config.json: model_args.{name}", value)
+            accepted[name] = ARGUMENTS[name](f"config.json: model_args.{name}", value)
     first, second = (tensors.get(f"{root}blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     if given and first is not None and second is not None and first.shape[0] == 2 * second.shape[-1]:
-        found |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
-    if found.get("global_pool") == "" or (pool and first is not None):
-        found["global_pool"] = "avg" if pool == "mean" else "token"
+        accepted |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    if accepted.get("global_pool") == "" or (pool and first is not None):
+        accepted["global_pool"] = "avg" if pool == "mean" else "token"
         if not pool:
             notes.append('its config.json asks for all tokens: the class token is taken; pool="mean" takes the patches')
-    return found
+    return accepted
 
 
 def _check_shapes(name: str, net: nn.Module, weights: Weights) -> None:

@@ -71,10 +71,10 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
     with naming(where), forms.classes_named(contents.foreign):
         facts = own_facts(contents.metadata, where)
         tensors = clean(contents.tree, where)
-        found = hints(contents.tree, contents.configs)
+        stated = hints(contents.tree, contents.configs)
         if "architecture" in facts:
-            found["architecture"] = ("the header", True)
-        clues = Clues(overrides, tensors, "", contents.container, contents.configs, found, folder=_folder(path))
+            stated["architecture"] = ("the header", True)
+        clues = Clues(overrides, tensors, "", contents.container, contents.configs, stated, folder=_folder(path))
         header = facts.get("architecture", {})
         encoder = _own(header, tensors) if "arch" in header else find(tensors, clues)
         net = _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
@@ -294,25 +294,25 @@ def _from_library(tensors: Mapping[str, Tensor], clues: Clues) -> Found:
         root = _chosen(roots, tensors, clues)
         return Found(root, roots, [], library.plan_named(name, tensors, root, options))
     try:
-        found = library.search(tensors)
+        networks = library.search(tensors)
     except InputError as error:
         prefixes = sorted({key.rpartition(".")[0] for key in tensors}, key=lambda k: (len(k), k))[:20]
-        held = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
-        raise InputError(f"no known layout: {held}; {error}") from error
-    root = _chosen(list(found), tensors, clues)
-    return Found(root, list(found), [], library.identified(found[root], root, tensors, clues))
+        contents = f"{len(tensors)} tensors under {', '.join(map(repr, prefixes))}" if tensors else "no tensors"
+        raise InputError(f"no known layout: {contents}; {error}") from error
+    root = _chosen(list(networks), tensors, clues)
+    return Found(root, list(networks), [], library.identified(networks[root], root, tensors, clues))
 
 
 def _assemble(
     path: str,
     contents: Contents,
     tensors: Mapping[str, Tensor],
-    found: Found,
+    encoder: Found,
     built: tuple[nn.Module, set[str], list[str]],
     clues: Clues,
     facts: Mapping[str, Any],
 ) -> Encoder:
-    root, plan, overrides = found.root, found.plan, clues.given
+    root, plan, overrides = encoder.root, encoder.plan, clues.given
     backbone, taken, notes = built
     pixels, guesses, projector = plan.pixels, list[str](), None
     if isinstance(pixels, Preprocessing):
@@ -322,7 +322,7 @@ def _assemble(
         images, guesses = preprocessing(pixels.images, facts, clues)
         pixels = replace(pixels, images=images)
     used = {key for key in tensors if key in taken}
-    gone = _account(tensors, used, projector, found, overrides)
+    gone = _account(tensors, used, projector, encoder, overrides)
     projected = projector.keys if projector and not projector.problem else set()
     chain: nn.Module | None = projector.chain if projector and not projector.problem else None
     described = {"dims": projector.dims, "prefix": projector.prefix} if projector and chain is not None else None
@@ -335,7 +335,7 @@ def _assemble(
         "architecture": plan.architecture,
         "feature_dim": plan.width,
         "branch": named(root),
-        "branches_left": sorted(named(other) for other in set(found.roots) - {root}),
+        "branches_left": sorted(named(other) for other in set(encoder.roots) - {root}),
         "projector": described,
         "preprocessing": pixels.as_dict(),
         "keys": {
@@ -361,18 +361,18 @@ def untrained(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _account(
-    tensors: Mapping[str, Tensor], used: set[str], projector: Projector | None, found: Found, given: Overrides
+    tensors: Mapping[str, Tensor], used: set[str], projector: Projector | None, encoder: Found, given: Overrides
 ) -> Account:
     """What became of the tensors that are not used; raises InputError for unknown ones that are not allowed."""
-    root, width = found.root, found.plan.width
+    root, width = encoder.root, encoder.plan.width
     broken = projector is not None and bool(projector.problem)
     taken = used | (projector.keys if projector else set())
     places = {tensors[key].data_ptr() for key in taken if tensors[key].numel()}
     rest = [key for key in tensors if key not in taken]
     again = {key for key in rest if tensors[key].data_ptr() in places}
-    again |= {key for alias in found.aliases for key in rest if key.startswith(alias)}
+    again |= {key for alias in encoder.aliases for key in rest if key.startswith(alias)}
     dims = projector.dims if projector and not broken else ()
-    others = [other for other in found.roots if other != root]
+    others = [other for other in encoder.roots if other != root]
     gone = account(rest, tensors, Place(root, others, width, dims, given.projector is not None), again)
     if projector is not None and broken:
         head = projector.prefix.rstrip(".")
@@ -381,7 +381,7 @@ def _account(
         else:
             gone.dropped["projector that cannot be read"] = sorted(projector.keys)
             gone.notes.insert(0, f"the projector {listed([named(projector.prefix)])} is not read: {projector.problem}")
-    heads = [key for key in gone.unknown if re.match(rf"({found.plan.heads})(\.|$)", key.removeprefix(root))]
+    heads = [key for key in gone.unknown if re.match(rf"({encoder.plan.heads})(\.|$)", key.removeprefix(root))]
     if heads:
         gone.dropped["head"] = heads
         gone.unknown = [key for key in gone.unknown if key not in heads]

@@ -34,9 +34,9 @@ def is_named(source: str) -> bool:
     place, colon, name = source.rpartition(":")
     if not colon or not name.isidentifier() or Path(source).exists() or place in ("timm", "torchvision"):
         return False
-    found = PLACE.fullmatch(place)
-    if found is None or found["file"]:
-        return found is not None
+    match = PLACE.fullmatch(place)
+    if match is None or match["file"]:
+        return match is not None
     return not Path(place).exists() and _there(place)
 
 
@@ -104,8 +104,8 @@ def _built(source: str) -> nn.Module:
     place, _, name = source.rpartition(":")
     module = _ran(source, lambda: _file(place) if place.endswith(".py") else _module(place))
     if not hasattr(module, name):
-        there = ", ".join(n for n, value in vars(module).items() if callable(value) and n[0] != "_")
-        raise InputError(f"{source}: {place} has no {name}; it has {there[:200] or 'nothing to call'}")
+        callables = ", ".join(n for n, value in vars(module).items() if callable(value) and n[0] != "_")
+        raise InputError(f"{source}: {place} has no {name}; it has {callables[:200] or 'nothing to call'}")
     made = getattr(module, name)
     if not isinstance(made, nn.Module):
         if not callable(made):

@@ -80,10 +80,10 @@ def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
             sources.append((f"the file's {name}", value.state if isinstance(value, Stub) else value))
         trained = tree.get("lightly_train")
         sources.append(("lightly_train", trained.get("normalize_args") if isinstance(trained, Mapping) else None))
-    found: dict[str, tuple[str, Any]] = {}
+    named: dict[str, tuple[str, Any]] = {}
     for place, source in sources:
-        found |= _named(place, source)
-    return found
+        named |= _named(place, source)
+    return named
 
 
 def _named(place: str, source: Any) -> dict[str, tuple[str, Any]]:
@@ -93,10 +93,10 @@ def _named(place: str, source: Any) -> dict[str, tuple[str, Any]]:
     vision, data = source.get("vision_config"), source.get("data")
     if isinstance(vision, Mapping):
         return {name: (f"{place}: vision_config.{name}", vision[name]) for name in HINTS if name in vision}
-    found = {name: (f"{place}: {name}", source[name]) for name in HINTS if source.get(name) is not None}
-    if isinstance(data, Mapping) and "dataset" not in found:
-        found |= {name: (f"{place}: data.{name}", data[name]) for name in ("dataset",) if name in data}
-    return found
+    named = {name: (f"{place}: {name}", source[name]) for name in HINTS if source.get(name) is not None}
+    if isinstance(data, Mapping) and "dataset" not in named:
+        named |= {name: (f"{place}: data.{name}", data[name]) for name in ("dataset",) if name in data}
+    return named
 
 
 def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
@@ -143,36 +143,36 @@ def _from_file(layout: Preprocessing, clues: Clues) -> tuple[Preprocessing, list
     for name, reader in (("preprocessor_config.json", _huggingface), ("config.json", _timm),
                          ("open_clip_config.json", _open_clip)):  # fmt: skip
         config = clues.configs.get(name)
-        found = reader(Sheet(name, config, clues.given, notes), layout) if isinstance(config, Mapping) else None
-        if found is not None:
-            return found, notes
+        pixels = reader(Sheet(name, config, clues.given, notes), layout) if isinstance(config, Mapping) else None
+        if pixels is not None:
+            return pixels, notes
     mean, std, where = _statistics(clues, notes)
     if mean is not None and std is not None:
-        found = replace(layout, mean=mean, std=std)
-        what = f"resizing is not in the file: {found.resize} px, crop {found.crop} assumed; mean and std {where}"
+        pixels = replace(layout, mean=mean, std=std)
+        what = f"resizing is not in the file: {pixels.resize} px, crop {pixels.crop} assumed; mean and std {where}"
     else:
         habit = next((habit for habit in HABITS if clues.has(habit[0])), None)
-        found = replace(layout, **habit[1]) if habit else layout
+        pixels = replace(layout, **habit[1]) if habit else layout
         what = habit[2] if habit else "ImageNet's mean and std"
-        if not habit and found.mean != IMAGENET_MEAN:
+        if not habit and pixels.mean != IMAGENET_MEAN:
             what = "the layout's mean and std"
-        what = f"preprocessing is not in the file: {found.resize} px, crop {found.crop}, {what} assumed"
+        what = f"preprocessing is not in the file: {pixels.resize} px, crop {pixels.crop}, {what} assumed"
     given = any(getattr(clues.given, name) is not None for name in ("resize", "crop", "interpolation", "mean", "std"))
-    return found, notes if given or clues.given.no_normalize else [*notes, what]
+    return pixels, notes if given or clues.given.no_normalize else [*notes, what]
 
 
 def _statistics(clues: Clues, notes: list[str]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, str]:
     """(mean, std, where they are from) as a file's arguments have them, as numbers or by the data set's name."""
-    found = []
+    statistics = []
     for name, limits in (("mean", MEANS), ("std", STDS)):
         place, value = clues.hint(name)
         numbers = read_text(value)
         if isinstance(numbers, (list, tuple)) and len(numbers) == 3:
-            found.append(triple(place, numbers, limits))
+            statistics.append(triple(place, numbers, limits))
         elif value is not None:  # an argument of this name need not be about pixels
             notes.append(f"{place} is {shown(value)}, not 3 numbers, and was not used")
-    if len(found) == 2:
-        return found[0], found[1], "from the file"
+    if len(statistics) == 2:
+        return statistics[0], statistics[1], "from the file"
     name = re.sub(r"[^a-z0-9]", "", (clues.word("dataset") or "")[:NAME_LIMIT].lower())
     if name in DATASETS:
         means, supcon, solo = DATASETS[name]
@@ -200,11 +200,11 @@ class Sheet:
 
     def statistics(self, mean: str, std: str, default: Preprocessing) -> dict[str, Any]:
         """Mean and std, or those of the default."""
-        own = {"mean": (mean, MEANS), "std": (std, STDS)}
+        keys = {"mean": (mean, MEANS), "std": (std, STDS)}
         absent = self.given.no_normalize
-        found = {name: None if absent or getattr(self.given, name) else self(triple, key, limits)
-                 for name, (key, limits) in own.items()}  # fmt: skip
-        return {name: value or getattr(default, name) for name, value in found.items()}
+        values = {name: None if absent or getattr(self.given, name) else self(triple, key, limits)
+                 for name, (key, limits) in keys.items()}  # fmt: skip
+        return {name: value or getattr(default, name) for name, value in values.items()}
 
     def side(self, key: str) -> int | None:
         """Pixels, unless the caller gave both sizes."""

@@ -56,10 +56,10 @@ def find(
             raise InputError(
                 f"no projector at {shown(wanted)}; there are {listed(sorted(_groups(free, root))) or 'none'}"
             )
-        found = read({key: free[key] for key in keys}, wanted.rstrip(".") + ".", width, layers, tensors)
-        if found.problem:
-            raise InputError(f"projector {listed([found.prefix])}: {found.problem}")
-        return found
+        projector = read({key: free[key] for key in keys}, wanted.rstrip(".") + ".", width, layers, tensors)
+        if projector.problem:
+            raise InputError(f"projector {listed([projector.prefix])}: {projector.problem}")
+        return projector
     groups = _groups(free, root)
     # A projector that no branch's name is on belongs to the branch for which there is none.
     mine = {prefix: group for prefix, group in groups.items() if _branch(prefix) == _branch(root)} or groups
@@ -122,22 +122,22 @@ def read(
     parts: Mapping[str, Tensor], prefix: str, width: int, layers: int | None, everything: Mapping[str, Tensor]
 ) -> Projector:
     """Read a chain; `problem` says why it cannot be, in the place of an InputError."""
-    found = Projector(prefix, set(parts))
+    projector = Projector(prefix, set(parts))
     try:
         modules = _modules(parts, prefix, layers)
         dino, msn = (
             any("last_layer" in key for key in everything),
             any(key.startswith(f"{prefix}fc3.") for key in parts),
         )
-        found.chain = _chain(modules, nn.GELU if dino or msn else nn.ReLU, prefix).eval()
-        linear = [layer for layer in found.chain if isinstance(layer, nn.Linear)]
-        found.dims = [linear[0].in_features, *(layer.out_features for layer in linear)]
-        if found.dims[0] != width:
-            found.problem = f"takes {found.dims[0]}, the encoder gives {width}"
-            found.dims = []
+        projector.chain = _chain(modules, nn.GELU if dino or msn else nn.ReLU, prefix).eval()
+        linear = [layer for layer in projector.chain if isinstance(layer, nn.Linear)]
+        projector.dims = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        if projector.dims[0] != width:
+            projector.problem = f"takes {projector.dims[0]}, the encoder gives {width}"
+            projector.dims = []
     except InputError as error:
-        found.problem = str(error)
-    return found
+        projector.problem = str(error)
+    return projector
 
 
 Named = list[tuple[str, dict[str, Tensor]]]
@@ -150,7 +150,7 @@ def _modules(parts: Mapping[str, Tensor], prefix: str, layers: int | None) -> Na
         name, _, leaf = key.removeprefix(prefix).rpartition(".")
         modules.setdefault(name, {})[leaf] = tensor
     if layers == 2:
-        modules = {name: own for name, own in modules.items() if not re.match(r"layer2(\.|$)", name)}
+        modules = {name: tensors for name, tensors in modules.items() if not re.match(r"layer2(\.|$)", name)}
     ordered = sorted(modules.items(), key=lambda item: (_place(item[0]), "running_mean" in item[1]))
     # OpenMMLab's SwAV names one norm twice.
     ordered = [item for item in ordered if not (item[0] == "norm" and len(modules) > 1)]
@@ -167,8 +167,8 @@ def _place(name: str) -> tuple[int, ...]:
 def _chain(modules: Named, activation: type[nn.Module], prefix: str) -> nn.Sequential:
     chain: list[nn.Module] = []
     size = None
-    for index, (name, own) in enumerate(modules):
-        layer = _layer(own, prefix)
+    for index, (name, tensors) in enumerate(modules):
+        layer = _layer(tensors, prefix)
         inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.num_features
         if size not in (None, inputs):
             raise InputError(f"a layer gives {size}, the next takes {inputs}")
@@ -188,18 +188,18 @@ def _adjacent(before: str, name: str) -> bool:
     return above == other and last.isdigit() and first.isdigit() and int(first) == int(last) + 1
 
 
-def _layer(own: Mapping[str, Tensor], prefix: str) -> nn.Linear | nn.BatchNorm1d:
+def _layer(tensors: Mapping[str, Tensor], prefix: str) -> nn.Linear | nn.BatchNorm1d:
     layer: nn.Linear | nn.BatchNorm1d
-    if "running_mean" in own:
-        layer = nn.BatchNorm1d(len(own["running_mean"]), affine="weight" in own)
-    elif "weight" in own and own["weight"].ndim == 2:
-        layer = nn.Linear(own["weight"].shape[1], own["weight"].shape[0], bias="bias" in own)
+    if "running_mean" in tensors:
+        layer = nn.BatchNorm1d(len(tensors["running_mean"]), affine="weight" in tensors)
+    elif "weight" in tensors and tensors["weight"].ndim == 2:
+        layer = nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0], bias="bias" in tensors)
     else:
-        raise InputError(f"{listed(own)} of {listed([prefix])} is neither linear nor batch norm")
-    for name, tensor in own.items():
+        raise InputError(f"{listed(tensors)} of {listed([prefix])} is neither linear nor batch norm")
+    for name, tensor in tensors.items():
         if problem := unusable(name, tensor, torch.int64 if name == "num_batches_tracked" else torch.float32):
             raise InputError(f"{shown(name)} {problem}")
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in own.items()}
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     try:
         layer.load_state_dict({**layer.state_dict(), **state})
     except RuntimeError as error:

@@ -82,18 +82,18 @@ def dense(weights: Weights) -> Weights:
     """
     if not any(name.endswith(".kernel") for name in weights.tensors):
         return weights
-    found = weights.renamed(((r"\.kernel$", ".weight"), (r"\.(ln|linear)\.(weight|bias)$", r".\2")))
+    renamed = weights.renamed(((r"\.kernel$", ".weight"), (r"\.(ln|linear)\.(weight|bias)$", r".\2")))
     for name in [name for name in weights.tensors if name.endswith(".kernel")]:
         tensor = weights.tensors[name] if weights.tensors[name].ndim == 3 else weights.tensors[name][:, None]
         side = isqrt(len(tensor))
         if side * side != len(tensor) or tensor.ndim != 3:
             raise InputError(f"{shown(name)} is {tuple(tensor.shape)}, no square kernel")
         usual = tensor.unflatten(0, (side, side)).permute(3, 2, 1, 0)
-        found.tensors[f"{name.removesuffix('kernel')}weight"] = usual
+        renamed.tensors[f"{name.removesuffix('kernel')}weight"] = usual
         bias = f"{name.removesuffix('kernel')}bias"
-        if bias in found.tensors:
-            found.tensors[bias] = found.tensors[bias].flatten()
-    return found
+        if bias in renamed.tensors:
+            renamed.tensors[bias] = renamed.tensors[bias].flatten()
+    return renamed
 
 
 def plan_huggingface_convnext(weights: Weights, clues: Clues) -> Plan:

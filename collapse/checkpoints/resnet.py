@@ -209,8 +209,8 @@ def plan_clip(weights: Weights, clues: Clues) -> Plan:
 
 def infer_clip(weights: Weights) -> list[tuple[int, int]]:
     """(blocks, output width) of each stage."""
-    found = []
+    stages = []
     for stage in range(1, 5):
         indices = {m[1] for n in weights.tensors if (m := re.match(rf"layer{stage}\.(\d+)\.", n))}
-        found.append((len(indices), weights.shape(f"layer{stage}.0.conv3.weight", 4)[0]))
-    return found
+        stages.append((len(indices), weights.shape(f"layer{stage}.0.conv3.weight", 4)[0]))
+    return stages

@@ -201,17 +201,17 @@ def _reading(folder: Path, name: str, clues: Clues) -> Reading:
             what = "the mean of its pieces" if mode == "mean" else "its last piece"
             clues.notes.append(f"no modules.json says what a text's vector is: {what} is taken; see pool=")
         return Reading([mode], [], {}, ["Transformer"])
-    found = Reading([], [], {}, [])
+    reading = Reading([], [], {}, [])
     after, names = list[Any](), list[str]()
     for entry in _modules(folder):
-        names.append(_read_module(folder, entry, found, after))
+        names.append(_read_module(folder, entry, reading, after))
     if names[:1] != ["Transformer"] or names.count("Pooling") != 1 or names[1] != "Pooling":
         raise InputError(f"modules.json: {' -> '.join(names)}, expected Transformer -> Pooling and what follows")
-    found.after, found.names = after, names
-    if given is not None and [given] != list(found.modes):
-        clues.notes.append(f"pooled by pool={clues.given.pool}, not as 1_Pooling says ({_said(found.modes)})")
-        found.modes = [given]
-    return found
+    reading.after, reading.names = after, names
+    if given is not None and [given] != list(reading.modes):
+        clues.notes.append(f"pooled by pool={clues.given.pool}, not as 1_Pooling says ({_said(reading.modes)})")
+        reading.modes = [given]
+    return reading
 
 
 def _modules(folder: Path) -> list[Mapping[str, Any]]:
@@ -221,14 +221,14 @@ def _modules(folder: Path) -> list[Mapping[str, Any]]:
     return entries
 
 
-def _read_module(folder: Path, entry: Mapping[str, Any], found: Reading, after: list[Any]) -> str:
-    """The name of a module; what it says goes into `found`."""
+def _read_module(folder: Path, entry: Mapping[str, Any], reading: Reading, after: list[Any]) -> str:
+    """The name of a module; what it says goes into `reading`."""
     name = str(text("modules.json: type", entry.get("type")) or "").rpartition(".")[2]
     below = text("modules.json: path", entry.get("path")) or ""
     if name == "Pooling":
-        found.modes = _modes(folders.json_of(folders.inside(folder, below) / "config.json", dict))
+        reading.modes = _modes(folders.json_of(folders.inside(folder, below) / "config.json", dict))
     elif name == "Dense":
-        after.append(_dense(folders.inside(folder, below), len(after), found.tensors))
+        after.append(_dense(folders.inside(folder, below), len(after), reading.tensors))
     elif name == "Normalize":
         after.append(None)
     elif name not in ("Transformer", "Dropout"):
@@ -306,10 +306,10 @@ def _length(config: Any, settings: Mapping[str, Any], wishes: Mapping[str, Any],
     wished = whole_number("sentence_bert_config.json: max_seq_length", wishes.get("max_seq_length"), 1, LONGEST)
     most = settings.get("model_max_length")
     most = int(most) if isinstance(most, (int, float)) and 0 < most <= LONGEST else None
-    found = [n for n in (wished or most, positions) if n is not None]
-    if not found:
+    limits = [n for n in (wished or most, positions) if n is not None]
+    if not limits:
         clues.notes.append(f"nothing says how long a text may be: {USUAL_LENGTH} pieces are read")
-    return min(found, default=USUAL_LENGTH)
+    return min(limits, default=USUAL_LENGTH)
 
 
 def _end_marked(tokenizer: Any, settings: Mapping[str, Any]) -> None:

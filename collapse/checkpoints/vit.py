@@ -288,9 +288,9 @@ def _tokens_and_blocks(weights: Weights, clues: Clues, eps: float, swiglu: bool)
 def _attention_pool(weights: Weights, clues: Clues) -> str:
     """The activation of a SigLIP (arXiv 2303.15343), which pools by attention; its one matrix becomes timm's two."""
     for kind in ("weight", "bias"):
-        if (whole := weights.tensors.pop(f"attn_pool.in_proj.{kind}", None)) is not None:
-            dim, keys = len(whole) // 3, weights.keys.pop(f"attn_pool.in_proj.{kind}")
-            weights.tensors |= {f"attn_pool.q.{kind}": whole[:dim], f"attn_pool.kv.{kind}": whole[dim:]}
+        if (fused := weights.tensors.pop(f"attn_pool.in_proj.{kind}", None)) is not None:
+            dim, keys = len(fused) // 3, weights.keys.pop(f"attn_pool.in_proj.{kind}")
+            weights.tensors |= {f"attn_pool.q.{kind}": fused[:dim], f"attn_pool.kv.{kind}": fused[dim:]}
             weights.keys |= {f"attn_pool.{part}.{kind}": keys for part in ("q", "kv")}
     if clues.given.activation or clues.given.pool:
         raise InputError("a SigLIP, which has one activation and pools by attention; leave activation= and pool= out")
