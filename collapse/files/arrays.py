@@ -105,13 +105,13 @@ def _of_folder(folder: Path, key: str | None, most: float | None, entry: dict[st
     names, digests = _parts_of(folder), dict[str, str]()
     entry["warnings"] = [f"{len(names)} files of {folder} are read as one array, {names[0]} to {names[-1]}"]
     yield _one_by_one(folder, names, key, most, digests)
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in names:
         if name not in digests:  # nobody wanted its rows
             with opened(folder / name) as file:
                 digests[name] = file.sha256()
-        whole.update(f"{name} {digests[name]}\n".encode("utf-8", "surrogateescape"))
-    entry["sha256"] = whole.hexdigest()
+        digest.update(f"{name} {digests[name]}\n".encode("utf-8", "surrogateescape"))
+    entry["sha256"] = digest.hexdigest()
 
 
 def _one_by_one(

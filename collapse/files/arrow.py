@@ -45,20 +45,20 @@ def messages(source: Descriptor) -> list[Message]:
     place = len(FILE) if source.read(0, min(8, source.size)) == FILE else 0
     if source.read(0, 4) == FEATHER_1:
         raise InputError(f"{source.path}: feather of version 1; write it again with version=2")
-    found: list[Message] = []
+    result: list[Message] = []
     with reading(source.path, "Arrow"):
-        while place + 8 <= source.size and len(found) < limits.ENTRIES:
+        while place + 8 <= source.size and len(result) < limits.ENTRIES:
             mark, length = struct.unpack("<4si", source.read(place, 8))
             if mark != STREAM or length < 0:
                 raise ValueError("no message where one should be")
             if not length:
                 break
             message = _message(source, place, length)
-            found.append(message)
+            result.append(message)
             place += message.size
-        if not found or found[0].kind != SCHEMA:
+        if not result or result[0].kind != SCHEMA:
             raise ValueError("no schema at its beginning")
-    return found
+    return result
 
 
 def _message(source: Descriptor, start: int, length: int) -> Message:
@@ -134,12 +134,12 @@ def open_arrow(
     """
     ipc = library(source.path, "pyarrow.ipc", "parquet")
     types = library(source.path, "pyarrow.types", "parquet")
-    found = messages(source)
-    check_unpacked(str(source.path), sum(message.unpacked for message in found), source.size, most)
+    all_messages = messages(source)
+    check_unpacked(str(source.path), sum(message.unpacked for message in all_messages), source.size, most)
     with reading(source.path, "Arrow"):
-        reader = ipc.open_stream(File(source.window(found[0].start, source.size - found[0].start)))
+        reader = ipc.open_stream(File(source.window(all_messages[0].start, source.size - all_messages[0].start)))
         columns = columns_of_schema(types, source.path, reader.schema, key, notes)
-    rows = sum(message.rows for message in found if message.kind == BATCH)
+    rows = sum(message.rows for message in all_messages if message.kind == BATCH)
     yield blocks_of(source.path, types, _batches(reader, columns), rows, "Arrow")
 
 

@@ -51,10 +51,10 @@ def read(path: Path) -> Contents:
         return _read_dcp(path)
     if (path / "latest").is_file() or any(path.glob("*mp_rank_*")):
         raise InputError(f"{path}: a DeepSpeed folder; run its zero_to_fp32.py and give the file that it writes")
-    found = [name for name in WEIGHTS if (path / name).is_file()]
-    if not found:
+    names = [name for name in WEIGHTS if (path / name).is_file()]
+    if not names:
         raise InputError(f"{path}: a folder without a checkpoint ({', '.join(WEIGHTS)} or .metadata); give the file")
-    weights = path / found[0]
+    weights = path / names[0]
     contents = _read_shards(weights) if weights.suffix == ".json" else containers.read(weights)
     contents.configs = _configs(path)
     contents.container = f"folder of {contents.container}"
@@ -78,14 +78,14 @@ def _only_checkpoint(path: Path) -> bool:
 
 
 def _configs(folder: Path, names: Sequence[str] = CONFIGS) -> dict[str, Any]:
-    found = {name: json_of(folder / name, dict) for name in names if (folder / name).is_file()}
+    configs = {name: json_of(folder / name, dict) for name in names if (folder / name).is_file()}
     if (
         "preprocessor_config.json" in names
-        and "preprocessor_config.json" not in found
+        and "preprocessor_config.json" not in configs
         and (folder / OF_CLIPS).is_file()
     ):
-        found["preprocessor_config.json"] = json_of(folder / OF_CLIPS, dict)
-    return found
+        configs["preprocessor_config.json"] = json_of(folder / OF_CLIPS, dict)
+    return configs
 
 
 def json_of(path: Path, kind: type) -> Any:
@@ -155,11 +155,11 @@ def _check_size(index: Path, metadata: Any, tree: Mapping[str, Any]) -> None:
     """
     declared = metadata.get("total_size") if isinstance(metadata, Mapping) else None
     tensors = [value for value in tree.values() if hasattr(value, "untyped_storage")]
-    found = sum(t.numel() * t.element_size() for t in tensors)
+    total = sum(t.numel() * t.element_size() for t in tensors)
     once = sum({t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
-    if type(declared) in (int, float) and not once <= declared <= found:
+    if type(declared) in (int, float) and not once <= declared <= total:
         raise InputError(
-            f"{index}: says that the tensors take {declared:.0f} bytes, and the shards hold {found}: one of them is "
+            f"{index}: says that the tensors take {declared:.0f} bytes, and the shards hold {total}: one of them is "
             "of another save; fetch them again, or take total_size out of the index"
         )
 
@@ -237,13 +237,13 @@ class _Parts:
             raise self._wrong(f"tensor {name!r} {size} is not whole; are all .distcp files there?")
         if len(parts) == 1:
             return parts[0]
-        whole, covered = torch.empty(size, dtype=parts[0].dtype), torch.zeros(size, dtype=torch.bool)
+        tensor, covered = torch.empty(size, dtype=parts[0].dtype), torch.zeros(size, dtype=torch.bool)
         for part, (offset, sizes) in zip(parts, boxes, strict=True):
             box = tuple(slice(start, start + length) for start, length in zip(offset, sizes, strict=True))
-            if whole[box].shape != part.shape or bool(covered[box].any()):
+            if tensor[box].shape != part.shape or bool(covered[box].any()):
                 raise self._wrong(f"the parts of tensor {name!r} overlap or leave its shape {size}")
-            whole[box], covered[box] = part, True
-        return whole
+            tensor[box], covered[box] = part, True
+        return tensor
 
     def _wrong(self, what: str) -> InputError:
         return InputError(f"{self.folder}: {what}")

@@ -37,10 +37,10 @@ def open_hdf5(
             file = h5py.File(File(source), "r")
         try:
             with reading(path, "HDF5"):
-                found = _datasets(h5py, file, path)
-                found = {name: data for name, data in found.items() if not (columns and name.startswith("#"))}
-                name = choose(path, list(found), key)
-                where, data = f"{path}: dataset {name!r}", found[name]
+                datasets = _datasets(h5py, file, path)
+                datasets = {name: data for name, data in datasets.items() if not (columns and name.startswith("#"))}
+                name = choose(path, list(datasets), key)
+                where, data = f"{path}: dataset {name!r}", datasets[name]
                 step = _checked(h5py, data, where, source.size, most)
                 if columns:
                     check_memory(where, 2 * data.nbytes, "a matrix of MATLAB, which is stored by columns,")
@@ -64,7 +64,7 @@ def _no_plugins(places: Any) -> Iterator[None]:
 
 
 def _datasets(h5py: Any, file: Any, path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     seen = 0
 
     def visit(name: str, item: Any) -> None:
@@ -73,10 +73,10 @@ def _datasets(h5py: Any, file: Any, path: Path) -> dict[str, Any]:
         if seen > limits.NODES:
             raise InputError(f"{path}: over {limits.NODES} groups and datasets; refused")
         if isinstance(item, h5py.Dataset):
-            found[name] = item
+            datasets[name] = item
 
     file.visititems(visit)
-    return found
+    return datasets
 
 
 def _checked(h5py: Any, data: Any, where: str, size: int, most: float | None) -> int:
@@ -110,16 +110,16 @@ def _check_chunks(data: Any, where: str, optional: list[bool]) -> int:
     """Bytes that the chunks take. Raises InputError: one is missing, or did not pass a filter that it must."""
     if any(most is not None and size > most for size, most in zip(data.chunks, data.maxshape, strict=True)):
         raise InputError(f"{where}: damaged: chunks of {data.chunks} in a shape {data.shape}; fetch the file again")
-    found: dict[tuple[int, ...], Any] = {}
-    data.id.chunk_iter(lambda chunk: found.update({chunk.chunk_offset: chunk}))
-    stored = sum(chunk.size for chunk in found.values())
+    chunks: dict[tuple[int, ...], Any] = {}
+    data.id.chunk_iter(lambda chunk: chunks.update({chunk.chunk_offset: chunk}))
+    stored = sum(chunk.size for chunk in chunks.values())
     for place in _places(data, 0, data.shape[0]):
-        if place not in found:
+        if place not in chunks:
             raise InputError(
                 f"{where}: declares {data.nbytes} bytes and has {stored}: the chunk at {place} was never written; "
                 "is the file whole?"
             )
-        mask = found[place].filter_mask
+        mask = chunks[place].filter_mask
         if mask >> len(optional) or any(mask >> bit & 1 and not may for bit, may in enumerate(optional)):
             raise InputError(f"{where}: the chunk at {place} is damaged; fetch the file again")
     return stored

@@ -41,9 +41,9 @@ def open_mat(source: Descriptor, key: str | None, most: float | None) -> Iterato
     """
     with reading(source.path, "MAT"):
         order = {b"IM": "<", b"MI": ">"}[source.read(126, 2)]
-        found = dict(_matrices(source, order))
-    name = choose(source.path, list(found), key)
-    matrix, where = found[name], f"{source.path}: matrix {name!r}"
+        matrices = dict(_matrices(source, order))
+    name = choose(source.path, list(matrices), key)
+    matrix, where = matrices[name], f"{source.path}: matrix {name!r}"
     check_shape(where, matrix.shape, matrix.dtype.kind, matrix.dtype)
     size = math.prod(matrix.shape) * matrix.dtype.itemsize
     check_unpacked(where, size, matrix.size, most)
@@ -63,9 +63,9 @@ def _matrices(source: Descriptor, order: str) -> Iterator[tuple[str, Matrix]]:
             raise ValueError(f"an element of kind {kind} with {size} bytes")
         start, packed = place + 8, kind == _PACKED
         head = _element(source, Matrix(start, size, packed, (), np.dtype("u1"), 0), _HEAD)
-        found = _about(head, order)
-        if found is not None:
-            name, shape, dtype, offset = found
+        described = _about(head, order)
+        if described is not None:
+            name, shape, dtype, offset = described
             yield name, Matrix(start, size, packed, shape, dtype, offset)
         place = start + size
 

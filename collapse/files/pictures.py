@@ -81,8 +81,8 @@ def kind_of(head: bytes, name: str = "") -> str | None:
 
     TGA alone has nothing that it begins with: it is recognised by the ending of `name`.
     """
-    found = next((kind for kind, reader in KINDS.items() if reader.magic and reader.magic.match(head)), None)
-    return found or ("TGA" if name.lower().endswith(".tga") else None)
+    recognised = next((kind for kind, reader in KINDS.items() if reader.magic and reader.magic.match(head)), None)
+    return recognised or ("TGA" if name.lower().endswith(".tga") else None)
 
 
 def decode(contents: bytes, path: str, most: int = limits.PIXELS) -> Image.Image | NDArray:
@@ -197,9 +197,9 @@ def _webp_canvas(contents: bytes, most: int) -> bytes:
 
 def _few_tiles(contents: bytes, most: int) -> bytes:
     """OpenJPEG allocates every tile and component that a JPEG 2000 declares as it reads the header."""
-    for found in re.finditer(rb"\xff\x4f\xff\x51", contents):
+    for match in re.finditer(rb"\xff\x4f\xff\x51", contents):
         _, _, x, y, left, top, width, height, x0, y0, components = struct.unpack_from(
-            ">HHIIIIIIIIH", contents, found.end()
+            ">HHIIIIIIIIH", contents, match.end()
         )
         _within((x - left, y - top), most)
         tiles = -((x0 - x) // max(1, width)) * -((y0 - y) // max(1, height))

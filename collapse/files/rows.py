@@ -84,9 +84,9 @@ def check_unpacked(where: str, declared: int, stored: int, most: float | None) -
 
 def check_memory(where: str, needed: int, what: str, hint: str = "") -> None:
     """Raise InputError if there is less memory than `what` takes; hint: what to do, after a semicolon."""
-    there = limits.memory()
-    if needed > there:
-        raise InputError(f"{where}: {what} takes {_gib(needed)} of memory and there are {_gib(there)}{hint}")
+    available = limits.memory()
+    if needed > available:
+        raise InputError(f"{where}: {what} takes {_gib(needed)} of memory and there are {_gib(available)}{hint}")
 
 
 def _gib(size: int) -> str:

@@ -58,12 +58,12 @@ def lines(source: Descriptor) -> Iterator[str]:
     while place < source.size or rest:
         part = source.read(place, min(1 << 20, source.size - place)) if place < source.size else b""
         place += len(part)
-        *whole, rest = (rest + part).split(b"\n")
+        *complete, rest = (rest + part).split(b"\n")
         if not part:
-            whole, rest = [rest], b""
-        if max(map(len, (*whole, rest))) > limits.LINE:
+            complete, rest = [rest], b""
+        if max(map(len, (*complete, rest))) > limits.LINE:
             raise InputError(f"{source.path}: a line of over {limits.LINE} bytes; refused")
-        for line in whole:
+        for line in complete:
             try:
                 yield line.decode("utf-8-sig" if place == len(part) else "utf-8").rstrip("\r")
             except UnicodeDecodeError as error:
@@ -112,16 +112,16 @@ def _lists(source: Descriptor, key: str | None) -> Iterator[tuple[int, list[Any]
         if not line.strip():
             continue
         try:
-            found = dict(_vectors(json.loads(line)))
+            lists = dict(_vectors(json.loads(line)))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {number}: is no JSON") from error
         if place is None:
-            if not found:
+            if not lists:
                 raise InputError(f"{path}: line {number}: holds no list of numbers")
-            place = choose(path, list(found), None)
-        if place not in found:
-            raise InputError(f"{path}: line {number}: has no list of numbers at {place!r}; there are {list(found)[:5]}")
-        yield number, found[place]
+            place = choose(path, list(lists), None)
+        if place not in lists:
+            raise InputError(f"{path}: line {number}: has no list of numbers at {place!r}; there are {list(lists)[:5]}")
+        yield number, lists[place]
 
 
 def _float(number: float) -> float:

@@ -37,14 +37,14 @@ def members(source: Descriptor) -> tuple[list[Member], list[str]]:
     Raises InputError: compressed, damaged (a checksum, a size), truncated, a sparse file, two files of one name, over
     `limits.ENTRIES` entries.
     """
-    found: dict[str, Member] = {}
+    files: dict[str, Member] = {}
     links: list[str] = []
     said: dict[str, str] = {}  # what a header said of the next member, by pax's names
     place = 0
     for _ in range(limits.ENTRIES):
         block = source.read(place, BLOCK)
         if block == bytes(BLOCK):
-            return list(found.values()), links
+            return list(files.values()), links
         name, size, kind = _header(source, block, place)
         start, place = place + BLOCK, place + BLOCK + -(-size // BLOCK) * BLOCK
         if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
@@ -56,10 +56,10 @@ def members(source: Descriptor) -> tuple[list[Member], list[str]]:
         if "size" in said and kind not in _EMPTY:
             size = _decimal(source, said["size"])
             place = start + -(-size // BLOCK) * BLOCK
-        if name in found:
+        if name in files:
             raise InputError(f"{source.path}: two files are called {name!r}; refused, make the tar anew")
         if kind in _FILES and not name.endswith("/"):
-            found[name] = Member(name, start, size)
+            files[name] = Member(name, start, size)
         elif kind in b"12":
             links.append(name)
         said = {}
@@ -106,12 +106,12 @@ def _extension(source: Descriptor, kind: bytes, start: int, size: int) -> dict[s
         return {"path": _text(data.partition(b"\0")[0])} if kind == _LONG_NAME else {}
     said, place = {}, 0
     while place < len(data):  # LENGTH KEY=VALUE\n
-        found = _PAX_LENGTH.match(data, place)
-        length = int(found[1]) if found else 0
+        match = _PAX_LENGTH.match(data, place)
+        length = int(match[1]) if match else 0
         key, equals, value = data[place : place + length].partition(b"=")
-        if not found or not equals or not value.endswith(b"\n") or place + length > len(data):
+        if not match or not equals or not value.endswith(b"\n") or place + length > len(data):
             raise InputError(f"{source.path}: a damaged pax header at byte {start}; fetch the file again")
-        said[_text(key[len(found[0]) :])] = _text(value[:-1])
+        said[_text(key[len(match[0]) :])] = _text(value[:-1])
         place += length
     # A global header is about all members: no name or size of one, but whether they are sparse.
     return said if kind == _PAX else {key: said[key] for key in said if key.startswith("GNU.sparse")}

@@ -50,34 +50,34 @@ def read(source: str | os.PathLike, limit: int | None = None) -> Texts:
         raise InputError(f"{path}: is no file of texts; give {', '.join(ENDINGS)}, as texts.txt or reviews.csv:review")
     if ends == ".txt" and key is not None:
         raise InputError(f"{path}: holds one text a line, and no {key[:80]!r}")
-    found = Texts(path)
+    texts = Texts(path)
     with opened(path) as file:
         if file.size > limits.TEXTS:
             raise InputError(f"{path}: {file.size} bytes of text, at most {limits.TEXTS} are read; give a part of it")
         for number, text in _KINDS[ends](file, key):
             if text.strip():
-                found.texts.append(text)
-                found.lines.append(number)
+                texts.texts.append(text)
+                texts.lines.append(number)
             else:
-                found.blank.append(number)
-            if limit is not None and len(found.texts) >= limit:
+                texts.blank.append(number)
+            if limit is not None and len(texts.texts) >= limit:
                 break
-    if not found.texts:
+    if not texts.texts:
         raise InputError(f"{path}: holds no text")
-    return found
+    return texts
 
 
 def read_lists(source: str | os.PathLike) -> list[list[str]]:
     """The lists of texts of a file of JSON lines. Raises InputError: no such file, a line that is no such list."""
-    path, found = Path(source), list[list[str]]()
+    path, lists = Path(source), list[list[str]]()
     with opened(path) as file:
         if file.size > limits.TEXTS:
             raise InputError(f"{path}: {file.size} bytes of text, at most {limits.TEXTS} are read; give a part of it")
         for number, value in _values(file):
             if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
                 raise InputError(f'{path}: line {number}: {_kind(value)}, expected a list, as ["one view", "another"]')
-            found.append(value)
-    return found
+            lists.append(value)
+    return lists
 
 
 def _plain(file: Descriptor, key: str | None) -> Iterator[tuple[int, str]]:
@@ -139,11 +139,11 @@ def _columns(file: Descriptor, key: str | None) -> Iterator[tuple[int, str]]:
 
 def _chosen(path: Path, names: list[str]) -> str:
     """The field or column that holds the texts, where nobody says."""
-    found = [name for name in USUAL if name in names] or names
-    if len(found) != 1:
+    candidates = [name for name in USUAL if name in names] or names
+    if len(candidates) != 1:
         listed = f"{names[:8]}" if names else "none that holds a text"
         raise InputError(f"{path}: which holds the texts? name it, as {path.name}:NAME; there are {listed}")
-    return found[0]
+    return candidates[0]
 
 
 _KINDS = {".txt": _plain, ".jsonl": _objects, ".csv": _columns, ".tsv": _columns}

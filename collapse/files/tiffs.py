@@ -110,10 +110,10 @@ def pages(read: Read, size: int) -> Iterator[Page]:
 
 def several(contents: bytes) -> bool:
     """Whether a TIFF holds further pages of the size of its first, reduced copies and masks aside."""
-    found = pages(lambda start, size: contents[start : start + size], len(contents))
+    all_pages = pages(lambda start, size: contents[start : start + size], len(contents))
     try:
-        first = next(found, None)
-        return first is not None and any(page.size == first.size and not page.reduced for page in found)
+        first = next(all_pages, None)
+        return first is not None and any(page.size == first.size and not page.reduced for page in all_pages)
     except (InputError, KeyError, struct.error):
         return False
 
@@ -174,8 +174,10 @@ def bands(page: Page, read: Read, most: int, grey: Callable[[bytes], NDArray]) -
     tags |= {tag: (3, (value,)) for tag, value in ((SAMPLES, 1), (BITS, 8), (PHOTOMETRIC, 1), (PLANAR, 1))}
     tags |= {tag: (4, (value * step * kind.itemsize,)) for tag, value in wide.items()}
     parts = _apart(tags, count) if apart else iter([tags])
-    found = [_undone(grey(alone(Page(page.order, part), read, most)), kind, predictor, across, step) for part in parts]
-    return np.concatenate(found, axis=2)[:, : page.size[0], : count - page.alpha]
+    channels = [
+        _undone(grey(alone(Page(page.order, part), read, most)), kind, predictor, across, step) for part in parts
+    ]
+    return np.concatenate(channels, axis=2)[:, : page.size[0], : count - page.alpha]
 
 
 def _kind(page: Page) -> np.dtype:
@@ -195,11 +197,11 @@ def _apart(
     """The tags of each channel, whose strips or tiles follow those of the one before."""
     stored = [tag for tag in (OFFSETS, SIZES, TILE_OFFSETS, TILE_SIZES) if tag in tags]
     for channel in range(count):
-        own = {}
+        channel_tags = {}
         for tag in stored:
             each = len(tags[tag][1]) // count
-            own[tag] = tags[tag][0], tags[tag][1][channel * each : (channel + 1) * each]
-        yield {**tags, **own}
+            channel_tags[tag] = tags[tag][0], tags[tag][1][channel * each : (channel + 1) * each]
+        yield {**tags, **channel_tags}
 
 
 def _undone(octets: NDArray, kind: np.dtype, predictor: int, across: int, channels: int) -> NDArray:

@@ -93,16 +93,16 @@ def _tensors(tree: Mapping[Any, Any], above: str = "", depth: int = 0) -> dict[s
     """The tensors of mappings in mappings, and lists of numbers as tensors, by names with dots between."""
     import torch
 
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{above}{key}"
         if isinstance(value, torch.Tensor):
-            found[name] = value
+            tensors[name] = value
         elif isinstance(value, Mapping) and depth < 9:
-            found |= _tensors(value, f"{name}.", depth + 1)
+            tensors |= _tensors(value, f"{name}.", depth + 1)
         elif (rows := _rows_of(value)) is not None:
-            found[name] = rows
-    return found
+            tensors[name] = rows
+    return tensors
 
 
 def _rows_of(value: Any) -> Any:
@@ -127,8 +127,8 @@ def _parts(tree: Any) -> list[Any]:
     if isinstance(tree, Mapping) and (rows := _rows_of(parts)) is not None and len(parts) > 1:
         return [rows]
     axes = {part.ndim for part in parts if isinstance(part, torch.Tensor)}
-    whole = all(isinstance(part, torch.Tensor) and part.ndim in (1, 2) and len(part) for part in parts)
-    alike = whole and len(axes) == 1 and len({part.shape[-1] for part in parts}) == 1
+    of_tensors = all(isinstance(part, torch.Tensor) and part.ndim in (1, 2) and len(part) for part in parts)
+    alike = of_tensors and len(axes) == 1 and len({part.shape[-1] for part in parts}) == 1
     rows = axes == {1} or not isinstance(tree, Mapping)
     return list(parts) if alike and rows and len(parts) > 1 and parts[0].shape[-1] > 1 else []
 

@@ -48,12 +48,14 @@ def open_zarr(path: Path, key: str | None, most: float | None) -> Iterator[Itera
     zarr = library(path, "zarr", "zarr")
     if tuple(int(part) for part in re.findall(r"\d+", zarr.__version__)[:2]) < (3, 1):
         raise InputError(f"{path}: wants zarr 3.1 or later, and {zarr.__version__} is installed; pip install -U zarr")
-    found = _arrays(path)
-    if "." in found:
+    arrays = _arrays(path)
+    if "." in arrays:
         no_key(path, key)
-    name = "." if "." in found else choose(path, list(found), key)
+    name = "." if "." in arrays else choose(path, list(arrays), key)
     with reading(path, "zarr"):
-        array = _version2(path / name, found[name]) if "chunks" in found[name] else _version3(path / name, found[name])
+        array = (
+            _version2(path / name, arrays[name]) if "chunks" in arrays[name] else _version3(path / name, arrays[name])
+        )
     yield array.blocks(zarr, array.check(most))
 
 
@@ -68,7 +70,7 @@ def _json(path: Path) -> Any:
 
 def _arrays(root: Path) -> dict[str, Any]:
     """The descriptions of all arrays by their names below `root`, which is "." for `root` itself."""
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     waiting, seen = [root], 0
     while waiting:
         folder, seen = waiting.pop(), seen + 1
@@ -76,11 +78,11 @@ def _arrays(root: Path) -> dict[str, Any]:
             raise InputError(f"{root}: over {limits.NODES} folders; refused")
         node = next((_json(folder / name) for name in ("zarr.json", ".zarray") if (folder / name).exists()), None)
         if isinstance(node, Mapping) and (node.get("node_type") == "array" or "chunks" in node):
-            found[folder.relative_to(root).as_posix()] = node
+            arrays[folder.relative_to(root).as_posix()] = node
         else:
             with os.scandir(folder) as inside:
                 waiting += [Path(entry.path) for entry in inside if entry.is_dir(follow_symlinks=False)]
-    return found
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -264,11 +266,11 @@ def _version3(folder: Path, node: Mapping[str, Any]) -> Array:
 
 def _known(folder: Path, codecs: Any) -> list[dict[str, Any]]:
     """The codecs of version 3, each as a mapping. Raises InputError for one that is not known."""
-    found = [{"name": codec} if isinstance(codec, str) else codec for codec in codecs]
-    for codec in found:
+    mappings = [{"name": codec} if isinstance(codec, str) else codec for codec in codecs]
+    for codec in mappings:
         if codec["name"] not in CODECS:
             raise InputError(f"{folder}: wants the codec {codec['name']!r}; store it with one of {', '.join(CODECS)}")
-    return found
+    return mappings
 
 
 def _packing(folder: Path, names: Sequence[str]) -> list[str]:

@@ -77,16 +77,16 @@ def _of_folder(path: Path, key: str | None) -> ImageSet:
     if (path / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise InputError(f"{path}: holds the splits {', '.join(splits)}; give one, as {path / splits[0]}")
-    found: ImageSet = Folder(path)
-    if not found.names:
+    images: ImageSet = Folder(path)
+    if not images.names:
         for endings, kind in _KINDS:
-            names = [name for name in found.left_out if ending_of(name) in endings]
+            names = [name for name in images.left_out if ending_of(name) in endings]
             if names:
-                left = [name for name in found.left_out if name not in names and not name.endswith(".json")]
-                found = kind([path / name for name in names], key)
-                found.left_out += left
+                left = [name for name in images.left_out if name not in names and not name.endswith(".json")]
+                images = kind([path / name for name in names], key)
+                images.left_out += left
                 break
-    return found
+    return images
 
 
 _KINDS: tuple[tuple[tuple[str, ...], Callable[..., ImageSet]], ...] = (

@@ -34,10 +34,10 @@ class _Files(ImageSet):
     def head(self, name: str) -> bytes:
         """The first bytes of a file. Raises InputError: it cannot be read."""
 
-    def _sort(self, found: Iterable[str]) -> None:
+    def _sort(self, names: Iterable[str]) -> None:
         """Tell images from what is left out."""
         arrays: list[str] = []
-        for name in found:
+        for name in names:
             if hidden(name):
                 continue
             ending = ending_of(name)

@@ -49,14 +49,14 @@ class Shards(ImageSet):
                 self.left_out.append(f"{path.name}/{member.name}")
 
     def _label(self, keys: list[tuple[Path, str]], labels: dict) -> None:
-        found = [labels.get(key) for key in keys]
-        if any(label is not None for label in found):
-            missing = next((k for k, label in enumerate(found) if label is None), None)
+        values = [labels.get(key) for key in keys]
+        if any(label is not None for label in values):
+            missing = next((k for k, label in enumerate(values) if label is None), None)
             if missing is not None:
                 raise InputError(
                     f"{self.path(missing)}: no image with a label, as others have; give all or none a NAME.cls beside"
                 )
-            self.labels = np.array(found, np.int64)
+            self.labels = np.array(values, np.int64)
 
     def path(self, index: int) -> str:
         """The shard of image `index`, and its name there."""

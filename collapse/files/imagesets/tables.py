@@ -51,10 +51,10 @@ class Table(ImageSet):
         for source in self.sources:
             with reading(source.path, "table"):
                 schema = self._schema(source)
-                found = self._columns(source.path, schema, key)
-            if self.columns and found != self.columns:
+                columns = self._columns(source.path, schema, key)
+            if self.columns and columns != self.columns:
                 raise InputError(f"{source.path}: has other columns than {paths[0]}; name one as {self.where}:KEY")
-            self.columns = found
+            self.columns = columns
             self.parts += self._parts(source, labels)
         self.ends = np.cumsum([part.rows for part in self.parts], dtype=np.int64)
         count = int(self.ends[-1]) if len(self.ends) else 0
@@ -88,11 +88,11 @@ class Table(ImageSet):
     def _parts(self, source: Descriptor, labels: list[NDArray]) -> list[Part]:
         if _is_parquet(source):
             return self._groups(source, labels)
-        found = arrow.messages(source)
-        if any(message.kind == arrow.DICTIONARY for message in found):
+        messages = arrow.messages(source)
+        if any(message.kind == arrow.DICTIONARY for message in messages):
             raise InputError(f"{source.path}: has columns by dictionaries; store it without, or as Parquet")
-        check_unpacked(str(source.path), sum(m.unpacked for m in found), source.size, None)
-        parts = [Part(source, m.start, m.rows, m.unpacked) for m in found if m.kind == arrow.BATCH]
+        check_unpacked(str(source.path), sum(m.unpacked for m in messages), source.size, None)
+        parts = [Part(source, m.start, m.rows, m.unpacked) for m in messages if m.kind == arrow.BATCH]
         for part in parts if len(self.columns) == 2 else ():
             labels.append(_numbers(source.path, self._unpack(part)[1], part.rows))
         return parts
