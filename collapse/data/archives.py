@@ -72,12 +72,12 @@ def _array(archive: Zip, key: str, problem: str) -> NDArray:
     if record is None:
         raise InputError(f"{problem} (there is no {key})")
     try:
-        found = array_of(archive.read(record, limits.unpacked(record.packed)), key)
+        array = array_of(archive.read(record, limits.unpacked(record.packed)), key)
     except InputError as error:
         raise InputError(f"{problem} ({error})") from error
-    if found.dtype.kind not in "biuf":
-        raise InputError(f"{problem} ({key} is no numbers: {found.dtype} {found.shape})")
-    return found
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{problem} ({key} is no numbers: {array.dtype} {array.shape})")
+    return array
 
 
 def cifar10(folder: Path, split: str) -> tuple[Tensor, NDArray, list[str]]:

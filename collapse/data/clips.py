@@ -20,8 +20,8 @@ class Frames:
     @property
     def mean(self) -> tuple[float, ...] | None:
         """What is taken off each channel."""
-        found: tuple[float, ...] | None = self.images.mean
-        return found
+        mean: tuple[float, ...] | None = self.images.mean
+        return mean
 
     def chosen(self, count: int) -> list[int]:
         """Which of `count` frames are taken: the first, the last, and evenly between."""

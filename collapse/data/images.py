@@ -29,7 +29,7 @@ class Images:
     labels: (n,) numbers of classes where the place itself has them, as tar shards and tables do; else None.
     pixel_range: the values that are black and white in images of floats and of more than 8 bits. None: from their type,
     and of floats, and of integers that need fewer bits than they have, from up to 16 of them, with a warning.
-    found: the set, where it was opened already.
+    image_set: the set, where it was opened already.
 
     Raises InputError: there is no such place, no image in it, or values from which no range follows.
     """
@@ -39,10 +39,10 @@ class Images:
         source: str | os.PathLike,
         max_pixels: int = limits.PIXELS,
         pixel_range: Depth | None = None,
-        found: ImageSet | None = None,
+        image_set: ImageSet | None = None,
     ) -> None:
         self.source, self.max_pixels = Path(source), max_pixels
-        self.set = open_set(self.source) if found is None else found
+        self.set = open_set(self.source) if image_set is None else image_set
         if not self.set.names:
             what = "is no list of images, one a line" if isinstance(self.set, Listed) else "holds no image"
             raise InputError(f"{self.source}: {what} ({' '.join(sorted(pictures.ENDINGS))})")
@@ -66,18 +66,18 @@ class Images:
 
     def below(self, folder: str) -> "Images":
         """Those in a folder of a zip. Raises InputError: there are none."""
-        found = self.some([k for k, name in enumerate(self.names) if name.startswith(f"{folder}/")])
-        found.source = self.source / folder
-        found.left_out = [name for name in self.left_out if name.startswith(f"{folder}/")]
-        if not len(found):
-            raise InputError(f"{found.source}: holds no image")
-        return found
+        images = self.some([k for k, name in enumerate(self.names) if name.startswith(f"{folder}/")])
+        images.source = self.source / folder
+        images.left_out = [name for name in self.left_out if name.startswith(f"{folder}/")]
+        if not len(images):
+            raise InputError(f"{images.source}: holds no image")
+        return images
 
     def some(self, indices: Any) -> "Images":
         """Those at `indices`, in that order."""
-        found = copy(self)
-        found.indices = self.indices[np.asarray(indices, int)]
-        return found
+        images = copy(self)
+        images.indices = self.indices[np.asarray(indices, int)]
+        return images
 
     @property
     def warnings(self) -> list[str]:
@@ -98,8 +98,8 @@ class Images:
 
         Raises UnreadableImage if it cannot be read, InputError for values beyond a range that was guessed.
         """
-        found = self.set.decode(int(self.indices[index]), self.max_pixels)
-        return found if isinstance(found, Image.Image) else self._scaled(found, index)
+        picture = self.set.decode(int(self.indices[index]), self.max_pixels)
+        return picture if isinstance(picture, Image.Image) else self._scaled(picture, index)
 
     def read(self, index: int) -> bytes:
         """The bytes of image `index`; raises UnreadableImage if it cannot be read, or is far too large."""
@@ -126,12 +126,12 @@ class Images:
                 raise InputError(f"{what} among images of {self.kind}; give pixel_range=, or images of one kind")
             if least < low or most > high:
                 raise InputError(f"{what}, where others lie in {low:g}..{high:g}; give pixel_range= for all")
-        found = np.empty(values.shape, np.float32)
+        scaled = np.empty(values.shape, np.float32)
         step = max(1, (1 << 20) // max(1, values[:1].size))
         for start in range(0, len(values), step):  # in float64, a piece of the image at a time
             part = values[start : start + step].astype(np.float64)
-            found[start : start + step] = np.clip((part - low) / (high - low), 0, 1)
-        return found
+            scaled[start : start + step] = np.clip((part - low) / (high - low), 0, 1)
+        return scaled
 
     def _some(self) -> list[int]:
         """The places of some images, from the first to the last."""
@@ -148,18 +148,18 @@ class Images:
 
     def _probe(self) -> None:
         """Find the kind and the range of deep images from some of them."""
-        found: list[tuple[np.dtype, float, float]] = []
+        extents: list[tuple[np.dtype, float, float]] = []
         for index in self._some():
             if not self.set.names[index].lower().endswith(SHALLOW):
-                found += self._extent(index)
-        self.kind = found[0][0] if found else np.dtype(np.uint8)
-        if not found:
+                extents += self._extent(index)
+        self.kind = extents[0][0] if extents else np.dtype(np.uint8)
+        if not extents:
             return
-        least, most = min(low for _, low, _ in found), max(high for _, _, high in found)
+        least, most = min(low for _, low, _ in extents), max(high for _, _, high in extents)
         self.pixel_range = _range_of(str(self.source), self.kind, least, most)
         if self.pixel_range != _full(self.kind) or self.kind.kind == "f":
             self.notes.append(
-                f"pixels of {self.kind} that reach {most:g} in {len(found)} images are read as "
+                f"pixels of {self.kind} that reach {most:g} in {len(extents)} images are read as "
                 f"{self.pixel_range[0]:g}..{self.pixel_range[1]:g}; pixel_range= says otherwise"
             )
 
@@ -171,8 +171,8 @@ class Images:
             return []
         if isinstance(values, Image.Image) or values.dtype == np.uint8:
             return []
-        whole = values.dtype.kind != "f" or np.isfinite(values).all()
-        return [(values.dtype, float(values.min()), float(values.max()))] if whole else []
+        finite = values.dtype.kind != "f" or np.isfinite(values).all()
+        return [(values.dtype, float(values.min()), float(values.max()))] if finite else []
 
     def _several(self, index: int) -> bool:
         """Whether an image is a TIFF of several pages."""

@@ -197,9 +197,9 @@ def _images_of(path: Path, names: tuple[str, ...], max_pixels: int, pixel_range:
         if folders is not None:
             return images.below("/".join(folders)), len(folders)
     for name in names:
-        found = parts_of(path, name)
-        if found is not None:
-            return Images(path, max_pixels, pixel_range, found), -1
+        parts = parts_of(path, name)
+        if parts is not None:
+            return Images(path, max_pixels, pixel_range, parts), -1
         if os.path.isdir(path / name):
             return Images(path / name, max_pixels, pixel_range), 0
     if os.path.exists(path):
@@ -211,19 +211,19 @@ def _inside(images: Images, names: tuple[str, ...]) -> list[str] | None:
     """The folders in a zip down to the first part of these names; None if there is none."""
     places = [name.split("/") for name in images.names]
     for name in names:
-        found = next((place for place in places if name in place[:2][: len(place) - 1]), None)
-        if found is not None:
-            return found[: found.index(name) + 1]
+        match = next((place for place in places if name in place[:2][: len(place) - 1]), None)
+        if match is not None:
+            return match[: match.index(name) + 1]
     return None
 
 
 def _labelled(images: Images, inside: int, split: str, labels: bool) -> Labelled:
     """Images with the labels that they have: of their shard or table, or one folder a class."""
     notes, none = tuple(images.warnings), np.zeros(len(images), np.int64)
-    found = images.labels if labels else None
-    if found is not None and (found >= 0).all():
-        classes = archives.numbered(found, f"{images.path(0)} and others")
-        return Labelled(images, found, classes, Identity(images, found), notes)
+    label_numbers = images.labels if labels else None
+    if label_numbers is not None and (label_numbers >= 0).all():
+        classes = archives.numbered(label_numbers, f"{images.path(0)} and others")
+        return Labelled(images, label_numbers, classes, Identity(images, label_numbers), notes)
     places = [name.split("/")[inside:] for name in images.names]
     loose = [place[-1] for place in places if len(place) == 1]
     if inside < 0 or not labels or len(loose) == len(places):
@@ -293,7 +293,7 @@ def to_memory(data: Labelled, workers: int) -> Labelled:
 
 def _stand(index: int, unreadable: dict[int, InputError], n: int) -> int:
     """The first image from `index` on that was read, of ten."""
-    found = next((k % n for k in range(index, index + TRIES) if k % n not in unreadable), None)
-    if found is None:
+    readable = next((k % n for k in range(index, index + TRIES) if k % n not in unreadable), None)
+    if readable is None:
         raise InputError(f"ten images in a row cannot be read, the last: {unreadable[(index + TRIES - 1) % n]}")
-    return found
+    return readable

@@ -44,22 +44,24 @@ class Words:
         """
         texts = [self.prompt + (text.lower() if self.lowercase else text) for text in texts]
         try:
-            found = self.tokenizer.encode_batch(texts)
+            encodings = self.tokenizer.encode_batch(texts)
         except Exception as error:  # a vocabulary without the pieces that it names itself
             raise InputError(f"{self.path}: the tokeniser takes no such texts ({str(error)[:200]})") from error
-        made = torch.zeros(len(found), 2, max((len(one.ids) for one in found), default=0), dtype=torch.int64)
+        made = torch.zeros(
+            len(encodings), 2, max((len(encoding.ids) for encoding in encodings), default=0), dtype=torch.int64
+        )
         made[:, 0] = self.padding
-        for row, one in enumerate(found):
-            if not one.ids:
+        for row, encoding in enumerate(encodings):
+            if not encoding.ids:
                 raise InputError(f"text {first + row + 1}: gives no piece of a word; leave it out")
-            made[row, :, : len(one.ids)] = torch.tensor([one.ids, [1] * len(one.ids)])
+            made[row, :, : len(encoding.ids)] = torch.tensor([encoding.ids, [1] * len(encoding.ids)])
         largest = int(made[:, 0].max())
         if largest >= self.vocabulary:
             raise InputError(
                 f"{self.path}: the tokeniser gives piece {largest}, and the network knows {self.vocabulary}; "
                 "are both of one folder?"
             )
-        return made, sum(bool(one.overflowing) for one in found)
+        return made, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def normalize(self, pieces: Tensor) -> Tensor:
         """The pieces, of any shape, as they are."""
