@@ -196,11 +196,11 @@ def make_config(preset: str, **given: Any) -> Config:
 
 def flags() -> list[tuple[str, type, int | str | None]]:
     """(name, type of one value, number of values: None for one, "*" for any) of each field of Config."""
-    found: list[tuple[str, type, int | str | None]] = []
+    options: list[tuple[str, type, int | str | None]] = []
     for name, hint in get_type_hints(Config).items():
         inner = getattr(hint, "__args__", None)
         if inner is None:
-            found.append((name, hint, None))
+            options.append((name, hint, None))
         else:
-            found.append((name, inner[0], "*" if inner[-1] is Ellipsis else len(inner)))
-    return found
+            options.append((name, inner[0], "*" if inner[-1] is Ellipsis else len(inner)))
+    return options

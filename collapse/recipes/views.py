@@ -226,8 +226,8 @@ def _hue(x: Tensor, turns: Tensor) -> Tensor:
     within = torch.where(red_most, green - blue, torch.where(green_most, blue - red, red - green)) / safe
     # What a channel of the pure hue lacks is clamp(2 - |k|, 0, 1) of its distance k from where it lacks all, in
     # sextants.  Whole ones are added first, exactly: k is rounded as a number below 2, not as one up to 12.
-    whole = torch.stack([(sextant + n) % 6 - 3 for n in (0.0, 4.0, 2.0)], 1)
-    k = whole + (within + 6 * turns[:, 0])[:, None]
+    sextants = torch.stack([(sextant + n) % 6 - 3 for n in (0.0, 4.0, 2.0)], 1)
+    k = sextants + (within + 6 * turns[:, 0])[:, None]
     k = (k - 6 * (k / 6).round()).abs()
     return value[:, None] - chroma[:, None] * (2 - k).clamp(0, 1)
 

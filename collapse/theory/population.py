@@ -396,11 +396,11 @@ def escape_time(
     b = 2 - 2 / depth
     if not weight_decay:
         return temperature * (w0**-b - w**-b) / (2 * depth * b * c0)
-    held = weight_decay * temperature / (2 * c0)
-    before, after = 1 - held * w0**-b, 1 - held * w**-b
+    h = weight_decay * temperature / (2 * c0)
+    before, after = 1 - h * w0**-b, 1 - h * w**-b
     never = (before * after <= 0) | ((before < 0) & (w >= w0))
     # ln(after / before), without the digits that a small decay would lose.
-    passed = torch.log1p(held * (w0**-b - w**-b) / before)
+    passed = torch.log1p(h * (w0**-b - w**-b) / before)
     return torch.where(never, torch.inf, passed / (depth * b * weight_decay))
 
 

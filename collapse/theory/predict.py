@@ -220,8 +220,8 @@ def alignment_index(w: Array, K: Array) -> Array:
     check_shapes(K=(K, ("h", "h")))
     if w.shape[-1:] != K.shape[:1]:
         raise InputError(f"w: got shape {tuple(w.shape)}, expected (..., {len(K)}) for K of shape {tuple(K.shape)}")
-    product, held = w.var(-1, correction=0), torch.linalg.eigvalsh(K).var(correction=0) / 4
-    return (product - held) / (product + held).clamp(min=torch.finfo(torch.float64).tiny)
+    product, conserved = w.var(-1, correction=0), torch.linalg.eigvalsh(K).var(correction=0) / 4
+    return (product - conserved) / (product + conserved).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _check_blow_up(alive: Tensor, t: Tensor, lam: Tensor) -> None:

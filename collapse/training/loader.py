@@ -50,12 +50,12 @@ class BatchOrder:
 
     def batches(self, first: int) -> Iterator[tuple[int, NDArray]]:
         """(epoch, this process's images (b,)) of each step from `first` on to the last epoch's end."""
-        own = self.batch_size // self.world
+        per_process = self.batch_size // self.world
         for epoch in range(first // self.per_epoch, self.epochs):
             images = order(self.seed, epoch, self.n)
             for step in range(first % self.per_epoch if epoch == first // self.per_epoch else 0, self.per_epoch):
-                start = step * self.batch_size + self.rank * own
-                yield epoch, images[start : start + own]
+                start = step * self.batch_size + self.rank * per_process
+                yield epoch, images[start : start + per_process]
 
 
 @dataclass
@@ -118,10 +118,10 @@ def _pixels(image: Any) -> Tensor:
 
 
 def _collate(items: list[tuple[int, Tensor, list[str]] | str]) -> tuple[NDArray, Any, list[str]] | str:
-    whole = [item for item in items if not isinstance(item, str)]
-    if len(whole) < len(items):
+    readable = [item for item in items if not isinstance(item, str)]
+    if len(readable) < len(items):
         return next(item for item in items if isinstance(item, str))
-    indices, pixels, unreadable = zip(*whole, strict=True)
+    indices, pixels, unreadable = zip(*readable, strict=True)
     return np.array(indices), torch.stack(pixels), [text for texts in unreadable for text in texts]
 
 

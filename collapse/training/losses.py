@@ -50,8 +50,8 @@ def _loss(queries: tuple[Tensor, Tensor], keys: tuple[Tensor, ...], temperature:
     for view, query in enumerate(queries):
         logits = query @ keys[1 - view].T / temperature
         if negatives == "all":
-            own = query @ keys[view].T / temperature
-            logits = torch.cat([logits, own.scatter(1, positives[:, None], -torch.inf)], 1)
+            within = query @ keys[view].T / temperature
+            logits = torch.cat([logits, within.scatter(1, positives[:, None], -torch.inf)], 1)
         terms.append(F.cross_entropy(logits, positives))
     return (terms[0] + terms[1]) / 2
 

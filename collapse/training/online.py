@@ -41,8 +41,8 @@ class _Share:
 
 def _some(data: Labelled, count: int, seed: list[int]) -> Labelled:
     """Up to `count` images at random, in order; one that cannot be read is replaced by the next."""
-    whole = replace(data, images=Subset(data.images, np.arange(len(data)), tolerant=True))
-    return whole.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:count]))
+    tolerant = replace(data, images=Subset(data.images, np.arange(len(data)), tolerant=True))
+    return tolerant.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:count]))
 
 
 class Evaluation:
@@ -92,17 +92,17 @@ class Evaluation:
             for total in sums.values():
                 total.all_reduce()
         mine = Accuracy.of(torch.cat(scores), torch.cat(truth)) if scores else Accuracy(0, 0, 0)
-        found = sum(processes.collect(mine), Accuracy(0, 0, 0))
+        accuracy = sum(processes.collect(mine), Accuracy(0, 0, 0))
         spectra = {name: total.measured(source={"kind": "run", "layer": name}) for name, total in sums.items()}
-        return spectra, {"classifier_top1": found.top1} if self.network.classes else {}
+        return spectra, {"classifier_top1": accuracy.top1} if self.network.classes else {}
 
     def neighbours(self) -> dict[str, float]:
         """Top-1 of the held images' nearest training images, k = 20; nothing without labels."""
         if not self.network.classes:
             return {}
         (keys, key_labels), (queries, labels) = (self._all(share) for share in (self.bank, self.held))
-        found = knn(keys, key_labels, queries, labels)
-        return {"knn_top1": found.top1}
+        accuracy = knn(keys, key_labels, queries, labels)
+        return {"knn_top1": accuracy.top1}
 
     def _all(self, share: _Share) -> list[Tensor]:
         """Representations and labels of all processes' images, on the device."""

@@ -82,7 +82,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """x (n, c, ...), weight and bias (c,) -> (the same shape, mean (c,), variance (c,))."""
-        own, dims = x.numel() // x.shape[1], [d for d in range(x.ndim) if d != 1]
+        count, dims = x.numel() // x.shape[1], [d for d in range(x.ndim) if d != 1]
         mean = x.mean(dims)
         var = (x - mean.view(_shape(x))).square_().mean(dims)  # torch.var_mean takes five times as long on a CPU
         means, vars_ = gather(torch.stack([mean, var])[None]).unbind(1)
@@ -90,7 +90,7 @@ class _Normalise(torch.autograd.Function):
         var = (vars_ + (means - mean).square()).mean(0)
         y = torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
         ctx.save_for_backward(x, weight, mean, var)
-        ctx.eps, ctx.count = eps, world() * own
+        ctx.eps, ctx.count = eps, world() * count
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 

@@ -53,8 +53,8 @@ class Views:
         rows /= np.sqrt((rows**2).mean())
         self.basis = np.linalg.eigh(np.cov(rows.reshape(-1, d).T))[1][:, ::-1].copy()
         rows = rows @ self.basis
-        whole, means = np.cov(rows.reshape(-1, d).T), np.cov(rows.mean(1).T)
-        self.signal, augmentation = signal_and_augmentation(whole, means, images, count)
+        covariance, means = np.cov(rows.reshape(-1, d).T), np.cov(rows.mean(1).T)
+        self.signal, augmentation = signal_and_augmentation(covariance, means, images, count)
         self.total = self.signal + augmentation
         values, vectors = np.linalg.eigh(self.total)
         kept = values > 1e-6 * values[-1]
@@ -87,12 +87,12 @@ class State:
     def living(self) -> dict[str, list[int]]:
         """Counts above DEAD times the largest and clear of the floor, of "r" and "z"."""
         spectra = {"r": self.r, "z": self.z}
-        return {name: living(one.singular_values, one.floor) for name, one in spectra.items()}
+        return {name: living(s.singular_values, s.floor) for name, s in spectra.items()}
 
     def moved(self, before: "State") -> float:
         """The largest change since: of the counts, as a share of the width; of the shares, in total variation."""
-        pairs = [(self.living()[name], before.living()[name], len(one.singular_values))
-                 for name, one in (("r", self.r), ("z", self.z))]  # fmt: skip
+        pairs = [(self.living()[name], before.living()[name], len(s.singular_values))
+                 for name, s in (("r", self.r), ("z", self.z))]  # fmt: skip
         counts = [abs(a - b) / width for now, then, width in pairs for a, b in zip(now, then, strict=True)]
         return max(*counts, float(np.abs(self.shares - before.shares).sum() / 2))
 
@@ -191,7 +191,9 @@ class Relaxation:
         r, z = self._rows(rows)
         few = rows[:: max(1, len(rows) // 512)].double()
         errors = [a - b for a, b in zip(self._rows(few.float()), self._rows(few, torch.float64), strict=True)]
-        spectra = [spectrum(one.numpy(), rounding=error.numpy()) for one, error in zip((r, z), errors, strict=True)]
+        spectra = [
+            spectrum(output.numpy(), rounding=error.numpy()) for output, error in zip((r, z), errors, strict=True)
+        ]
         q = rows.double() @ torch.from_numpy(self.views.modes)
         centred = z.double() - z.double().mean(0)
         shares = (centred.T @ q).square().sum(0).numpy()

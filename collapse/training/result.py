@@ -91,8 +91,8 @@ class Trained(Result):
     def _of(cls, document: Any, where: str) -> "Trained":
         document = require_schema(document, SCHEMA, where)
         run = Path(value_of(document, "run", where, str))
-        own = ("schema", "run", "encoder", "command", "versions")
-        last = {name: value for name, value in document.items() if name not in own}
+        known_names = ("schema", "run", "encoder", "command", "versions")
+        last = {name: value for name, value in document.items() if name not in known_names}
         told = list_of(document, "command", where, str), value_of(document, "versions", where, dict)
         return cls(run, last, [], True, *told)
 

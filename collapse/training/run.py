@@ -288,11 +288,13 @@ def snapshot(value: Any) -> Any:
 def spectra_of(path: Path) -> dict[str, NDArray] | None:
     """What spectra.npz holds: steps (n,), and (n, d) singular values of each layer. None: absent or damaged."""
     try:
-        found = read_npz(path)
-        steps = found["steps"]
-        right = len(steps) > 0 and all(a.dtype.kind in "fi" and a.shape[0] == len(steps) for a in found.values())
+        arrays = read_npz(path)
+        steps = arrays["steps"]
+        right = len(steps) > 0 and all(a.dtype.kind in "fi" and a.shape[0] == len(steps) for a in arrays.values())
         return (
-            found if right and steps.ndim == 1 and all(a.ndim == 2 for k, a in found.items() if k != "steps") else None
+            arrays
+            if right and steps.ndim == 1 and all(a.ndim == 2 for k, a in arrays.items() if k != "steps")
+            else None
         )
     except (InputError, LookupError, TypeError):
         return None
@@ -304,8 +306,8 @@ def log_line(text: bytes) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(line, dict) and all(isinstance(line.get(key), int) for key in ("step", "epoch"))
-    return line if whole and text.endswith(b"\n") else None
+    complete = isinstance(line, dict) and all(isinstance(line.get(key), int) for key in ("step", "epoch"))
+    return line if complete and text.endswith(b"\n") else None
 
 
 def last_line(folder: Path) -> dict[str, Any]:

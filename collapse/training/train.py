@@ -81,9 +81,9 @@ def _plan(config: Config, data: Labelled) -> BatchOrder:
         raise InputError(f"{len(data)} images, but a batch of {config.batch_size}; lower the batch size")
     if config.batch_size % world:
         raise InputError(f"a batch of {config.batch_size} cannot be shared by {world} processes; change one of them")
-    own = config.batch_size // world
-    if own % config.chunks:
-        raise InputError(f"chunks: {config.chunks} do not divide the {own} images of each of {world} processes")
+    per_process = config.batch_size // world
+    if per_process % config.chunks:
+        raise InputError(f"chunks: {config.chunks} do not divide the {per_process} images of each of {world} processes")
     return BatchOrder(len(data), config.batch_size, config.epochs, config.seed, processes.rank(), world)
 
 
