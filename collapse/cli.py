@@ -32,11 +32,11 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is refused by its own parser, with what is near."""
         words = _joined(sys.argv[1:] if args is None else args)
-        found, unknown = super().parse_known_args(words, namespace)
+        parsed, unknown = super().parse_known_args(words, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
             self.error(f"unrecognized argument {unknown[0]!r}{_near(flag, self._option_string_actions)}")
-        return found, unknown
+        return parsed, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -71,20 +71,22 @@ def _usage(command: argparse.ArgumentParser) -> str:
 
 def _joined(words: Iterable[str]) -> list[str]:
     """The numbers behind --mean and --std as one word each, so that what follows them is no number of theirs."""
-    found: list[str] = []
+    joined: list[str] = []
     for word in words:
-        if found and found[-1].partition("=")[0] in ("--mean", "--std") and is_number(word):
-            found[-1] += f" {word}" if "=" in found[-1] else f"={word}"
+        if joined and joined[-1].partition("=")[0] in ("--mean", "--std") and is_number(word):
+            joined[-1] += f" {word}" if "=" in joined[-1] else f"={word}"
         else:
-            found.append(word)
-    return found
+            joined.append(word)
+    return joined
 
 
 def _near(word: str, known: Iterable[str]) -> str:
     """The known word that differs by a slip, or begins alike; dashes alone make no two flags alike."""
-    bare, word = {one.lstrip("-"): one for one in known}, word.lstrip("-")
-    found = get_close_matches(word, bare, 1, cutoff=0.7) or [one for one in bare if word[:BEGINS] == one[:BEGINS]]
-    return f"; did you mean {bare[found[0]]}?" if found else ""
+    bare, word = {candidate.lstrip("-"): candidate for candidate in known}, word.lstrip("-")
+    matches = get_close_matches(word, bare, 1, cutoff=0.7) or [
+        candidate for candidate in bare if word[:BEGINS] == candidate[:BEGINS]
+    ]
+    return f"; did you mean {bare[matches[0]]}?" if matches else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     INTERRUPTED.clear()
     before, unraised = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
     # An interrupt that comes while Python clears up is told there, and kept in INTERRUPTED.
-    sys.unraisablehook = lambda found: None if INTERRUPTED.is_set() else unraised(found)
+    sys.unraisablehook = lambda unraisable: None if INTERRUPTED.is_set() else unraised(unraisable)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CollapseWarning)  # a command says them in its own way

@@ -64,11 +64,11 @@ def ending(name: str) -> Iterator[None]:
         sys.exit(130)
 
 
-def show(found: Sequence[Any], report: Callable[..., str], draw: Callable[..., Any], figure: Path) -> None:
-    """What report(*found) says, printed; what draw(*found) draws, as `figure`.png and .pdf."""
-    say(report(*found))
+def show(results: Sequence[Any], report: Callable[..., str], draw: Callable[..., Any], figure: Path) -> None:
+    """What report(*results) says, printed; what draw(*results) draws, as `figure`.png and .pdf."""
+    say(report(*results))
     with plots.style():
-        drawn = draw(*found)
+        drawn = draw(*results)
     figure.parent.mkdir(exist_ok=True)
     plots.save_figure(drawn, figure)
     tell(f"wrote {os.path.relpath(figure)}.png and .pdf")

@@ -144,18 +144,18 @@ class Monitor:
 
     def _rows(self, output: Any) -> Tensor:
         """(n, d) of what the module gives. Raises InputError: nothing says which part of it."""
-        found, note = (self.transform(output), "") if self.transform else _part(output)
+        rows, note = (self.transform(output), "") if self.transform else _part(output)
         what = _describe(output)
-        if isinstance(found, Tensor) and found.ndim == 3 and not self.transform:
-            found, note = found.mean(1), f"the mean of {note or 'its tokens'}"
-        if not isinstance(found, Tensor) or found.ndim not in (2, 4):
-            made = f", of which transform= makes {_describe(found)}" if self.transform else ""
+        if isinstance(rows, Tensor) and rows.ndim == 3 and not self.transform:
+            rows, note = rows.mean(1), f"the mean of {note or 'its tokens'}"
+        if not isinstance(rows, Tensor) or rows.ndim not in (2, 4):
+            made = f", of which transform= makes {_describe(rows)}" if self.transform else ""
             raise InputError(
                 f"monitor: the layer gives {what}{made}; give a transform= that makes (n, d) or (n, d, h, w)"
             )
         if note:
             self._say(f"monitor: the layer gives {what}: {note} is watched; transform= says otherwise")
-        return found.detach().mean((2, 3)) if found.ndim == 4 else found.detach()
+        return rows.detach().mean((2, 3)) if rows.ndim == 4 else rows.detach()
 
     def _say(self, note: str) -> None:
         """A warning, once."""

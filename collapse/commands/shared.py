@@ -341,8 +341,8 @@ def with_flags(text: str) -> str:
     return re.sub(rf"(?<![\w./=-])({names})=(?:\"([^\"]*)\"|(\w(?:[\w:]*\w)?)?)", _as_flag, text)
 
 
-def _as_flag(found: re.Match[str]) -> str:
-    name, value = found[1], found[2] or found[3] or ""
+def _as_flag(match: re.Match[str]) -> str:
+    name, value = match[1], match[2] or match[3] or ""
     if value == "False":
         return "--raw" if name == "normalize" else _flag(f"no_{name}")
     return _flag(name) + (f" {value}" if value and value != "True" else "")

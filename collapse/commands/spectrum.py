@@ -114,9 +114,9 @@ def _references(options: argparse.Namespace) -> None:
     protect(sources(*options.places), {"--out": options.out, "--plot": options.plot}, options.force)
     check_plot(options.plot)
     known = references(*options.places)
-    found = comparison(known)
+    compared = comparison(known)
     draw = [lambda: _draw(options, known)] if options.plot else []
-    deliver(options, found.to_json(), described(known), *draw)
+    deliver(options, compared.to_json(), described(known), *draw)
 
 
 def _spectrum(options: argparse.Namespace) -> None:
@@ -135,16 +135,16 @@ def _spectrum(options: argparse.Namespace) -> None:
     results = _stored(options) or _measured(options)
     if not leads(options):
         return
-    whole = options.layer == "all" or len(results) > 1
+    several = options.layer == "all" or len(results) > 1
     document = (
-        {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if whole else results[0].to_dict()
+        {"schema": SPECTRA, "layers": [result.to_dict() for result in results]} if several else results[0].to_dict()
     )
     text, notes = _told(results, others)
     named = {result.name: result for result in results}
-    draw = partial(_draw_depth, options, results) if whole else partial(_draw, options, {**named, **others})
+    draw = partial(_draw_depth, options, results) if several else partial(_draw, options, {**named, **others})
     gates = partial(_gate, results, dict(options.fail_under), dict(options.fail_over))
     steps = [draw, gates] if options.plot else [gates]
-    deliver(options, to_json(document), text, *steps, save=None if whole else results[0].write, notes=notes)
+    deliver(options, to_json(document), text, *steps, save=None if several else results[0].write, notes=notes)
 
 
 # What a stored result can be shown with; every other flag is of measuring.
@@ -237,20 +237,20 @@ def _compare(options: argparse.Namespace) -> None:
     check_plot(options.plot)
     if options.plot and options.kind == "noise":
         raise InputError("--kind noise draws a single spectrum; give it to collapse spectrum")
-    found: dict[str, Spectrum] = {}
+    spectra: dict[str, Spectrum] = {}
     deep: dict[str, list[Spectrum]] = {}
     for source in options.sources:
         results = _read(options, source)
         if len(results) > 1:
             deep[_unused(Path(source).name, source, deep)] = results
         for result in results:
-            found[_unused(result.name, source, found)] = result
+            spectra[_unused(result.name, source, spectra)] = result
     if not leads(options):
         return
-    if len(found) < 2:
+    if len(spectra) < 2:
         raise InputError(f"{options.sources[0]}: a comparison wants two spectra or more")
-    compared = comparison(found)
-    draw = partial(_draw_layers, options, deep) if len(deep) > 1 else partial(_draw, options, found)
+    compared = comparison(spectra)
+    draw = partial(_draw_layers, options, deep) if len(deep) > 1 else partial(_draw, options, spectra)
     deliver(options, compared.to_json(), text(compared), *([draw] if options.plot else []), notes=compared.notes())
 
 

@@ -130,8 +130,8 @@ def _train(options: argparse.Namespace) -> None:
 def _finish_run(options: argparse.Namespace, result: "Trained") -> None:
     """A line that sums the run up, and the spectrum figure."""
     given = argparse.Namespace(json=options.json, out=None)
-    own = [note for note in result.warnings if note.startswith(str(result.run))]
-    deliver(given, result.to_json(), f"{result.sentence()}\n", lambda: _draw_run(result), notes=own)
+    notes = [note for note in result.warnings if note.startswith(str(result.run))]
+    deliver(given, result.to_json(), f"{result.sentence()}\n", lambda: _draw_run(result), notes=notes)
 
 
 def _watch(job: "Job") -> Iterator[Any]:

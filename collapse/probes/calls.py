@@ -46,8 +46,8 @@ def probe(
 
     Examples:
         >>> import torch
-        >>> found = probe(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), "sklearn:digits")
-        >>> 0.5 < found.top1 <= found.top5 <= 1
+        >>> counts = probe(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), "sklearn:digits")
+        >>> 0.5 < counts.top1 <= counts.top5 <= 1
         True
     """
     known("probe", options, OPTIONS, ("recipe", "epochs"))
@@ -60,10 +60,10 @@ def probe(
     with borrowed(task.net, task.how.device):
         if recipe == "paper":
             size = {"batch_size": task.how.batch_size or BATCH, "seed": task.how.seed}
-            found = probe_paper(task.net, task.train, task.val, task.how.device, task.how.workers, epochs, **size)
+            counts = probe_paper(task.net, task.train, task.val, task.how.device, task.how.workers, epochs, **size)
         else:
-            found = accuracy.probe(*task.features(task.train), *task.features(task.val))
-    return task.result("probe", found, how)
+            counts = accuracy.probe(*task.features(task.train), *task.features(task.val))
+    return task.result("probe", counts, how)
 
 
 def knn(
@@ -77,8 +77,8 @@ def knn(
 
     Examples:
         >>> import torch
-        >>> found = knn(torch.nn.Flatten(), "sklearn:digits")
-        >>> found.n, found.top1 > 0.95
+        >>> counts = knn(torch.nn.Flatten(), "sklearn:digits")
+        >>> counts.n, counts.top1 > 0.95
         (600, True)
     """
     known("knn", options, OPTIONS, ("k", "temperature"))
@@ -124,14 +124,14 @@ class _Task:
     def features(self, part: Labelled) -> tuple[NDArray, NDArray]:
         """(rows (n, d), labels (n,)) of a part."""
         size, shared = self.how.batch_size or BATCH, self.how.distributed
-        own = part.subset(own_batches(len(part), size)) if shared else part
-        batches = own.batches(self.net.preprocess, size, self.how.workers)
+        images = part.subset(own_batches(len(part), size)) if shared else part
+        batches = images.batches(self.net.preprocess, size, self.how.workers)
         watched = self.watch(_Counted(in_turn(batches, len(part), size) if shared else batches, len(part)))
         return features(self.net, watched, self.net.preprocess, self.how.device, shared), part.labels
 
-    def result(self, kind: str, found: Accuracy, how: Mapping[str, Any]) -> Accuracy:
+    def result(self, kind: str, counts: Accuracy, how: Mapping[str, Any]) -> Accuracy:
         """The counts with what they are of."""
         notes = [*dict.fromkeys([*self.net.report["warnings"], *self.train.warnings, *self.val.warnings])]
         header = {"schema": f"collapse.{kind}/1", "source": self.net.source("representation"), "data": self.data}
         warn(notes)
-        return replace(found, provenance={**header, **how, "warnings": notes})
+        return replace(counts, provenance={**header, **how, "warnings": notes})

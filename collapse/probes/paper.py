@@ -42,8 +42,8 @@ def probe_paper(
     for step, batch in enumerate(batches(train, plan, (augmentation,), 0, workers, device)):
         unreadable.note(batch.unreadable)
         u = uniforms(seed, batch.epoch, batch.images, 0, augmentation.DRAWS)
-        whole = batch.pixels.ndim == 4
-        x = augmentation.crop(batch.pixels, u) if whole else batch.pixels[:, 0].to(device).float() / 255
+        uncropped = batch.pixels.ndim == 4
+        x = augmentation.crop(batch.pixels, u) if uncropped else batch.pixels[:, 0].to(device).float() / 255
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, epochs * plan.per_epoch, 0, lr * batch_size / 256)
         with torch.no_grad():
@@ -52,12 +52,12 @@ def probe_paper(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    found, start = Accuracy(0, 0, 0), 0
+    counts, start = Accuracy(0, 0, 0), 0
     for r in embed(net, val.batches(net.preprocess, batch_size, workers), net.preprocess, device):
         truth = torch.from_numpy(val.labels[start : start + len(r)]).to(device)
-        found += Accuracy.of(classifier(r.clone()), truth)
+        counts += Accuracy.of(classifier(r.clone()), truth)
         start += len(r)
-    return found
+    return counts
 
 
 def _width(net: Encoder, data: Labelled, device: str) -> int:

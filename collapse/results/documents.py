@@ -32,13 +32,13 @@ LARGEST = 1e304  # of a number in a document: its product with a dimension is fi
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of this package, of Python and of the packages named (those that are installed)."""
-    found = {"dimensional-collapse": __version__, "python": sys.version.split()[0]}
+    installed = {"dimensional-collapse": __version__, "python": sys.version.split()[0]}
     for name in packages:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def command() -> list[str]:
@@ -71,7 +71,7 @@ def to_json(value: Any) -> str:
 
 def printable(text: str) -> str:
     """The same text with every control character but tab and line feed, and every surrogate, as an escape."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
 
 
 def parse_json(text: str | bytes, where: object) -> Any:
@@ -84,10 +84,10 @@ def parse_json(text: str | bytes, where: object) -> Any:
         return int(digits) if len(digits) <= limits.DIGITS else refuse(f"an integer of {len(digits)} digits")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        members = dict(pairs)
+        if len(members) < len(pairs):
             raise ValueError("a key stands twice in one object")
-        return found
+        return members
 
     try:
         text = text if isinstance(text, str) else text.decode()
@@ -180,13 +180,15 @@ def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | N
 
     Raises InputError: they are not, or not `count` of them.
     """
-    found = list_of(document, key, where, int, float)
-    if not found or len(found) != (count or len(found)):
-        raise InputError(f"{where}: {key} holds {len(found)} numbers, expected {count or 'some'}; it is cut or edited")
-    odd = next((index for index, value in enumerate(found) if not 0 <= value <= LARGEST), None)
+    entries = list_of(document, key, where, int, float)
+    if not entries or len(entries) != (count or len(entries)):
+        raise InputError(
+            f"{where}: {key} holds {len(entries)} numbers, expected {count or 'some'}; it is cut or edited"
+        )
+    odd = next((index for index, value in enumerate(entries) if not 0 <= value <= LARGEST), None)
     if odd is not None:
-        raise InputError(f"{where}: {key}[{odd}] is {str(found[odd])[:40]}, expected a finite number from 0")
-    values = np.array(found, np.float64)
+        raise InputError(f"{where}: {key}[{odd}] is {str(entries[odd])[:40]}, expected a finite number from 0")
+    values = np.array(entries, np.float64)
     if (rising := np.flatnonzero(np.diff(values) > 0)).size:
         raise InputError(f"{where}: {key}[{rising[0] + 1}] is larger than the one before; expected descending values")
     return values
@@ -194,11 +196,11 @@ def numbers_of(document: Mapping[str, Any], key: str, where: str, count: int | N
 
 def list_of(document: Mapping[str, Any], key: str, where: str, *kinds: type) -> list[Any]:
     """A list of values of one of these types of JSON. Raises InputError: it is none."""
-    found: list[Any] = value_of(document, key, where, list)
-    for index, value in enumerate(found):
+    entries: list[Any] = value_of(document, key, where, list)
+    for index, value in enumerate(entries):
         if type(value) not in kinds:
             raise InputError(f"{where}: {key}[{index}] is {KINDS[type(value)]}, expected {KINDS[kinds[0]]}")
-    return found
+    return entries
 
 
 def save_text(path: Path, text: str) -> str:

@@ -129,8 +129,8 @@ def clear(path: Path) -> None:
     target, host = _target(path), _host()
     with os.scandir(path.parent) as entries:
         for entry in entries:
-            found = LEFTOVER.fullmatch(entry.name)
-            if found and (found["target"], found["host"]) == (target, host) and _left(entry, int(found["pid"])):
+            match = LEFTOVER.fullmatch(entry.name)
+            if match and (match["target"], match["host"]) == (target, host) and _left(entry, int(match["pid"])):
                 with suppress(OSError):
                     os.unlink(entry.path)
 
