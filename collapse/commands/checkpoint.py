@@ -94,13 +94,13 @@ def _embed(options: argparse.Namespace) -> None:
 
     if options.out.suffix != ".npy":
         raise InputError(f"{options.out}: embeddings are written as .npy")
-    about, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
+    beside, listed = (options.out.with_suffix(suffix) for suffix in (".json", ".txt"))
     inputs = [*sources(options.source, options.weights or ""), *images_of(options.images)]
-    protect(inputs, {"--out": options.out, "its provenance": about, "its list of images": listed}, options.force)
+    protect(inputs, {"--out": options.out, "its provenance": beside, "its list of images": listed}, options.force)
     if not leads(options):
         _pass(options)
         return
-    document, unit = _write_embeddings(options, about, listed)
+    document, unit = _write_embeddings(options, beside, listed)
     (n, d), skipped = document["shape"], len(document["images"]["skipped"])
     note = f"; {skipped} {unit} were skipped" if skipped else ""
     show(to_json(document) if options.json else f"{options.out}: {n} x {d}{note}\n")
@@ -122,7 +122,7 @@ def _pass(options: argparse.Namespace) -> None:
             pass
 
 
-def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) -> tuple[dict[str, Any], str]:
+def _write_embeddings(options: argparse.Namespace, beside: Path, listed: Path) -> tuple[dict[str, Any], str]:
     """Write the rows, the list of their images and, last, the document that names both by digest.
 
     Returns it, and the word for what is embedded, as images.
@@ -131,7 +131,7 @@ def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) ->
     from collapse.results import command, to_json, versions
     from collapse.results.outputs import NpyWriter, atomic_write, digest
 
-    with atomic_write(about) as text, atomic_write(listed) as lines, atomic_write(options.out) as rows:
+    with atomic_write(beside) as text, atomic_write(listed) as lines, atomic_write(options.out) as rows:
         with NpyWriter(rows) as writer, _embedded(options) as (net, pixels, batches):
             for batch in batches:
                 writer.write(batch)
@@ -148,6 +148,6 @@ def _write_embeddings(options: argparse.Namespace, about: Path, listed: Path) ->
             "versions": versions("numpy", "torch", "torchvision"),
         }
         text.write_text(to_json(document), encoding="utf-8")
-        for path in (options.out, listed, about):
+        for path in (options.out, listed, beside):
             still_free(options, path)
     return document, pixels.unit

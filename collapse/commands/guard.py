@@ -130,8 +130,8 @@ def _folder(folder: Path, wanted: Callable[[str], bool]) -> Input:
             return True
         if not path.exists():
             return False
-        about = path.stat()
-        return any(os.path.samestat(about, os.stat(file)) for file in _below(folder, wanted, about.st_ino))
+        status = path.stat()
+        return any(os.path.samestat(status, os.stat(file)) for file in _below(folder, wanted, status.st_ino))
 
     return folder, changes
 
@@ -140,11 +140,11 @@ def _below(folder: Path, wanted: Callable[[str], bool], number: int) -> Iterator
     """Files below a folder that are read and are links, or have this number in their file system."""
     seen = set()
     for place, inner, _ in os.walk(folder, followlinks=True):
-        about = os.stat(place)
-        if (about.st_dev, about.st_ino) in seen:
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
             inner.clear()  # a link led here again
             continue
-        seen.add((about.st_dev, about.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         with os.scandir(place) as entries:
             some = [e for e in entries if wanted(e.name) and (e.is_symlink() or e.inode() == number)]
         yield from (entry.path for entry in some if os.path.isfile(entry.path))

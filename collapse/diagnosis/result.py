@@ -230,12 +230,12 @@ class Diagnosis(Result):
         ]
         if not blocks:
             raise InputError(f"{where}: holds no block")
-        about = {name: value for name, value in document.items() if name not in LISTS}
-        value_of(value_of(about, "source", where, dict), "architecture", where, str)
-        images = value_of(about, "images", where, dict)
+        provenance = {name: value for name, value in document.items() if name not in LISTS}
+        value_of(value_of(provenance, "source", where, dict), "architecture", where, str)
+        images = value_of(provenance, "images", where, dict)
         value_of(images, "path", where, str, type(None))
         integer_of(images, "count", 0, where)
-        list_of(about, "warnings", where, str)
+        list_of(provenance, "warnings", where, str)
         told = {"verdict": str, "versions": dict}
         read = {name: value_of(document, name, where, kind) for name, kind in told.items()}
-        return cls(blocks, about, command=list_of(document, "command", where, str), **read)
+        return cls(blocks, provenance, command=list_of(document, "command", where, str), **read)

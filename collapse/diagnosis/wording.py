@@ -12,11 +12,11 @@ from collapse.results.screen import fitted, paragraph
 from collapse.spectra.scale import headline
 
 
-def verdict(blocks: Sequence[Block], about: Mapping[str, Any]) -> str:
+def verdict(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
     """One paragraph on the last layer, on where rank is lost, and on how sure it is."""
-    block, line = blocks[-1], about["line"]
+    block, line = blocks[-1], provenance["line"]
     parts = [_alive(block), _augmentation(block, line), _implicit(block, line), _silent(block), _depth(blocks),
-             _doubts(block, about["images"]["count"])]  # fmt: skip
+             _doubts(block, provenance["images"]["count"])]  # fmt: skip
     return " ".join(filter(None, parts))
 
 

@@ -122,10 +122,10 @@ def parts_of(source: Descriptor) -> tuple[str, Any, set[str], dict[str, str]]:
         seen = next((name for magic, name in MAGIC.items() if head.startswith(magic)), f"bytes {head[:8]!r}")
         raise InputError(f"is not a checkpoint (begins as {seen}); expected a torch or safetensors file")
     except (InputError, MemoryError, RuntimeError) as error:  # RuntimeError: torch, of sizes that no tensor has
-        raise _about(source.path, error) from error
+        raise _refusal(source.path, error) from error
 
 
-def _about(path: Path, error: Exception) -> InputError:
+def _refusal(path: Path, error: Exception) -> InputError:
     """The error in one line that begins with the file."""
     text = "not enough memory for its tensors" if isinstance(error, MemoryError) else first_line(error)
     return InputError(text if text.startswith(str(path)) else f"{path}: {text}")

@@ -52,11 +52,11 @@ class Descriptor:
             raise InputError(f"{path}: no such file") from error
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
-        about = os.fstat(number)
-        if not stat.S_ISREG(about.st_mode) or about.st_size == 0:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             os.close(number)
-            raise InputError(f"{path}: is {'empty' if stat.S_ISREG(about.st_mode) else 'not a regular file'}")
-        return cls(path, number, about.st_size, 0, _state(about))
+            raise InputError(f"{path}: is {'empty' if stat.S_ISREG(status.st_mode) else 'not a regular file'}")
+        return cls(path, number, status.st_size, 0, _state(status))
 
     @classmethod
     def kept(cls, path: Path) -> "Descriptor":
@@ -155,5 +155,5 @@ class Hashed(Descriptor):
             self.hashed += len(piece)
 
 
-def _state(about: os.stat_result) -> tuple[int, ...]:
-    return about.st_size, about.st_mtime_ns, about.st_ino, about.st_dev
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

@@ -63,7 +63,7 @@ def _matrices(source: Descriptor, order: str) -> Iterator[tuple[str, Matrix]]:
             raise ValueError(f"an element of kind {kind} with {size} bytes")
         start, packed = place + 8, kind == _PACKED
         head = _element(source, Matrix(start, size, packed, (), np.dtype("u1"), 0), _HEAD)
-        described = _about(head, order)
+        described = _header(head, order)
         if described is not None:
             name, shape, dtype, offset = described
             yield name, Matrix(start, size, packed, shape, dtype, offset)
@@ -81,7 +81,7 @@ def _element(source: Descriptor, matrix: Matrix, most: int) -> bytes:
     return data[8:]
 
 
-def _about(head: bytes, order: str) -> tuple[str, tuple[int, ...], np.dtype, int] | None:
+def _header(head: bytes, order: str) -> tuple[str, tuple[int, ...], np.dtype, int] | None:
     """(name, shape, dtype, where the numbers begin) of a matrix; None for one of no real numbers."""
     parts, place = [], 0
     for _ in range(3):  # flags, dimensions, name

@@ -30,11 +30,11 @@ def open_parquet(
     path = source.path
     pyarrow, parquet = (library(path, name, "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     with reading(path, "Parquet"):
-        about, file = footer(source), opened_table(pyarrow, parquet, source)
+        metadata, file = footer(source), opened_table(pyarrow, parquet, source)
         columns = columns_of_schema(pyarrow.types, path, file.schema_arrow, key, notes)
-        step = _checked(source, about, columns, most)
+        step = _checked(source, metadata, columns, most)
         batches = file.iter_batches(batch_size=step, columns=columns, use_threads=False)
-    yield blocks_of(path, pyarrow.types, batches, about[ROWS])
+    yield blocks_of(path, pyarrow.types, batches, metadata[ROWS])
 
 
 def opened_table(pyarrow: Any, parquet: Any, source: Descriptor) -> Any:
@@ -81,9 +81,9 @@ def columns_of_schema(types: Any, path: Path, schema: Any, key: str | None, note
     return columns_of(path, kinds, numbers, key, notes)
 
 
-def sizes_of(source: Descriptor, about: dict[int, Any], columns: list[str]) -> tuple[int, int, int]:
+def sizes_of(source: Descriptor, metadata: dict[int, Any], columns: list[str]) -> tuple[int, int, int]:
     """(values, bytes unpacked, bytes stored) of some columns. Raises InputError: they lie in other files."""
-    chunks = [chunk for group in about[GROUPS] for chunk in group[1]]
+    chunks = [chunk for group in metadata[GROUPS] for chunk in group[1]]
     if any(chunk.get(1) for chunk in chunks):
         raise InputError(f"{source.path}: keeps its data in other files; write it as one")
     parts = [chunk[3] for chunk in chunks if chunk[3][3][0].decode() in columns]
@@ -92,10 +92,10 @@ def sizes_of(source: Descriptor, about: dict[int, Any], columns: list[str]) -> t
     return values, unpacked, min(source.size, sum(part[7] for part in parts))
 
 
-def _checked(source: Descriptor, about: dict[int, Any], columns: list[str], most: float | None) -> int:
+def _checked(source: Descriptor, metadata: dict[int, Any], columns: list[str], most: float | None) -> int:
     """How many rows are read at a time."""
-    where, n = str(source.path), about[ROWS]
-    values, unpacked, stored = sizes_of(source, about, columns)
+    where, n = str(source.path), metadata[ROWS]
+    values, unpacked, stored = sizes_of(source, metadata, columns)
     check_shape(where, (n, math.ceil(values / max(1, n))), "f", "of the table")
     check_unpacked(where, max(8 * values, unpacked), stored, most)
     return max(1, limits.BLOCK * n // (8 * values))

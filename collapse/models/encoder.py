@@ -89,9 +89,9 @@ class Module(Encoder):
         pool: str | None = None,
     ) -> None:
         empty = dict.fromkeys(("path", "sha256", "branch", "keys", "preprocessing"))
-        about = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
+        facts = {"architecture": type(net).__name__, "foreign": [], "warnings": []}
         bare = preprocess or Preprocessing(None, None, mean=None, std=None)
-        super().__init__(net, None, bare, {**empty, **about, **(report or {})})
+        super().__init__(net, None, bare, {**empty, **facts, **(report or {})})
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:

@@ -263,11 +263,11 @@ def read_npz(path: Path) -> dict[str, NDArray]:
 
 def describes(file: Path) -> str | None:
     """The sha256 by which the JSON beside a file, written with such a file, names it; None if there is none."""
-    about = file.with_suffix(".json")
-    if not about.is_file():
+    beside = file.with_suffix(".json")
+    if not beside.is_file():
         return None
     try:
-        named: dict[str, Any] = load_json(about)["files"]
+        named: dict[str, Any] = load_json(beside)["files"]
         return next(str(entry["sha256"]) for name, entry in named.items() if name.endswith(file.suffix))
     except (InputError, LookupError, TypeError, AttributeError, StopIteration):
         return None  # any other JSON
@@ -279,8 +279,8 @@ def stale(path: str, sha256: str | None) -> list[str]:
     named = describes(file) if file else None
     if file is None or named is None or sha256 is None or named == sha256:
         return []
-    about = file.with_suffix(".json").name
-    return [f"{about} beside it describes another {file.name} (sha256 {named[:12]}, not {sha256[:12]})"]
+    beside = file.with_suffix(".json").name
+    return [f"{beside} beside it describes another {file.name} (sha256 {named[:12]}, not {sha256[:12]})"]
 
 
 def r_squared(measured: NDArray, predicted: NDArray) -> float:

@@ -46,7 +46,7 @@ def references(*places: Any) -> dict[str, Spectrum]:
         (64, 0.214)
     """
     named: dict[str, Spectrum] = {}
-    for name, s in (pair for place in places or sorted(ABOUT) for pair in _found(place)):
+    for name, s in (pair for place in places or sorted(ABOUT) for pair in _spectra_at(place)):
         first, count = name, 2
         while name in named:
             name, count = f"{first} ({count})", count + 1
@@ -54,7 +54,7 @@ def references(*places: Any) -> dict[str, Spectrum]:
     return named
 
 
-def _found(place: Any) -> Iterator[tuple[str, Spectrum]]:
+def _spectra_at(place: Any) -> Iterator[tuple[str, Spectrum]]:
     """(name, spectrum) of each that a place holds."""
     if isinstance(place, Spectrum):
         yield place.name, place

@@ -82,14 +82,14 @@ class Folder(_Files):
         for folder, inner, names in os.walk(self.folder, onerror=self._closed, followlinks=True):
             inner.sort()  # of two links to one folder the first counts
             try:
-                about = os.stat(folder)
+                status = os.stat(folder)
             except OSError as error:
                 self._closed(error)
                 continue
-            if (about.st_dev, about.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in seen:
                 inner.clear()  # a link led here again
                 continue
-            seen.add((about.st_dev, about.st_ino))
+            seen.add((status.st_dev, status.st_ino))
             start = os.path.relpath(folder, self.folder)
             yield from names if start == "." else (f"{start}/{name}" for name in names)
 

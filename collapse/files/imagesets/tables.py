@@ -99,8 +99,8 @@ class Table(ImageSet):
 
     def _groups(self, source: Descriptor, labels: list[NDArray]) -> list[Part]:
         with reading(source.path, "Parquet"):
-            about, file = parquet.footer(source), self._parquet(source)
-            _, unpacked, stored = parquet.sizes_of(source, about, self.columns)
+            metadata, file = parquet.footer(source), self._parquet(source)
+            _, unpacked, stored = parquet.sizes_of(source, metadata, self.columns)
             check_unpacked(str(source.path), unpacked, stored, None)
             rows = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
             if len(self.columns) == 2:
