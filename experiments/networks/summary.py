@@ -363,10 +363,10 @@ def draw_spectra(found: Meta, layer: str) -> Any:
         ax.set_visible(False)
     fig.supxlabel("index of the singular value", fontsize="medium")
     fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({layer})$", fontsize="medium")
-    title = "thin: where theory puts the last living direction" if found["relaxed"] else None
-    drawn = [ax.get_legend_handles_labels() for ax in grid.flat[: len(panels)]]
-    lines = {label: line for handles, labels in drawn for line, label in zip(handles, labels, strict=True)}
-    fig.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, title=title)
+    legends = [ax.get_legend_handles_labels() for ax in grid.flat[: len(panels)]]
+    lines = {label: line for handles, labels in legends for line, label in zip(handles, labels, strict=True)}
+    thin = "thin: where theory puts the last living direction" if found["relaxed"] else None
+    fig.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, title=thin)
     return fig
 
 
