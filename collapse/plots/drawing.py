@@ -354,15 +354,17 @@ def plot_rank_by_depth(ax: Any, layers: Sequence[str], ranks: Mapping[str, Array
     ax.legend()
 
 
-# A head has one colour in every figure.
+# A head has one colour and one kind of line in every figure.
 HEAD_COLORS = {"no projector": "#D55E00", "2-layer projector": "#0072B2", "linear projector": "#009E73",
-               "DirectCLR": "#CC79A7"}  # fmt: skip
+               "DirectCLR": "#CC79A7", "orthogonal, fixed": "#E69F00", "diagonal": "#56B4E9",
+               "low-rank, fixed": "#000000"}  # fmt: skip
+HEAD_DASHES = {"no projector": "-", "2-layer projector": "--", "linear projector": "-.", "DirectCLR": ":"}
 
 
 def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
     """ln of singular values by index, one line a name through the mean of the logs; a band from least to largest.
 
-    spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour of HEAD_COLORS.
+    spectra: name -> (repeats, d), descending along d, > 0.  A head has its colour and dashes, HEAD_COLORS, HEAD_DASHES.
 
     Examples:
         >>> _, ax = figure()
@@ -374,8 +376,9 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
 
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
         index = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
-        sns.lineplot(x=index.ravel(), y=np.log(values).ravel(), errorbar=("pi", 100), linestyle=dashes, label=name,
-                     color=HEAD_COLORS.get(name), err_kws={"linewidth": 0}, ax=ax)  # fmt: skip
+        sns.lineplot(x=index.ravel(), y=np.log(values).ravel(), errorbar=("pi", 100), label=name, ax=ax,
+                     linestyle=HEAD_DASHES.get(name, dashes), color=HEAD_COLORS.get(name),
+                     err_kws={"linewidth": 0})  # fmt: skip
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()
 

@@ -21,8 +21,6 @@ from collapse.results.documents import (
     parse_json,
     printable,
     provenance,
-    r_squared,
-    r_squared_change,
     read_npz,
     require_schema,
     save_result,
@@ -34,6 +32,7 @@ from collapse.results.documents import (
     versions,
     write_npz,
 )
+from collapse.results.fits import change_scores, change_text, r_squared, r_squared_change
 
 __all__ = [
     "EXPERIMENT",
@@ -43,6 +42,8 @@ __all__ = [
     "ROWS",
     "SCREEN",
     "Result",
+    "change_scores",
+    "change_text",
     "command",
     "cut",
     "describes",

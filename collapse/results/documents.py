@@ -283,27 +283,6 @@ def stale(path: str, sha256: str | None) -> list[str]:
     return [f"{beside} beside it describes another {file.name} (sha256 {named[:12]}, not {sha256[:12]})"]
 
 
-def r_squared(measured: NDArray, predicted: NDArray) -> float:
-    """Share of the variance of ln(measured) that ln(predicted) explains, over all entries of any one shape.
-
-    Raises InputError if an entry is not positive, where the logarithm says nothing.
-    """
-    if not (np.all(measured > 0) and np.all(predicted > 0)):
-        raise InputError("R^2 of logarithms needs positive values; drop what is zero first")
-    x, y = np.log(measured), np.log(predicted)
-    return float(1 - np.sum((x - y) ** 2) / np.sum((x - x.mean()) ** 2))
-
-
-def r_squared_change(measured: NDArray, predicted: NDArray, start: NDArray) -> float:
-    """R^2 of the change ln(x / start): what says nothing moves scores 0 at most, however wide the start is spread.
-
-    measured, predicted: (..., K) values after the start; start: (K,), or of any shape that broadcasts.
-
-    Raises InputError: a value is not positive.
-    """
-    return r_squared(measured / start, predicted / start)
-
-
 ROWS = 14  # of a table on a screen
 NOTES = 4  # warnings on a screen
 SCREEN = 79

@@ -1,6 +1,6 @@
 """Collapsed dimensions against time, depth and initial scale, and the times at which modes escape.
 
-    python experiments/beyond/collapsed_dimensions.py              # simulate, predict, save, draw: 30 s on one core
+    python experiments/beyond/collapsed_dimensions.py              # simulate, predict, save, draw: 35 s on one core
     python experiments/beyond/collapsed_dimensions.py --plot-only  # redraw from the saved result
 
 L balanced aligned layers, 16 x 16, whose product starts at a exp(-0.4 k) for three scales a; clean data N(0, I),
@@ -11,7 +11,8 @@ once the first modes tell the positives apart every gradient shrinks.  The mean 
 
 Writes collapsed_dimensions.npz: t (T,); scales (3,), depths (5,); simulated, predicted and population (T, 5, 3),
 counts by SGD, the mean field and the infinite batch; escapes (E, 6): depth, scale, mode, and the three times, of the
-modes that start below 0.1 and reach it in all three.
+modes that start below 0.1 and reach it in all three; changes, by depth, the scores of ln w(t) / w(0) of all modes and
+scales, the mean field over SGD (collapse.results.change_scores; the ceiling is of two runs at the largest scale).
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import change_scores, change_text, r_squared
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -65,10 +66,10 @@ def crossings(t: NDArray, w: NDArray) -> NDArray:
 
 
 def train(depth: int, seed: int, descent: Descent, at: NDArray) -> tuple[NDArray, NDArray]:
-    """Singular values and diagonal of the product, each (T, scales, 16), by SGD."""
-    layer = np.array([np.diag(start(scale) ** (1 / depth)) for scale in SCALES])
+    """Singular values and diagonal of the product by SGD, (T, scales + 1, 16); last, a second run of the first."""
+    layer = np.array([np.diag(start(scale) ** (1 / depth)) for scale in (*SCALES, SCALES[0])])
     views = GaussianViews(CLEAN, np.full(DIM, NOISE))
-    trained = sgd([layer] * depth, views, [seed] * len(SCALES), descent, at.tolist())
+    trained = sgd([layer] * depth, views, [seed] * len(SCALES) + [seed + 1], descent, at.tolist())
     product = trained[0]
     for W in trained[1:]:
         product = W @ product
@@ -87,14 +88,17 @@ def simulate(seed: int = 4, lr: float = 0.004, horizon: float = 40.0) -> tuple[M
     at = np.unique(np.linspace(0, descent.steps, 801).round().astype(int))
     t, field = lr * at, MeanField(np.eye(DIM), NOISE**2 * np.eye(DIM))
     counts: dict[str, list] = {"simulated": [], "predicted": [], "population": []}
-    escapes = []
+    escapes, changes = [], {}
     for depth in DEPTHS:
         values, diagonal = train(depth, seed, descent, at)
+        values, again = values[:, :-1], values[:, [0, -1]]
         forecasts = [
             np.stack(both, axis=1) for both in zip(*(predict(t, depth, a, field) for a in SCALES), strict=True)
         ]
         for name, w in zip(counts, (values, *forecasts), strict=True):
             counts[name].append(count(w))
+        scores = change_scores(values[:, None], forecasts[0])
+        changes[depth] = scores | {"ceiling": change_scores(again, again.mean(1))["ceiling"]}
         for i, scale in enumerate(SCALES):
             early = np.array(escape_time(start(scale), np.full(DIM, LEVEL), CLEAN, depth))
             times = np.stack([crossings(t, diagonal[:, i]), crossings(t, forecasts[0][:, i]), early])
@@ -103,7 +107,7 @@ def simulate(seed: int = 4, lr: float = 0.004, horizon: float = 40.0) -> tuple[M
     rows = np.array(escapes)
     measured, finite, infinite = rows[:, 3:].T
     r2 = {"mean_field": r_squared(measured, finite), "infinite_batch": r_squared(measured, infinite)}
-    return {"r2": r2, "noise": NOISE, "level": LEVEL}, {
+    return {"r2": r2, "changes": changes, "noise": NOISE, "level": LEVEL}, {
         "t": t,
         "scales": np.array(SCALES),
         "depths": np.array(DEPTHS),
@@ -129,6 +133,8 @@ def report(meta: Meta, arrays: Arrays) -> str:
             for i, depth in enumerate(arrays["depths"])
         ]
         lines.append(f"  scale {scale:<5g}" + "   ".join(cells))
+    lines.append("the change ln w(t) / w(0), mean field over SGD:")
+    lines += [f"  L = {depth}   {change_text(scores)}" for depth, scores in meta["changes"].items()]
     return "\n".join(lines)
 
 

@@ -9,8 +9,12 @@ and keeps Gaussian negatives; it falls short at temperature 0.2 and below, where
 square root of the number of live modes, and the bounded negatives of the sphere are not Gaussian.  At 0.5 it keeps one
 mode at 2 % of the largest that SGD holds at 0.3 %: 7 dead by it, 8 by SGD and by water-filling.
 
-Writes cosine.npz: temperatures (5,), and shares (5, 16): simulated, mean_field, water.  r2 here is on the shares
-themselves, many of which are zero; r2_log on their logarithms, where simulation and prediction exceed 1e-3.
+SGD starts from equal shares, which know nothing of the prediction.
+
+Writes cosine.npz: temperatures (5,), and shares (5, 16): simulated, the mean of two runs, mean_field, water.  r2 here
+is on the shares themselves, many of which are zero; r2_log on their logarithms, where simulation and prediction exceed
+1e-3: from equal shares it is also that of the change.  By temperature, ceiling is r2 and r2_log of one run by the other
+and rms_log that of ln t in nats, mean field over the mean of the runs.
 """
 
 from typing import Any
@@ -43,34 +47,40 @@ def mean_field(temperature: float) -> np.ndarray:
 
 
 def simulation(temperature: float, seed: int, steps: int) -> np.ndarray:
-    """Mean share over the last half of the steps and over two runs, from the mean field's shares."""
-    start = np.diag(np.sqrt(np.maximum(mean_field(temperature), 1e-3) / (1 + NOISE**2)))
+    """Mean share over the last half of the steps, from equal shares, of two runs: (2, 16)."""
+    start = np.diag(0.5 / np.sqrt(1 + NOISE**2))
     descent = Descent(0.05 * temperature, steps, batch(temperature), temperature, "cosine")
     at = list(range(steps // 2, steps + 1, steps // 40))
     W = sgd([np.tile(start, (2, 1, 1))], GaussianViews(np.ones(DIM), NOISE), (seed, seed + 1), descent, at)[0]
-    return shares((W**2).sum(-2)).mean((0, 1))
+    return shares((W**2).sum(-2)).mean(0)
 
 
 def fit(measured: np.ndarray, predicted: np.ndarray) -> float:
     return float(1 - ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum())
 
 
+def living(measured: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, where both exceed 1e-3."""
+    on = (measured > 1e-3) & (predicted > 1e-3)
+    return measured[on], predicted[on]
+
+
 def simulate(seed: int = 0, steps: int = 8_000) -> tuple[Meta, Arrays]:
     """Shares by SGD, mean field and water-filling."""
     ones = np.ones(DIM)
+    runs = np.array([simulation(tau, seed, steps) for tau in TEMPERATURES])
     arrays = {
-        "simulated": np.array([simulation(tau, seed, steps) for tau in TEMPERATURES]),
+        "simulated": runs.mean(1),
         "mean_field": np.array([mean_field(tau) for tau in TEMPERATURES]),
         "water": np.array([cosine_modes(ones, NOISE**2, tau) for tau in TEMPERATURES]),
     }
     kinds = ("mean_field", "water")
     pairs = {kind: list(zip(arrays["simulated"], arrays[kind], strict=True)) for kind in kinds}
     r2 = {kind: [fit(t, p) for t, p in pairs[kind]] for kind in kinds}
-    alive = {kind: [(t > 1e-3) & (p > 1e-3) for t, p in pairs[kind]] for kind in kinds}
-    r2_log = {
-        kind: [r_squared(t[on], p[on]) for (t, p), on in zip(pairs[kind], alive[kind], strict=True)] for kind in kinds
-    }
-    return {"r2": r2, "r2_log": r2_log}, {"temperatures": TEMPERATURES, **arrays}
+    r2_log = {kind: [r_squared(*living(t, p)) for t, p in pairs[kind]] for kind in kinds}
+    ceiling = {"r2": [fit(*pair) for pair in runs], "r2_log": [r_squared(*living(*pair)) for pair in runs]}
+    rms = [float(np.sqrt(np.mean(np.subtract(*np.log(living(t, p))) ** 2))) for t, p in pairs["mean_field"]]
+    return {"r2": r2, "r2_log": r2_log, "ceiling": ceiling, "rms_log": rms}, {"temperatures": TEMPERATURES, **arrays}
 
 
 def dead(t: np.ndarray) -> int:
@@ -84,7 +94,10 @@ def report(meta: Meta, arrays: Arrays) -> str:
         fits = ", ".join(
             f"{meta['r2'][kind][i]:.3f} ({meta['r2_log'][kind][i]:.3f})" for kind in ("mean_field", "water")
         )
-        lines.append(f"{tau:<6g} {counts:<40} {fits}")
+        ceiling = f"{meta['ceiling']['r2'][i]:.3f} ({meta['ceiling']['r2_log'][i]:.3f})"
+        lines.append(
+            f"{tau:<6g} {counts:<40} {fits}; one run by the other {ceiling}; rms {meta['rms_log'][i]:.2f} nats"
+        )
     return "\n".join(lines)
 
 

@@ -211,28 +211,48 @@ def report(meta: Meta, arrays: Arrays) -> str:
     return "\n".join(lines)
 
 
-def draw(meta: Meta, arrays: Arrays) -> Any:
-    """Left: the spectrum of r by head. Right: what the first of two aligned layers keeps, over kappa."""
-    from matplotlib import pyplot as plt
+# The panels of the heads; none stands in both.  Colours of heads that other figures have are theirs.
+PANELS = {
+    "heads that train": ("none", "trainable", "diagonal", "small"),
+    "fixed heads": ("none", "lowrank", "lowrank-diagonal"),
+}
+NAMED = {
+    "none": "no projector",
+    "trainable": "linear projector",
+    "diagonal": "diagonal",
+    "lowrank": "low-rank, fixed",
+    "lowrank-diagonal": "DirectCLR",
+}
 
-    fig, (left, right) = plots.figure(plots.TEXT, 2.8, columns=2)
-    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    index = np.arange(1, DIM + 1)
-    for h, (head, color) in enumerate(zip(arrays["heads"], colors, strict=True)):
-        if head == "orthogonal":
-            continue  # the same as none, to rounding
-        label = "none = orthogonal" if head == "none" else HEADS[str(head)]
-        left.plot(index, 2 * np.log(arrays["predicted"][-1, h]), color=color, label=label)
-        left.plot(index, 2 * np.log(gmean(arrays["simulated"][-1, h], -2)), "o", color=color)
-    left.set(xlabel="index of the singular value", ylabel=r"$\ln\,\lambda$ of $\mathrm{Cov}(r)$")
-    left.legend(loc="lower left")
-    curves = (("without noise", colors[0]), ("with noise", colors[1]))
+
+def draw_heads(ax: Any, heads: tuple[str, ...], arrays: Arrays) -> None:
+    """The spectrum of r at the end, a colour a head."""
+    index, places = np.arange(1, DIM + 1), arrays["heads"].tolist()
+    for head in heads:
+        h, color = places.index(head), plots.HEAD_COLORS.get(NAMED.get(head, ""), "0.5")
+        label = "none = orthogonal" if head == "none" else HEADS[head]
+        ax.plot(index, 2 * np.log(arrays["predicted"][-1, h]), color=color, label=label)
+        ax.plot(index, 2 * np.log(gmean(arrays["simulated"][-1, h], -2)), "o", color=color)
+    ax.set(xlabel="index of the singular value", xticks=[1, 4, 8, 12, 16])
+    ax.legend(loc="lower left")
+
+
+def draw(meta: Meta, arrays: Arrays) -> Any:
+    """Two panels: the spectrum of r by head.  Right: what the first of two aligned layers keeps, over kappa."""
+    fig, (left, middle, right) = plots.figure(plots.TEXT, 2.9, columns=3)
+    for ax, (title, heads) in zip((left, middle), PANELS.items(), strict=True):
+        draw_heads(ax, heads, arrays)
+        ax.set(title=title, ylim=(-12.5, 1))
+    left.set_ylabel(rf"$\ln\,\lambda$ of $\mathrm{{Cov}}(r)$, mean of {arrays['simulated'].shape[2]} runs")
+    curves = (("without noise", "0.2"), ("with noise", "0.55"))
     for (label, color), predicted, simulated in zip(
         curves, arrays["split_predicted"], arrays["split_simulated"], strict=True
     ):
-        right.plot(arrays["kappa"], np.log(predicted), color=color, label=f"modes {label}")
+        right.plot(arrays["kappa"], np.log(predicted), color=color, label=label)
         right.plot(arrays["kappa"], np.log(simulated), "o", color=color)
-    right.set(xlabel=r"$\kappa = \sigma_W^2 - \sigma_P^2$", ylabel=r"$\ln\,\sigma_W^2$, aligned layers")
+    right.set(
+        xlabel=r"$\kappa = \sigma_W^2 - \sigma_P^2$", ylabel=r"$\ln\,\sigma_W^2$", title="aligned layers, one run"
+    )
     right.legend(loc="lower right")
     return fig
 

@@ -1,6 +1,6 @@
 """Strong augmentation shrinks and does not kill: the ratio of augmented to free directions over the noise amplitude.
 
-    python experiments/beyond/shrinkage.py  # 15 s on one core
+    python experiments/beyond/shrinkage.py  # 35 s on one core
 
 The official toy script's case: one layer, dot product, temperature 0.1, batch 128, noise of amplitude k on 8 of 16
 coordinates.  At its k = 1.5 the clean covariance has 8 values near 0.15 and 8 near 0.01, a 14-fold shrinkage that reads
@@ -8,8 +8,12 @@ as a collapse on a linear axis.  The infinite batch puts the ratio at 1 / (1 + k
 little lower; it reaches zero only where there is no signal at all.  Whether a direction counts as collapsed is then a
 matter of the threshold: the horizontal lines.
 
+SGD starts from one small size of all directions, which knows nothing of the prediction: the ratio starts at 1, its
+logarithm is a change from the start, and R^2 of it over k is one of changes.
+
 Writes shrinkage.npz: amplitudes (A,), fine (F,), and the ratio of sigma^2 of augmented to free directions: simulated
-(A,), mean_field (A,), population (F,).
+(A,), the mean of two runs, mean_field (A,), population (F,); changes, the scores of the trajectories ln sigma^2(t) /
+sigma^2(0), free and augmented (collapse.results.change_scores).
 """
 
 from typing import Any
@@ -18,22 +22,27 @@ import numpy as np
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import change_scores, change_text, r_squared
 from collapse.theory import Descent, GaussianViews, MeanField, sgd, stationary_modes
 
 AMPLITUDES = np.array([0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5])
 DIM, HALF = 16, 8
+START = 0.01  # sigma of all directions
 
 
 def noise(amplitude: float) -> np.ndarray:
     return np.repeat([0.0, amplitude], HALF)
 
 
-def settled(amplitude: float) -> np.ndarray:
-    """sigma^2 of each direction where the mean field stops."""
+def predict(amplitude: float, t: np.ndarray) -> np.ndarray:
+    """sigma^2 of each direction over time by the mean field, (T, 16)."""
     field = MeanField(np.eye(DIM), np.diag(noise(amplitude) ** 2))
-    sigma = stationary_modes(np.ones(DIM), noise(amplitude) ** 2, "dot", 0.1) ** 0.5
-    return field.modes(np.array([0.0, 1e3]), sigma[None])[-1, 0] ** 2
+    return field.modes(t, np.full((1, DIM), START))[:, 0] ** 2
+
+
+def halves(m: np.ndarray) -> np.ndarray:
+    """Mean over the free and over the augmented directions, (..., 16) -> (..., 2)."""
+    return np.stack([m[..., :HALF].mean(-1), m[..., HALF:].mean(-1)], axis=-1)
 
 
 def ratio(m: np.ndarray) -> np.ndarray:
@@ -41,20 +50,22 @@ def ratio(m: np.ndarray) -> np.ndarray:
     return m[..., HALF:].mean(-1) / m[..., :HALF].mean(-1)
 
 
-def simulate(seed: int = 0, steps: int = 8_000, lr: float = 5e-4) -> tuple[Meta, Arrays]:
-    """SGD from where the mean field stops, the mean of the last half; the predictions."""
-    start = np.array([settled(amplitude) for amplitude in AMPLITUDES])
-    views = GaussianViews(np.ones((len(AMPLITUDES), DIM)), np.array([noise(amplitude) for amplitude in AMPLITUDES]))
-    runs = np.sqrt(start)[:, :, None] * np.eye(DIM)
-    at = range(steps // 2, steps + 1, steps // 40)
-    W = sgd([runs], views, range(seed, seed + len(runs)), Descent(lr, steps), list(at))[0]
-    m = (W**2).sum(-2).mean(0)  # the diagonal of W^T W, over the last half
+def simulate(seed: int = 0, runs: int = 2, steps: int = 12_000, lr: float = 1e-3) -> tuple[Meta, Arrays]:
+    """SGD and the mean field from one start, the mean of the last half of both; an infinite batch where it stops."""
+    at = np.unique([0, *np.geomspace(steps / 1000, steps, 40).astype(int), *range(steps // 2, steps, steps // 40)])
+    late, count = at >= steps // 2, len(AMPLITUDES)
+    deviations = np.tile([noise(amplitude) for amplitude in AMPLITUDES], (runs, 1))
+    views = GaussianViews(np.ones_like(deviations), deviations)
+    W = np.tile(START * np.eye(DIM), (runs * count, 1, 1))
+    W = sgd([W], views, range(seed, seed + runs * count), Descent(lr, steps), at.tolist())[0]
+    m = (W**2).sum(-2).reshape(len(at), runs, count, DIM)  # the diagonal of W^T W
+    forecast = np.stack([predict(amplitude, lr * at) for amplitude in AMPLITUDES], axis=1)
     fine = np.linspace(0.01, 5.5, 200)
     population = ratio(np.array([stationary_modes(np.ones(DIM), noise(k) ** 2, "dot", 0.1) for k in fine]))
-    simulated, mean_field = ratio(m), ratio(start)
+    simulated, mean_field = ratio(m[late].mean((0, 1))), ratio(forecast[late].mean(0))
     here = ratio(np.array([stationary_modes(np.ones(DIM), noise(k) ** 2, "dot", 0.1) for k in AMPLITUDES]))
     r2 = {"mean_field": r_squared(simulated, mean_field), "population": r_squared(simulated, here)}
-    return {"r2": r2}, {
+    return {"r2": r2, "changes": change_scores(halves(m), halves(forecast))}, {
         "amplitudes": AMPLITUDES,
         "fine": fine,
         "simulated": simulated,
@@ -69,7 +80,8 @@ def report(meta: Meta, arrays: Arrays) -> str:
         f"shrinkage at k = 1.5: simulated {1 / arrays['simulated'][chosen]:.1f}-fold, "
         f"mean field {1 / arrays['mean_field'][chosen]:.1f}, infinite batch {(1 + 1.5**2) ** 2:.1f}\n"
         f"R^2 of ln ratio over k: mean field {meta['r2']['mean_field']:.4f}, "
-        f"infinite batch {meta['r2']['population']:.4f}"
+        f"infinite batch {meta['r2']['population']:.4f}\n"
+        f"the change ln sigma^2(t) / sigma^2(0), mean field: {change_text(meta['changes'])}"
     )
 
 

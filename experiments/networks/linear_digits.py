@@ -39,7 +39,7 @@ from collapse import plots
 from collapse.experiment import Arrays, Meta, main
 from collapse.recipes.config import make_config
 from collapse.recipes.views import Augmentation, uniforms
-from collapse.results import r_squared
+from collapse.results import change_scores, change_text, r_squared
 from collapse.theory import Descent, MeanField, matrix_flow, population_gradient, sgd, singular_values
 from collapse.theory.arrays import Floats
 
@@ -121,7 +121,10 @@ def predict(W: NDArray, t: NDArray, C0: NDArray, Ce: NDArray, descent: Descent) 
 
 
 def scores(arrays: Arrays) -> Meta:
-    """R^2 of the logarithms, of each prediction and of the start, against the mean over seeds; and between two runs."""
+    """R^2 of the logarithms, of each prediction and of the start, against the mean over seeds; and between two runs.
+
+    changes: of each prediction, the scores of the change from the start (collapse.results.change_scores).
+    """
     r2: Meta = {}
     for s, name in enumerate(SETS):
         for what in ("spectrum", "variance"):
@@ -133,6 +136,9 @@ def scores(arrays: Arrays) -> Meta:
                 kind: {"trajectory": r_squared(mean, values), "final": r_squared(mean[-1], values[-1])}
                 for kind, values in forecasts.items()
             } | {"runs": r_squared(np.exp(runs[-1, 0]), np.exp(runs[-1, -1]))}
+            r2[f"{name}_{what}"]["changes"] = {
+                kind: change_scores(np.exp(runs), forecasts[kind]) for kind in ("predicted", "population")
+            }
     return r2
 
 
@@ -193,6 +199,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
                 for kind in ("predicted", "population", "start")
             )
             lines.append(f"  {SETS[str(name)]:<35} {what:<9} {kinds}; {r2['runs']:.4f}")
+            lines.append(f"  {'':<35} change, mean field {change_text(r2['changes']['predicted'])}")
     counts = [", ".join(map(str, collapsed(runs))) for runs in arrays["spectrum_simulated"][-1]]
     lines.append("covariance below 1e-2 of the largest at the end: " + "; ".join(counts))
     predicted = collapsed(arrays["spectrum_predicted"])

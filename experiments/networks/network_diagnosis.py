@@ -78,15 +78,22 @@ def report(meta: Meta, arrays: Arrays) -> str:
 
 
 def draw(meta: Meta, arrays: Arrays) -> Any:
-    """Bars of the counts."""
-    fig, ax = plots.figure(plots.COLUMN, 2.9)
+    """Bars of the counts, with the number alive, the start apart from what was trained from it."""
+    fig, ax = plots.figure(plots.COLUMN, 3.2)
     names = [title(name) for name in meta["encoders"]]
     counts = dict(zip(CAUSES, arrays["counts"].T, strict=True))
     plots.plot_causes_by_depth(ax, names, counts, arrays["counts"].sum(1), arrays["ranks"])
     ax.lines[0].set_linestyle("none")
+    for k, (alive, *others) in enumerate(arrays["counts"]):
+        share = alive / (alive + sum(others))
+        ax.annotate(f"{alive} alive", (k, share), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=6)
+    ax.axvline(0.5, color="0.3", linewidth=0.8, linestyle="--")
     ax.get_legend().remove()
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     ax.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize=7)
+    epochs = study.plan(study.PRESET)["none-s0"].epochs
+    ax.set_xlabel(f"before training, and after {epochs} epochs; seed 0", fontsize=7)
+    ax.set_ylabel(f"share of the {arrays['counts'][0].sum()} directions of r")
     return fig
 
 

@@ -30,7 +30,7 @@ TITLES = {
     "effective_rank": "effective rank",
     "signal_fraction": "signal fraction",
     "lidar": "LiDAR",
-    "both": "both, least squares, %",
+    "both": "predicted of both, %",
 }
 
 
@@ -108,26 +108,30 @@ def report(found: Meta) -> str:
 
 
 def draw(found: Meta) -> Any:
-    """A panel a predictor, a point a run, its shape by head and its colour by regime."""
-    fig, axes = plots.figure(plots.TEXT, 2.6, columns=len(TITLES), sharey=True)
+    """A panel a predictor, a point a run: its colour and shape by head, filled at the first regime alone."""
+    fig, axes = plots.figure(plots.TEXT, 3.0, columns=len(TITLES), sharey=True)
     kinds = dict(
         zip(["none", "linear", "mlp", "directclr", "orthogonal", "diagonal", "lowrank"], "osv^D*P", strict=True)
     )
-    colors = {name: f"C{k}" for k, name in enumerate(found["within"])}
+    fills = dict(zip(found["within"], ("full", "none"), strict=True))
     for ax, (key, label) in zip(axes, TITLES.items(), strict=True):
         for run in found["runs"]:
-            marker, color = kinds[run["name"].split("-")[0]], colors[run["regime"]]
-            ax.plot(run[key], 100 * run["probe_top1"], marker, color=color, markersize=4)
+            kind = run["name"].split("-")[0]
+            how = {"color": plots.HEAD_COLORS[study.LABELS[kind]], "fillstyle": fills[run["regime"]]}
+            ax.plot(run[key], 100 * run["probe_top1"], kinds[kind], markersize=4, markeredgewidth=0.8, **how)
         one = found["correlations"][key]
         value, low, high = np.array([one["rho"], *one["interval"]], float)
         ax.set(xlabel=label)
         ax.set_title(rf"$\rho$ = {value:.2f} ({low:.2f}, {high:.2f})", fontsize=7)
+    axes[-1].axline((43, 43), slope=1, color="0.7", linewidth=0.8, zorder=0)
     axes[0].set_ylabel("probe top-1, %")
     for kind, marker in kinds.items():
-        axes[0].plot([], [], marker, color="0.4", markersize=4, label=study.LABELS[kind])
-    for name, color in colors.items():
-        axes[0].plot([], [], "|", color=color, markersize=8, markeredgewidth=3, label=summary.TITLES[name])
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        label = study.LABELS[kind]
+        axes[0].plot([], [], marker, color=plots.HEAD_COLORS[label], markersize=4, label=label)
+    for name, fill in fills.items():
+        axes[0].plot([], [], "o", color="0.4", fillstyle=fill, markersize=5, label=summary.TITLES[name])
+    seeds = f"{len(found['runs'])} runs of {found['config']['epochs']} epochs, a point a seed; line: as predicted"
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, title=seeds)
     return fig
 
 

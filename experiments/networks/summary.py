@@ -342,7 +342,7 @@ def spectra_text(found: Meta) -> str:
 
 def draw_spectra(found: Meta, layer: str) -> Any:
     """A panel a temperature of the relaxations, then one a regime trained end to end; layer: r or z."""
-    panels = [(f"last map relaxed, $\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
+    panels = [(f"last map relaxed\n$\\tau = {t}$", of, True) for t, of in found["relaxed"].items()]
     panels += [(titled(found["configs"][name], name, "\n"), found[name], False) for name in TITLES if name in found]
     columns = len(panels) if len(panels) < 4 else (len(panels) + 1) // 2
     rows = -(-len(panels) // columns)
@@ -354,17 +354,19 @@ def draw_spectra(found: Meta, layer: str) -> Any:
         plots.plot_repeated_spectra(ax, drawn)
         for head, one in of.items() if still else ():
             color = plots.HEAD_COLORS[study.LABELS[head]]
-            ax.axvline(np.mean(one["predicted"], axis=0)[1] + 0.5, color=color, linestyle=":", linewidth=0.8)
-        ax.set_title(title, fontsize="small")
+            ax.axvline(np.mean(one["predicted"], axis=0)[1] + 0.5, color=color, linewidth=0.6)
+        seeds = span([len(one) for one in values.values()])
+        ax.set_title(f"{title}, {seeds} seed{'s' * (seeds != '1')}", fontsize="small")
         ax.get_legend().set_visible(False)
         ax.set(xlabel="", ylabel="")
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
     fig.supxlabel("index of the singular value", fontsize="medium")
     fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({layer})$", fontsize="medium")
-    seeds = span([len(one["values"] if still else one) for _, of, still in panels for one in of.values()])
-    title = f"{seeds} seeds" + ("; dotted: where theory puts the last living direction" * bool(found["relaxed"]))
-    fig.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, title=title)
+    legends = [ax.get_legend_handles_labels() for ax in grid.flat[: len(panels)]]
+    lines = {label: line for handles, labels in legends for line, label in zip(handles, labels, strict=True)}
+    thin = "thin: where theory puts the last living direction" if found["relaxed"] else None
+    fig.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, title=thin)
     return fig
 
 

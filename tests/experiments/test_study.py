@@ -401,6 +401,12 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append("{}, {}, {}, {} are alive at 1e-3 (none, two layers, linear, DirectCLR)".format(*diagnosed[1:, 0]))
     quoted.append("with {} alive, {} of augmentation and {} dead units".format(*diagnosed[0][[0, 1, 4]]))
     assert diagnosed[1:, 2:].sum() == 4
+    relaxed = load_result(study.RESULTS / "relaxation.npz")[0]["cells"]
+    (one,) = [cell for cell in relaxed if cell["temperature"] == 0.2]
+    quoted.append(f"planned cells, {len(relaxed)} were run")
+    quoted.append(f"lets {one['predicted']['r'][0]} directions live, and above 1e-3 are {one['measured']['r'][0]}")
+    quoted.append(f"Above the floor are {one['measured']['r'][1]} after {one['steps']:,} steps. This is one seed.")
+    quoted.append(f"{100 * one['held']:.0f} % at 0.2")
     fine = stored("table1")["stem3"]
     top, low = ({row["name"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top.values()) + " %")

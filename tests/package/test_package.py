@@ -20,7 +20,7 @@ from collapse.diagnosis import Block
 from collapse.metrics.attribution import Attribution
 from collapse.models.encoder import Module
 from collapse.moved import MOVED, RENAMED
-from collapse.results import load_result, r_squared, save_result, save_text, strict, to_json
+from collapse.results import change_scores, change_text, load_result, r_squared, save_result, save_text, strict, to_json
 from collapse.results.outputs import atomic_write
 
 PACKAGE = Path(collapse.__file__).parent
@@ -215,6 +215,25 @@ def test_r_squared_is_one_for_the_truth_and_zero_for_the_mean():
     assert r_squared(x, np.full(3, np.exp(7 / 3))) == pytest.approx(0, abs=1e-12)
     with pytest.raises(InputError, match="positive"):
         r_squared(x, np.zeros(3))
+
+
+def test_the_change_of_a_prediction_is_scored_beside_the_noise_of_the_runs():
+    rng = np.random.default_rng(0)
+    change, noise = rng.normal(size=(200, 6)), 0.5 * rng.normal(size=(200, 4, 6))
+    start = np.exp(5 * rng.normal(size=6))
+    runs = np.exp(np.concatenate([np.zeros((1, 4, 6)), change[:, None] + noise])) * start
+    truth = np.exp(np.concatenate([np.zeros((1, 6)), change])) * start
+    found = change_scores(runs, truth)
+    # Of the truth, what is left is the noise of the mean: 0.25 / 4; of a run, its own and that of the mean of three.
+    assert found["change"] == pytest.approx(1 - 0.0625 / 1.0625, abs=0.01)
+    assert found["rms"] == pytest.approx(0.25, rel=0.05)
+    assert found["noise"] == pytest.approx(found["rms"], rel=0.05)
+    assert found["ceiling"] == pytest.approx([1 - (0.25 + 0.25 / 3) / 1.25] * 4, abs=0.04)
+    # What says that nothing moves explains nothing, however wide the start is spread.
+    assert change_scores(runs, np.tile(start, (201, 1)))["change"] <= 0
+    alone = change_scores(runs[:, :1], truth)
+    assert (alone["ceiling"], alone["noise"]) == ([], None)
+    assert change_text(alone).endswith("one run by the others not known")
 
 
 @pytest.fixture(scope="module")
