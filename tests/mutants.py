@@ -72,9 +72,11 @@ def copy_package() -> None:
 
 
 def run(*names: str) -> None:
-    """Run mutants by name; mutmut keeps each result as it comes."""
+    """Run mutants by name; mutmut keeps each result as it comes. Ends with its last words where it fails."""
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "2", *names]
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=COPY)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=COPY)
+    if done.returncode:
+        sys.exit(f"{done.stdout[-4000:]}\nmutmut failed; what it has found is kept: go on with --resume")
 
 
 def names() -> list[str]:

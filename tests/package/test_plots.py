@@ -60,6 +60,10 @@ def test_a_figure_has_the_size_and_style_of_all_and_leaves_matplotlib_as_it_was(
     assert not axes[0, 0].spines["right"].get_visible()
     assert dict(matplotlib.rcParams) == before
     matplotlib.pyplot.close(figure)
+    figure, axes = plots.figure(columns=2, sharey=True)
+    axes[0].set_ylim(3, 4)
+    assert axes[1].get_ylim() == (3, 4)
+    matplotlib.pyplot.close(figure)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 12])
@@ -100,7 +104,7 @@ def test_a_floor_is_a_band_up_to_its_logarithm_or_said_where_it_lies_far_below(a
     assert not ax.patches
     assert names(ax) == ["a", "rounding: below -12"]
     assert ax.get_xscale() == "linear"
-    assert "ln" in ax.get_ylabel()
+    assert ax.get_ylabel() == r"$\ln$ singular value of $\mathrm{Cov}(z)$"
 
 
 def test_values_below_the_floor_leave_room_and_a_spectrum_of_zeros_is_no_curve(ax):
@@ -160,6 +164,9 @@ def test_a_legend_above_has_as_many_columns_as_fit(ax):
     plots.legend_outside(ax)
     assert names(ax) == ["four", "five5", "sixsix"]
     assert ax.get_legend()._ncols == 3
+    ax.lines[0].set_label("twenty letters or so")  # 24 with the line beside them; 53 are in a column's width
+    plots.legend_outside(ax)
+    assert ax.get_legend()._ncols == 2
     ax.lines[0].set_label("a label that is as wide as it can be")
     plots.legend_outside(ax)
     assert ax.get_legend()._ncols == 1
