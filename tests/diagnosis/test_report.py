@@ -87,6 +87,7 @@ def test_it_needs_nothing_else(made):
     path, page, _ = made
     assert page.fetched == []
     text = path.read_text()
+    assert "of <code>collapse references</code>." in text
     assert not re.search(r"https?://|@import|url\(", text.replace("http://www.w3.org", ""))
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
