@@ -78,7 +78,9 @@ def add_report(commands: Any) -> None:
     )
     command.set_defaults(run=_report_page, shares=True)
     command.add_argument("source", metavar="CHECKPOINT", help="what `collapse spectrum` reads")
-    command.add_argument("images", metavar="IMAGES", help="a folder of images, a zip, list, shards, table, array")
+    command.add_argument(
+        "images", metavar="IMAGES", nargs="?", help="a folder of images, a zip, list, shards, table, array"
+    )
     command.add_argument(
         "--out", type=Path, required=True, metavar="PAGE.html", help="where the page goes, which needs no other file"
     )
@@ -93,6 +95,7 @@ def _report_page(options: argparse.Namespace) -> None:
     protect(
         [*inputs, *recipe(options.augmentation), *recipe(options.views_file)], {"--out": options.out}, options.force
     )
+    _check_inputs(options, "a report takes IMAGES")
     from collapse.diagnosis.onepage import report
     from collapse.results.screen import paragraph
 
@@ -116,8 +119,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     protect(inputs, {"--out": options.out, "--report": options.report}, options.force)
     if options.report and options.report.suffix not in (".html", ".htm"):
         raise InputError(f"{options.report}: a report is .html")
-    if options.images is None and options.views_file is None:
-        raise InputError("IMAGES: none are given; a network of texts may take --views-file instead")
+    _check_inputs(options, "a network of texts may take --views-file instead", options.views_file)
     from collapse.diagnosis import diagnose
     from collapse.diagnosis.wording import table
 
@@ -128,6 +130,19 @@ def _diagnose(options: argparse.Namespace) -> None:
         return
     report = [lambda: _report(options, result)] if options.report else []
     deliver(options, result.to_json(), table(result), *report, notes=result.notes())
+
+
+def _check_inputs(options: argparse.Namespace, hint: str, instead: str | None = None) -> None:
+    """Refuse an array, which holds no network, and a call without images."""
+    from collapse.files.arrays import is_array
+
+    if Path(options.source).is_file() and is_array(Path(options.source)):
+        raise InputError(
+            f"{options.source}: is an array; layers and causes need the network and its images. "
+            f"For the array: collapse spectrum {options.source} --plot spectrum.png"
+        )
+    if options.images is None and instead is None:
+        raise InputError(f"IMAGES: none are given; {hint}")
 
 
 def _report(options: argparse.Namespace, result: "Diagnosis") -> None:

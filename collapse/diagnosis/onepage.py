@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -139,7 +140,7 @@ def page(layers: Mapping[str, Spectrum], diagnosis: Diagnosis | None, others: Ma
             "<h2>Spectrum of the representation</h2>",
             drawn({"this network": s, **others}),
             '<p id="value" aria-live="polite"></p>',
-            f"<p>{html.escape(f'{s.sentence()} {placed(s)}')}</p>",
+            f"<p>{_coded(f'{s.sentence()} {placed(s)}')}</p>",
             "<p>Singular values of the covariance, of unit rows, over their index. Below "
             "the dotted line a dimension counts as collapsed; below the grey line is rounding.</p>",
             _metrics({"this network": s, **others}),
@@ -151,6 +152,11 @@ def page(layers: Mapping[str, Spectrum], diagnosis: Diagnosis | None, others: Ma
             f"<script>{SCRIPT}</script></body></html>\n",
         ]
     )
+
+
+def _coded(text: str) -> str:
+    """Text with what stands between backticks as code."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
 
 
 def drawn(spectra: Mapping[str, Spectrum], width: int = 720, height: int = 320) -> str:

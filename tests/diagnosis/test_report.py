@@ -87,6 +87,7 @@ def test_it_needs_nothing_else(made):
     path, page, _ = made
     assert page.fetched == []
     text = path.read_text()
+    assert "of <code>collapse references</code>." in text
     assert not re.search(r"https?://|@import|url\(", text.replace("http://www.w3.org", ""))
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
@@ -147,3 +148,19 @@ def test_an_iterator_is_refused_for_it_is_read_twice(tmp_path):
 def test_names_are_shown_as_text(tmp_path):
     s = collapse.spectrum(np.random.default_rng(0).standard_normal((30, 3)))
     assert "<b>" not in onepage.drawn({"<b>": s})
+
+
+def test_an_array_and_a_call_without_images_are_told_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("z.npy", np.eye(4))
+    (tmp_path / "images").mkdir()
+    told = (
+        "collapse: z.npy: is an array; layers and causes need the network and its images. "
+        "For the array: collapse spectrum z.npy --plot spectrum.png\n"
+    )
+    for call in (["report", "z.npy", "--out", "p.html"], ["report", "z.npy", "images", "--out", "p.html"],
+                 ["diagnose", "z.npy"]):  # fmt: skip
+        assert cli.main(call) == 2
+        assert capsys.readouterr().err == told
+    assert cli.main(["report", "own.py:build", "--out", "p.html"]) == 2
+    assert capsys.readouterr().err == "collapse: IMAGES: none are given; a report takes IMAGES\n"
