@@ -24,6 +24,7 @@ ABOUT = {
     "resnet20-cifar10": f"ResNet-20, supervised on CIFAR-10; {CIFAR}",
     "resnet32-cifar10": f"ResNet-32, supervised on CIFAR-10; {CIFAR}",
     "resnet50-untrained": f"ResNet-50 with random weights of torchvision, seed 0; {CIFAR}, 64 px",
+    "resemblyzer-voices": "Resemblyzer's voice encoder; 4,096 of 6,289 recordings in 29 languages",
     "simclr-linear-cifar10": f"SimCLR behind a linear projector, {STUDY}; {CIFAR}",
     "simclr-mlp-cifar10": f"SimCLR behind a two-layer projector, {STUDY}; {CIFAR}",
     "simclr-none-cifar10": f"SimCLR without a projector, {STUDY}; {CIFAR}",

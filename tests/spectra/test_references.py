@@ -21,7 +21,8 @@ def test_each_reference_is_a_result_whose_numbers_follow_from_its_spectrum(name)
     assert found.dim == document["dim"] == len(document["singular_values"])
     for metric, value in document["metrics"].items():
         assert found.metrics()[metric] == pytest.approx(value, rel=1e-9, nan_ok=True), metric
-    assert found.n == document["images"]["count"] == 4096 >= 2 * found.dim
+    assert found.n == 4096 >= 2 * found.dim
+    assert name == "resemblyzer-voices" or document["images"]["count"] == 4096  # its rows were embedded elsewhere
     assert found.l2_normalized
     assert found.singular_values.sum() == pytest.approx(1 - found.mean_cosine, rel=1e-3)  # trace, of unit rows
     assert {"dimensional-collapse", "numpy", "torch"} <= document["versions"].keys()
