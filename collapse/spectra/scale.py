@@ -24,7 +24,7 @@ ABOUT = {
     "resnet20-cifar10": f"ResNet-20, supervised on CIFAR-10; {CIFAR}",
     "resnet32-cifar10": f"ResNet-32, supervised on CIFAR-10; {CIFAR}",
     "resnet50-untrained": f"ResNet-50 with random weights of torchvision, seed 0; {CIFAR}, 64 px",
-    "resemblyzer-voices": "Resemblyzer's voice encoder; 4,096 of 6,289 recordings, some 50 speakers of 30 languages",
+    "resemblyzer-voices": "Resemblyzer's voice encoder; 4,096 of 6,289 recordings in 29 languages",
     "simclr-linear-cifar10": f"SimCLR behind a linear projector, {STUDY}; {CIFAR}",
     "simclr-mlp-cifar10": f"SimCLR behind a two-layer projector, {STUDY}; {CIFAR}",
     "simclr-none-cifar10": f"SimCLR without a projector, {STUDY}; {CIFAR}",
@@ -47,15 +47,15 @@ def references(*places: Any) -> dict[str, Spectrum]:
         (64, 0.214)
     """
     named: dict[str, Spectrum] = {}
-    for name, s in (pair for place in places or sorted(ABOUT) for pair in _spectra_at(place)):
+    for name, found in (pair for place in places or sorted(ABOUT) for pair in _found(place)):
         first, count = name, 2
         while name in named:
             name, count = f"{first} ({count})", count + 1
-        named[name] = s
+        named[name] = found
     return named
 
 
-def _spectra_at(place: Any) -> Iterator[tuple[str, Spectrum]]:
+def _found(place: Any) -> Iterator[tuple[str, Spectrum]]:
     """(name, spectrum) of each that a place holds."""
     if isinstance(place, Spectrum):
         yield place.name, place
@@ -71,9 +71,9 @@ def _spectra_at(place: Any) -> Iterator[tuple[str, Spectrum]]:
         results = sorted(path.glob("*.json"))
         if not results:
             raise InputError(f"{path}: holds no result; write some: collapse spectrum ... --out {path}/NAME.json")
-        yield from ((result.stem, s) for result in results for s in _last(result))
+        yield from ((result.stem, one) for result in results for one in _last(result))
     elif path.suffix == ".json":
-        yield from ((s.name, s) for s in load_results(path))
+        yield from ((one.name, one) for one in load_results(path))
     else:
         raise InputError(f"{place}: is no reference and no result; there are {', '.join(ABOUT)}")
 
@@ -98,8 +98,8 @@ def placed(s: Spectrum, others: Mapping[str, Spectrum] | None = None) -> str:
     if mine != mine or s.n - 1 < s.dim or not s.l2_normalized:
         return ""
     whose = "those given" if others is not None else "`collapse references`"
-    known = {name: share(other) for name, other in (references() if others is None else others).items()
-             if other.l2_normalized and share(other) == share(other)}  # fmt: skip
+    known = {name: share(one) for name, one in (references() if others is None else others).items()
+             if one.l2_normalized and share(one) == share(one)}  # fmt: skip
     if not known:
         return ""
     told = {name: f"{name} ({part:.1%})" for name, part in known.items()}
