@@ -17,8 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from collapse import arguments, images
+from collapse import arguments
 from collapse.commands import shared
+from collapse.data import batches
 from collapse.encoders import processes
 from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
@@ -251,10 +252,10 @@ def test_a_gpu_gets_embeddings_from_all_its_cores_by_pinned_batches_of_256(monke
     assert shared.placed(Namespace(device="cpu", workers=None, distributed=False))["workers"] == 4
     assert [How.of(None, {"device": device})[0].batch_size for device in ("auto", "cpu")] == [256, 64]
     made = {}
-    monkeypatch.setattr(images, "DataLoader", lambda data, **options: made.update(options) or [])
+    monkeypatch.setattr(batches, "DataLoader", lambda data, **options: made.update(options) or [])
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert list(images.decoded([None] * 40, images.Preprocessing(), 256, 24)) == []
+        assert list(batches.decoded([None] * 40, batches.Preprocessing(), 256, 24)) == []
         assert made["pin_memory"] is there
 
 
