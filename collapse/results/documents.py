@@ -231,11 +231,12 @@ def write_npz(path: Path, meta: Mapping[str, Any], **arrays: NDArray) -> None:
         np.savez_compressed(file, meta=text, **arrays)  # type: ignore[arg-type]
 
 
-def load_result(path: Path, schema: str = EXPERIMENT) -> tuple[dict[str, Any], dict[str, NDArray]]:
+def load_result(path: str | os.PathLike, schema: str = EXPERIMENT) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """Read what `save_result` wrote: (meta, arrays of any shapes by name). Nothing is unpickled.
 
     Raises InputError: no such file, damaged, or not of `schema`.
     """
+    path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such result; run the experiment without --plot-only first")
     arrays = read_npz(path)

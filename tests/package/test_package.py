@@ -176,7 +176,7 @@ def test_every_public_name_is_there_and_no_other():
 def test_a_result_holds_how_it_was_made(tmp_path):
     path = tmp_path / "result.npz"
     save_result(path, {"config": {"seed": 3}}, a=np.arange(3.0))
-    meta, arrays = load_result(path)
+    meta, arrays = load_result(str(path))
     assert meta["config"] == {"seed": 3}
     assert {"schema", "command", "versions"} <= meta.keys()
     assert "numpy" in meta["versions"]
