@@ -1,11 +1,13 @@
 """The page about a checkpoint: its numbers are those of the calls, it stands alone, its headline follows a rule."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from processes import ended
 from torch import nn
 
 import collapse
@@ -92,6 +94,36 @@ def test_it_needs_nothing_else(made):
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+HOVER = """<script>
+const dot = document.querySelectorAll("svg.spectrum circle")[2], box = dot.getBoundingClientRect();
+const where = {clientX: (box.left + box.right) / 2, clientY: (box.top + box.bottom) / 2, bubbles: true};
+document.querySelector("svg.spectrum").dispatchEvent(new MouseEvent("mousemove", where));
+const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+document.body.dataset.said = `${document.getElementById("value").textContent}; wider than its window: ${wide}`;
+</script>"""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_numbers_and_reads_the_value_under_the_mouse(made, tmp_path, width):
+    """In Chromium, where there is one; else the page as it is written."""
+    path, page, _ = made
+    (tmp_path / "hovered.html").write_text(path.read_text().replace("</body>", f"{HOVER}</body>"))
+    call = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900", "--dump-dom", (tmp_path / "hovered.html").as_uri()]  # fmt: skip
+    text = ended(call).stdout if BROWSER else path.read_text()
+    shown = Read(text)
+    assert shown.headline.split() == page.headline.split() != []
+    assert {row[0]: row[1:] for row in shown.rows if row}["effective_rank"] == next(
+        row[1:] for row in page.rows if row and row[0] == "effective_rank"
+    )
+    assert shown.titles == page.titles
+    if BROWSER:
+        (said,) = re.findall(r'data-said="(.*?)"', text)
+        assert said == f"{page.titles[2]}; wider than its window: false"
 
 
 @pytest.mark.parametrize(
