@@ -1,4 +1,6 @@
-# make figures   the main job: simulate, predict, train a small study, measure; no download beyond the packages, no GPU
+# make figures   the main job: the paper's toys simulated and predicted, a small study trained and measured; no download
+#                beyond the packages, no GPU
+# make beyond    the figures beyond the paper: other losses, optimisers, finite batches, the diagnosis' line; seven minutes
 # make test      format, lint, types, tests; `make coverage` says which lines they run
 # make study     tables 1 and 2, figures 2, 8 and 10 and the map on real networks, drawn from the results that are here;
 #                DATA=cifar10:FOLDER trains anew, with seeds from SEED=3 on: the tables' runs at temperature 0.2
@@ -23,23 +25,30 @@ THEORY := $(wildcard collapse/theory/*.py) collapse/experiment.py $(wildcard col
 STUDY := table1 table2 figure2 figure8 figure10 appendix_d0
 NETWORKS := regimes predictors network_theory
 DIAGNOSES := beyond/diagnosis
-LONGEST := beyond/propositions networks/linear_digits figure11
-TOYS := $(LONGEST) networks/relaxation_losses $(filter-out $(LONGEST) $(STUDY) $(DIAGNOSES), \
-    $(patsubst experiments/%.py,%,$(wildcard experiments/*.py experiments/beyond/*.py)))
+PAPER := figure11 $(filter-out figure11 $(STUDY),$(patsubst experiments/%.py,%,$(wildcard experiments/*.py)))
+LONGEST := beyond/propositions networks/linear_digits networks/relaxation_losses
+BEYOND := $(LONGEST) $(filter-out $(LONGEST) $(DIAGNOSES),$(patsubst experiments/%.py,%,$(wildcard experiments/beyond/*.py)))
+TOYS := $(PAPER) $(BEYOND)
 
-.PHONY: figures toys study gpu peers test coverage notebooks docs mutants fuzz clean FORCE
+.PHONY: figures paper beyond study gpu peers test coverage notebooks docs mutants fuzz clean FORCE
 .DELETE_ON_ERROR:
 
 # The toys are many and use one core each; the digits use both.
 figures: .venv/installed
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target toys
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target paper
 	@$(MAKE) --no-print-directory build/digits_command.done
 	@echo
 	@echo "Look at (figures/README.md says what to see):"
-	@for name in $(notdir $(TOYS)) digits digits_command; do echo "  figures/$$name.png"; done
+	@for name in $(PAPER) digits digits_command; do echo "  figures/$$name.png"; done
 	@echo "Numbers: experiments/results/*.npz and digits_command.json; trained networks: runs/digits/*.safetensors"
 
-toys: $(TOYS:%=build/%.done)
+paper: $(PAPER:%=build/%.done)
+
+beyond: .venv/installed
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(BEYOND:%=build/%.done)
+	@echo
+	@echo "Look at (figures/README.md says what to see):"
+	@for name in $(notdir $(BEYOND)); do echo "  figures/$$name.png"; done
 
 # A step is done again when its sources changed or one of its files is missing.
 missing = $(if $(filter-out $(wildcard $(1)),$(1)),FORCE)

@@ -146,7 +146,7 @@ def test_the_pages_quote_what_the_result_files_hold():
     quoted.append(f"{toy['autograd / batched']:.1f} and {toy['official / batched']:.1f} times faster")
     meta, _ = load_result(ROOT / "experiments/results/linear_digits.npz")
     readme = (ROOT / "README.md").read_text()
-    assert f"R² {meta['r2']['real_spectrum']['predicted']['final']:.2f} only" in readme
+    assert f"R² {meta['r2']['real_spectrum']['predicted']['final']:.1f} only" in readme
     meta, _ = load_result(ROOT / "experiments/results/diagnosis.npz")
     share = f"{100 * meta['share']:.1f} % of {meta['directions']}"
     assert share in (ROOT / "docs/diagnosis.md").read_text()
