@@ -71,7 +71,7 @@ def show(results: Sequence[Any], report: Callable[..., str], draw: Callable[...,
         drawn = draw(*results)
     figure.parent.mkdir(exist_ok=True)
     plots.save_figure(drawn, figure)
-    tell(f"wrote {os.path.relpath(figure)}.png and .pdf")
+    tell(f"wrote {min(os.path.relpath(figure), str(figure), key=len)}.png and .pdf")
 
 
 def tell(text: str) -> None:

@@ -107,13 +107,16 @@ def report(found: Meta) -> str:
     return "\n".join(lines)
 
 
+FILLS = ("full", "none", "left", "bottom", "right")  # of each of summary.REGIMES, in its order here
+
+
 def draw(found: Meta) -> Any:
-    """A panel a predictor, a point a run: its colour and shape by head, filled at the first regime alone."""
+    """A panel a predictor, a point a run: its colour and shape by head, its filling by regime."""
     fig, axes = plots.figure(plots.TEXT, 3.0, columns=len(TITLES), sharey=True)
     kinds = dict(
         zip(["none", "linear", "mlp", "directclr", "orthogonal", "diagonal", "lowrank"], "osv^D*P", strict=True)
     )
-    fills = dict(zip(found["within"], ("full", "none"), strict=True))
+    fills = {regime: FILLS[index] for index, regime in enumerate(found["within"])}
     for ax, (key, label) in zip(axes, TITLES.items(), strict=True):
         for run in found["runs"]:
             kind = run["name"].split("-")[0]
