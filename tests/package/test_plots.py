@@ -36,6 +36,7 @@ def test_repeated_spectra_are_the_mean_of_logs_in_a_band_of_all(ax):
     for index, logs in enumerate(np.log(VALUES).T, 1):
         np.testing.assert_allclose([y[x == index].min(), y[x == index].max()], [logs.min(), logs.max()])
     assert names(ax) == ["DirectCLR", "another"]
+    assert ax.get_xlabel() == "index of the singular value"
 
 
 def test_predictions_are_lines_of_all_and_dots_of_every_other_value(ax):
@@ -170,6 +171,9 @@ def test_a_legend_above_has_as_many_columns_as_fit(ax):
     ax.lines[0].set_label("a label that is as wide as it can be")
     plots.legend_outside(ax)
     assert ax.get_legend()._ncols == 1
+    plots.legend_outside(ax, right=True)
+    anchor = ax.get_legend().get_bbox_to_anchor()
+    assert (anchor.x0, anchor.y0) == pytest.approx((ax.bbox.x1, (ax.bbox.y0 + ax.bbox.y1) / 2))
 
 
 @pytest.mark.parametrize("log10", [False, True])
@@ -300,6 +304,7 @@ def test_causes_are_dots_in_the_order_of_variance():
         "implicit",
         "rounding",
     ]
+    assert [ax.get_xlabel() for ax in axes] == ["direction", r"$\ln$ variance"]
     for ax in axes:
         ax.clear()
     plots.plot_causes(axes, np.zeros(2), np.full(2, np.nan), np.array(["dead"] * 2), 0.0, 0.0)

@@ -1,6 +1,7 @@
 """Several layers in one pass, several spectra side by side, and the files that the commands write."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from collapse.data.batches import pixel_batches
 from collapse.data.images import Images
 from collapse.encoders.passes import embed, embed_layers, rounding
 from collapse.spectra.comparison import subspaces, text
+from collapse.spectra.layers import chosen
 from collapse.spectra.measurement import Measure, Measurement
 
 
@@ -246,3 +248,9 @@ def test_wrong_calls_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsy
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert message in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_all_layers_are_the_blocks_the_representation_and_a_projector_if_there_is_one():
+    for projector, last in ((object(), ["projector"]), (None, [])):
+        net = SimpleNamespace(blocks=["a", "b"], projector=projector)
+        assert chosen(net, "all") == ["a", "b", "representation", *last]

@@ -317,3 +317,10 @@ def test_a_run_that_diverges_is_said():
     assert (W[:, 1] == 0).all()
     with pytest.warns(CollapseWarning, match="of 2 of 2 runs are not finite at step"):
         distil(start + np.eye(2), np.stack([np.eye(2)] * 2), views, [0, 1], Descent(lr=1e3, steps=200, batch=8), at)
+
+
+def test_masked_views_of_several_runs_have_their_own_deviations():
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    clean = np.array([[1.0, 2.0], [3.0, 4.0]])
+    ones, scaled = (MaskedViews(scale, np.full(2, 0.5)).draw(generators(), 3, 5) for scale in (np.ones((2, 2)), clean))
+    torch.testing.assert_close(scaled, ones * torch.tensor(clean, dtype=torch.float32).view(2, 1, 1, 1, 2))
