@@ -72,6 +72,7 @@ def script() -> bytes:
 
 def saved_array(array: object) -> bytes:
     file = io.BytesIO()
+    # numpy writes objects as a pickle only when told to; the readers must refuse what comes of it.
     np.save(file, np.array(array, object), allow_pickle=True)
     return file.getvalue()
 

@@ -245,6 +245,7 @@ def npy(new):
     for version in ((2, 0), (3, 0)):
         with open(new("version.npy"), "wb") as file:
             np.lib.format.write_array(file, ROWS, version)
+    # numpy writes objects as a pickle only when told to: this seed is one that must be refused.
     np.save(new("objects.npy"), np.array([[{}, 1]], object), allow_pickle=True)
     text = header.format((10**9, 100_000)).encode() + b"\n"
     new("huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
