@@ -20,7 +20,7 @@ from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
 from collapse.checkpoints.plan import Clues, Overrides, Plan, build, on_meta, refuse_flags
-from collapse.checkpoints.preprocessing import hints, own_facts, preprocessing
+from collapse.checkpoints.preprocessing import hints, loss_temperature, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
 from collapse.checkpoints.report import Checkpoint
 from collapse.checkpoints.settings import listed, printable, shown
@@ -348,6 +348,7 @@ def _assemble(
         "foreign": [printable(name)[:FOREIGN_LIMIT] for name in contents.foreign],
         "warnings": clues.notes + guesses + notes + gone.notes + untrained(plan.weights.tensors),
         "projector_problem": projector.problem if projector else "",
+        "temperature": loss_temperature(facts, clues.hints),
     }
     return Encoder(backbone, chain, pixels, report, plan.axes, plan.stem).eval()
 

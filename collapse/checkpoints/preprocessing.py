@@ -64,7 +64,9 @@ def at_size(pixels: Preprocessing, size: int) -> Preprocessing:
 
 
 HINTS = ("arch", "name", "model", "model_name", "method", "dataset", "mean", "std", "maxpool1", "layer_norm_eps",
-         "hidden_act", "num_attention_heads", "downsample_in_bottleneck", "image_size", "patch_size")  # fmt: skip
+         "hidden_act", "num_attention_heads", "downsample_in_bottleneck", "image_size", "patch_size",
+         "temperature")  # fmt: skip
+CONTRASTIVE = ("simclr", "directclr", "moco", "mocov2plus", "mocov3")  # methods with a cosine loss of two views
 
 
 def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -87,16 +89,31 @@ def hints(tree: Any, configs: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _named(place: str, source: Any) -> dict[str, tuple[str, Any]]:
-    """The names of `HINTS` in one source; solo-learn keeps its data set's in a part of its own."""
+    """The names of `HINTS` in one source; solo-learn keeps its data set's and its method's in parts of their own."""
     if not isinstance(source, Mapping):
         return {}
-    vision, data = source.get("vision_config"), source.get("data")
+    vision, data, method = (source.get(name) for name in ("vision_config", "data", "method_kwargs"))
     if isinstance(vision, Mapping):
         return {name: (f"{place}: vision_config.{name}", vision[name]) for name in HINTS if name in vision}
     named = {name: (f"{place}: {name}", source[name]) for name in HINTS if source.get(name) is not None}
     if isinstance(data, Mapping) and "dataset" not in named:
         named |= {name: (f"{place}: data.{name}", data[name]) for name in ("dataset",) if name in data}
+    if isinstance(method, Mapping) and "temperature" in method:
+        named |= {"temperature": (f"{place}: method_kwargs.temperature", method["temperature"])}
     return named
+
+
+def loss_temperature(facts: Mapping[str, Any], stated: Mapping[str, tuple[str, Any]]) -> float | None:
+    """The temperature of the contrastive cosine loss that trained a network, where its file states loss and value.
+
+    Raises InputError: it is no positive number.
+    """
+    training = facts.get("training")
+    if isinstance(training, Mapping):
+        method, value = training.get("method"), ("the header's training: temperature", training.get("temperature"))
+    else:
+        method, value = stated.get("method", ("", None))[1], stated.get("temperature", ("", None))
+    return number(*value, 1e-6, 1e6) if method in CONTRASTIVE else None
 
 
 def own_facts(metadata: Mapping[str, str], path: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class Checkpoint(Result):
 
     branch: the root of the encoder; branches_left: those of others.  projector: {"dims", "prefix"} or None.
     keys: numbers of tensors loaded, of the projector, dropped (dropped_by a rule) and unknown.
-    foreign: names of classes that were not loaded.
+    foreign: names of classes that were not loaded.  temperature: of the contrastive cosine loss that trained it, where
+    the file states it.
 
     Examples:
         >>> from torchvision.models import resnet18
@@ -39,6 +40,7 @@ class Checkpoint(Result):
     foreign: list[str]
     warnings: list[str]
     projector_problem: str = ""
+    temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The document of schema collapse.checkpoint/1."""
@@ -82,5 +84,6 @@ class Checkpoint(Result):
             preprocessing=value_of(document, "preprocessing", where, dict),
             keys=keys,
             projector_problem=value_of({"projector_problem": "", **document}, "projector_problem", where, str),
+            temperature=value_of({"temperature": None, **document}, "temperature", where, float, int, type(None)),
             **told,
         )

@@ -60,7 +60,11 @@ def _add_views(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threshold", type=share, default=1e-6, help=COUNTED)
     command.add_argument(
         "--temperature", type=above_zero, metavar="T",
-        help="the temperature of the cosine loss that trained it, if known; it says what is augmentation's",
+        help="of the cosine loss that trained it, if the file does not say; it tells what is augmentation's",
+    )  # fmt: skip
+    command.add_argument(
+        "--similarity", choices=("cosine", "dot", "euclidean"), default="cosine",
+        help="of the loss that trained it (cosine)",
     )  # fmt: skip
     command.add_argument("--sample", type=groups, metavar="N", help="use N images, drawn at random by --seed")
     command.add_argument("--limit", type=positive, metavar="N", help="use the first N images")
@@ -99,7 +103,10 @@ def _report_page(options: argparse.Namespace) -> None:
     from collapse.diagnosis.onepage import report
     from collapse.results.screen import paragraph
 
-    how = {name: getattr(options, name) for name in ("views", "threshold", "temperature", "limit", "sample", "seed")}
+    how = {
+        name: getattr(options, name)
+        for name in ("views", "threshold", "temperature", "similarity", "limit", "sample", "seed")
+    }
     how["views_file"] = options.views_file
     how |= {"augmentations": options.augmentation, "against": options.against, **reading_of(options)}
     told: list[str] = []
@@ -123,7 +130,7 @@ def _diagnose(options: argparse.Namespace) -> None:
     from collapse.diagnosis import diagnose
     from collapse.diagnosis.wording import table
 
-    names = ("views", "threshold", "temperature", "limit", "sample", "seed", "views_file")
+    names = ("views", "threshold", "temperature", "similarity", "limit", "sample", "seed", "views_file")
     how = {name: getattr(options, name) for name in names}
     result = diagnose(options.source, options.images, augmentations=options.augmentation, **how, **reading_of(options))
     if not leads(options):

@@ -23,7 +23,7 @@ from collapse.metrics.attribution import (
     attribute,
     examine_map,
     signal_and_augmentation,
-    signal_fractions,
+    signal_modes,
 )
 from collapse.models.encoder import INPUT, Encoder
 from collapse.spectra import Spectrum
@@ -88,14 +88,15 @@ class LayerCovariances:
         dead = total.constant(errors)
         attribution = attribute(total.matrix(), S, A, dead, spectrum.floor, threshold, self.images, self.views, line)
         resolved = attribution.directions[:, np.isin(attribution.causes, ("alive", "augmentation", "implicit"))]
-        fractions = np.full(len(dead), np.nan)
-        fractions[: resolved.shape[1]] = signal_fractions(S, S + A, resolved)
+        fractions, shares = np.full((2, len(dead)), np.nan)
+        fractions[: resolved.shape[1]], shares[: resolved.shape[1]] = signal_modes(S, S + A, resolved)
         return Block(
             spectrum,
             attribution,
             fractions,
             lidar_of(S + A / self.views, A),
             self._through(name, attribution, spectrum),
+            shares,
         )
 
     def _through(self, name: str, attribution: Attribution, spectrum: Spectrum) -> dict[str, Any] | None:

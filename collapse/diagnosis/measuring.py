@@ -22,10 +22,11 @@ from collapse.diagnosis.wording import verdict
 from collapse.encoders.batches import views_of
 from collapse.encoders.networks import READING, How, ImageBatches, Watch, borrowed, encoder_of
 from collapse.errors import warn
-from collapse.metrics.attribution import (
-    LINE,
-)
-from collapse.theory import water_level
+from collapse.metrics.attribution import LINE
+from collapse.theory import collapse_line
+
+SIMILARITIES = ("cosine", "dot", "euclidean")
+TEMPERATURES = (0.05, 0.1, 0.2, 0.5)  # those of published contrastive losses; for one that is not known
 
 
 def diagnose(
@@ -35,6 +36,7 @@ def diagnose(
     views: int = 4,
     threshold: float = 1e-6,
     temperature: float | None = None,
+    similarity: str = "cosine",
     augmentations: Any = None,
     views_file: Any = None,
     watch: Watch = iter,
@@ -50,8 +52,11 @@ def diagnose(
             tuples that begin with one.  With `augmentations` of your own, whatever these take.
         views: of each image, 2 or more.
         threshold: collapsed is below it times the largest variance.
-        temperature: of the cosine loss that the network was trained with, if it is known: augmentation is then what
-            lies below that loss's own line instead of a signal fraction of 1/2.
+        temperature: of the cosine loss that the network was trained with; left out, what the checkpoint's file states.
+            Augmentation is then what lies below that loss's own line (theory.collapse_line).  If neither says it, the
+            line is a signal fraction of 1/2, and the result gives those of TEMPERATURES beside it.
+        similarity: "cosine", or the "dot" or "euclidean" similarity that the network was trained with, whose lines do
+            not depend on a temperature.
         augmentations: view v of an image is the v-th of these, and again from the first; or a trainer's preset, by name
             or as a JSON file; default: `paper_augmentations` at the network's image size, before its mean and std.
             Of texts or sounds: a function of one and a numpy.random.Generator that gives a view of it, or several.
@@ -64,7 +69,7 @@ def diagnose(
 
     Raises:
         InputError: fewer than two views or images, no 3 channels for the paper's augmentations, NaN in a layer, an
-            impossible value; as `collapse.layer_spectra` does.
+            impossible value, a temperature of another similarity than the cosine; as `collapse.layer_spectra` does.
         TypeError: an unknown keyword.
 
     Examples:
@@ -75,11 +80,19 @@ def diagnose(
         >>> [(block.layer, sum(block.attribution.counts().values())) for block in diagnosis.blocks]
         [('1', 4), ('representation', 4)]
     """
-    known("diagnose", options, READING, ("views", "threshold", "temperature", "augmentations", "views_file"))
+    known(
+        "diagnose", options, READING, ("views", "threshold", "temperature", "similarity", "augmentations", "views_file")
+    )
     whole("views", views, 2)
     share("threshold", threshold)
     if temperature is not None:
         positive("temperature", temperature)
+    if similarity not in SIMILARITIES:
+        raise InputError(f"similarity= is {similarity!r}; give one of {', '.join(SIMILARITIES)}")
+    if temperature is not None and similarity != "cosine":
+        raise InputError(
+            f"temperature= moves the line of the cosine alone; leave it out with similarity={similarity!r}"
+        )
     how, overrides = How.of(source, options)
     net = encoder_of(source, overrides)
     if net.takes == "images":
@@ -110,6 +123,7 @@ def diagnose(
         "views": views,
         "seed": how.seed,
         "threshold": threshold,
+        "similarity": similarity,
         "temperature": temperature,
         "augmentation": recipe,
     }
@@ -125,10 +139,12 @@ def _images(images: Any, how: How, views: int, views_file: Any) -> Any:
 
 
 def _diagnosis(measured: LayerCovariances, pixels: Any, how: dict[str, Any]) -> Diagnosis:
-    images, threshold, line = pixels.provenance(), how["threshold"], LINE
-    if how["temperature"] is not None:  # the loss sees the last layer; linear maps carry its line to the others
-        seen = measured.block(measured.names[-1], threshold, images).signal_fraction
-        line = _line(seen[~np.isnan(seen)], how["temperature"])
+    images, threshold = pixels.provenance(), how["threshold"]
+    if how["temperature"] is None and how["similarity"] == "cosine":
+        how["temperature"] = measured.net.report.get("temperature")
+    # The loss sees the last layer; linear maps carry its line to the others.
+    seen = measured.block(measured.names[-1], threshold, images).signal_fraction
+    line, lines = _lines(seen[np.isfinite(seen)], how)
     names = tqdm(measured.names, desc="spectra", unit=" layers", dynamic_ncols=True, delay=1, disable=None)
     blocks = [measured.block(name, threshold, images, line) for name in names]
     widest = max(block.spectrum.dim for block in blocks)
@@ -138,10 +154,18 @@ def _diagnosis(measured: LayerCovariances, pixels: Any, how: dict[str, Any]) -> 
             f"{measured.images} {pixels.unit} for up to {widest} dimensions: attributions are rough, 10 d advised"
         )
     source = {name: value for name, value in measured.net.source("all").items() if name != "layer"}
-    provenance = {"source": source, "images": images, **how, "line": line, "warnings": notes}
+    provenance = {"source": source, "images": images, **how, "line": line, "lines": lines, "warnings": notes}
     return Diagnosis(blocks, provenance, verdict(blocks, provenance))
 
 
-def _line(fractions: NDArray, temperature: float) -> float:
-    """The signal fraction below which a cosine loss lets no direction live; see theory.water_level."""
-    return float(np.clip(-water_level(fractions, temperature)[0], 0, 1)) if len(fractions) else LINE
+def _lines(fractions: NDArray, how: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """The loss's line, and if nothing tells its temperature LINE and the lines by temperature; see collapse_line."""
+    if not len(fractions):
+        return LINE, {}
+
+    def line(temperature: float) -> float:
+        return float(np.clip(collapse_line(fractions, how["threshold"], how["similarity"], temperature), 0, 1))
+
+    if how["temperature"] is None and how["similarity"] == "cosine":
+        return LINE, {f"{temperature:g}": line(temperature) for temperature in TEMPERATURES}
+    return line(how["temperature"] or 1.0), {}

@@ -58,6 +58,7 @@ def report(
     against: Iterable[Any] = (),
     views: int = 4,
     temperature: float | None = None,
+    similarity: str = "cosine",
     threshold: float = 1e-6,
     augmentations: Any = None,
     views_file: Any = None,
@@ -74,8 +75,8 @@ def report(
         images: as for `collapse.spectrum`; an iterator, which can be read once only, is refused.
         out: the page, .html or .htm.
         against: what `collapse.references` takes: names, results, folders, `Spectrum`; they are drawn beside it.
-        views, temperature, augmentations, views_file: as for `collapse.diagnose`; of texts and sounds without
-            augmentations or views_file there is no diagnosis.
+        views, temperature, similarity, augmentations, views_file: as for `collapse.diagnose`; of texts and sounds
+            without augmentations or views_file there is no diagnosis.
         threshold: collapsed is below it times the largest singular value, or variance.
         told: called with each line of the page's headline, as a terminal shows them.
         options: as for `collapse.layer_spectra`.
@@ -101,7 +102,7 @@ def report(
     others = references(*against) if against else {}
     layers = layer_spectra(source, images, threshold=threshold, **options)
     given = {"augmentations": augmentations, "views_file": views_file}
-    how = {"views": views, "temperature": temperature, "threshold": threshold, **given}
+    how = {"views": views, "temperature": temperature, "similarity": similarity, "threshold": threshold, **given}
     diagnosis = None
     if augmentations is not None or views_file is not None or takes_images(layers["representation"].source):
         diagnosis = diagnose(source, None if views_file is not None else images, **how, **options)

@@ -1,5 +1,6 @@
 """What a diagnosis found: the document of schema collapse.diagnosis/1, drawn and read back."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from collapse import InputError
 from collapse.metrics.attribution import CAUSES, Attribution, augmentation_at_line
@@ -32,7 +34,8 @@ class Block(Result):
     """What was found at one layer.
 
     spectrum: of all rows, not normalised.  attribution: its directions by cause.  signal_fraction: (d,) generalised
-    eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  lidar: LiDAR (arXiv
+    eigenvalues of S against T, descending; NaN for as many as lie at or below the floor.  variance_share: (d,) what
+    share of the variance each of these modes has; NaN likewise; empty in documents of before.  lidar: LiDAR (arXiv
     2312.04000).  last_map: of the last layers, how their last linear map treats what is collapsed
     (attribution.examine_map), or None.
 
@@ -50,11 +53,23 @@ class Block(Result):
     signal_fraction: NDArray
     lidar: float
     last_map: dict[str, Any] | None = None
+    variance_share: NDArray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def layer(self) -> str:
         """Its name."""
         return str(self.spectrum.source["layer"])
+
+    def signal_order(self) -> float:
+        """Spearman's rank correlation of variance_share with signal_fraction; NaN for fewer than 3 modes.
+
+        At rest a loss leaves the more variance, the higher the signal fraction (theory.collapse_line): 1.
+        """
+        known = np.flatnonzero(np.isfinite(self.variance_share))
+        pair = self.signal_fraction[known], self.variance_share[known]
+        if len(known) < 3 or any(values.min() == values.max() for values in pair):
+            return math.nan
+        return float(stats.spearmanr(*pair).statistic)
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of the document collapse.diagnosis/1."""
@@ -63,6 +78,8 @@ class Block(Result):
             "layer": self.layer,
             "spectrum": self.spectrum.to_dict(),
             "signal_fraction": self.signal_fraction,
+            "variance_share": self.variance_share,
+            "signal_order": self.signal_order(),
             "lidar": self.lidar,
             "rankme": self.spectrum.metrics()["rankme"],
             "attribution": self.attribution.counts(),
@@ -92,9 +109,12 @@ class Block(Result):
         fractions = _numbers(document, "signal_fraction", where)
         if len(fractions) != spectrum.dim:
             raise InputError(f"{where}: {len(fractions)} signal fractions for {spectrum.dim} dimensions; it is cut")
+        shares = _numbers({"variance_share": [], **document}, "variance_share", where)
+        if len(shares) not in (0, len(fractions)):
+            raise InputError(f"{where}: {len(shares)} shares of the variance for {len(fractions)} modes; it is cut")
         lidar = number_or_nan(document, "lidar", where)
         last_map = value_of({"last_map": None, **document}, "last_map", where, dict, type(None))
-        return cls(spectrum, _attribution(document, spectrum, where), fractions, lidar, last_map)
+        return cls(spectrum, _attribution(document, spectrum, where), fractions, lidar, last_map, shares)
 
 
 def _attribution(document: Mapping[str, Any], spectrum: Spectrum, where: str) -> Attribution:

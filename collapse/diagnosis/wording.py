@@ -7,16 +7,18 @@ import numpy as np
 
 from collapse.diagnosis.advice import step
 from collapse.diagnosis.result import Block, Diagnosis, rank_lost
-from collapse.metrics.attribution import CAUSES, LINE, augmentation_at_line
+from collapse.metrics.attribution import CAUSES
 from collapse.results.screen import fitted, paragraph
 from collapse.spectra.scale import headline
+
+ORDERED = 0.75  # of Block.signal_order; see docs/diagnosis.md for networks before and after training
 
 
 def verdict(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
     """One paragraph on the last layer, on where rank is lost, and on how sure it is."""
-    block, line = blocks[-1], provenance["line"]
-    parts = [_alive(block), _augmentation(block, line), _implicit(block, line), _silent(block), _depth(blocks),
-             _doubts(block, provenance["images"]["count"])]  # fmt: skip
+    block = blocks[-1]
+    parts = [_alive(block), _augmentation(block, provenance), _implicit(block, provenance), _order(block),
+             _silent(block), _depth(blocks), _doubts(block, provenance)]  # fmt: skip
     return " ".join(filter(None, parts))
 
 
@@ -42,27 +44,43 @@ def _many(count: int, singular: str, plural: str) -> str:
     return f"{count} {singular if count == 1 else plural}"
 
 
-def _augmentation(block: Block, line: float) -> str:
+def _known(provenance: Mapping[str, Any]) -> bool:
+    """Whether the line is that of a loss that is known."""
+    return provenance["temperature"] is not None or provenance.get("similarity", "cosine") != "cosine"
+
+
+def _loss(provenance: Mapping[str, Any]) -> str:
+    temperature = provenance["temperature"]
+    return provenance.get("similarity", "cosine") + (
+        f" loss of temperature {temperature:g}" if temperature else " loss"
+    )
+
+
+def _augmentation(block: Block, provenance: Mapping[str, Any]) -> str:
     chosen = block.attribution.of("augmentation")
     if not chosen.any():
         return ""
     fractions = _range(block.attribution.fractions[chosen])
-    if line != LINE:
-        return (
-            f"Augmentation takes {chosen.sum()}: their signal fraction ({fractions}) lies "
-            f"below {line:.2f}, under which a cosine loss of this temperature lets no direction live."
+    if _known(provenance):
+        text = (
+            f"Augmentation takes {chosen.sum()}: their signal fraction ({fractions}) lies below "
+            f"{provenance['line']:.2g}, under which a {_loss(provenance)} at rest leaves a direction less than the "
+            "threshold."
         )
+        more = (block.attribution.fractions[block.attribution.of("alive")] < provenance["line"]).sum()
+        return f"{text} So do {more} of those alive, which the loss has not taken." if more else text
     return (
         f"Augmentation outweighs signal along {chosen.sum()}: there the views of an image differ more than images do "
         f"(signal fraction {fractions})."
     )
 
 
-def _implicit(block: Block, line: float) -> str:
+def _implicit(block: Block, provenance: Mapping[str, Any]) -> str:
     chosen = block.attribution.of("implicit")
     if not chosen.any():
         return ""
-    why = "signal outweighs augmentation" if line == LINE else f"their signal lies above {line:.2f}"
+    known = _known(provenance)
+    why = f"their signal lies above {provenance['line']:.2g}" if known else "signal outweighs augmentation"
     text = (
         f"Implicit regularisation is left for {chosen.sum()}: {why} "
         f"(signal fraction {_range(block.attribution.fractions[chosen])}), and yet they are small."
@@ -81,6 +99,20 @@ def _implicit(block: Block, line: float) -> str:
             "linear from there on, and its gain explains little."
         )
     return text
+
+
+def _order(block: Block) -> str:
+    """How far the layer is from where a loss orders it; only where a cause is named."""
+    order = block.signal_order()
+    if order != order or not block.attribution.collapsed().any():
+        return ""
+    text = f"Variance follows the signal fraction with rank correlation {order:.2f} (a loss at rest leaves 1)"
+    if order < ORDERED:
+        return (
+            f"{text}: no contrastive loss has ordered this layer, which is so before training. What is collapsed need "
+            "not be training's doing."
+        )
+    return f"{text}."
 
 
 def _silent(block: Block) -> str:
@@ -120,7 +152,8 @@ def _depth(blocks: Sequence[Block]) -> str:
     )
 
 
-def _doubts(block: Block, n: int) -> str:
+def _doubts(block: Block, provenance: Mapping[str, Any]) -> str:
+    n = provenance["images"]["count"]
     attributed, undecided = int(block.attribution.collapsed().sum()), int(block.attribution.undecided.sum())
     text = []
     if undecided:
@@ -128,11 +161,13 @@ def _doubts(block: Block, n: int) -> str:
             f"The evidence is thin: {n} images leave open on which side {undecided} of the {attributed} attributed "
             "directions lie."
         )
-    lines = augmentation_at_line(block.attribution)
-    if lines["1/3"] != lines["2/3"]:
+    if attributed and (lines := provenance.get("lines")):
+        fractions = block.attribution.fractions[block.attribution.collapsed()]
+        (low, first), *_, (high, last) = lines.items()
+        counts = [int((fractions < line).sum()) for line in (first, last)]
         text.append(
-            f"With the line at a signal fraction of 1/3 or 2/3 instead of 1/2, {lines['1/3']} or {lines['2/3']} would "
-            "be augmentation's."
+            f"The temperature of its loss is not known: a cosine loss of {low} to {high} has its line at {first:.2f} "
+            f"to {last:.2f}, with which augmentation takes {counts[0]} to {counts[1]}."
         )
     if n < 10 * block.spectrum.dim:
         text.append(f"{n} images are few for {block.spectrum.dim} dimensions (10 times as many advised).")

@@ -14,9 +14,9 @@ augmentation  of the rest, as many as S - A has negative eigenvalues there: the 
 implicit      as many as it has others: signal outweighs augmentation, and yet they are small.  That is what small,
               aligned singular values of layers do (theorems 2, 3): mechanism two, by elimination.
 
-The line at S = A is a convention.  Where a direction really dies depends on the loss: the X = Sigma0 - Sigma1 of
-lemma 2 weighs S and A by softmaxes, and for cosine similarity the line moves with the temperature
-(theory.cosine_modes).
+The line at S = A is a convention, for a loss that is not known.  Where a direction really dies depends on the loss: the
+X = Sigma0 - Sigma1 of lemma 2 weighs S and A by softmaxes.  theory.collapse_line draws the line of a known one, which
+takes the place of S = A: for the cosine it moves with the temperature.
 
 S - A is taken at the output, where a direction was pulled through every layer.  The numbers of negative and positive
 eigenvalues of M and P M P^T are the same for a square invertible P (Sylvester's law of inertia); for any linear map
@@ -172,16 +172,23 @@ def _restricted(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray
     return scale[:, None] * S * scale, scale[:, None] * T * scale, scale
 
 
-def signal_fractions(signal: NDArray, view: NDArray, basis: NDArray) -> NDArray:
-    """Generalised eigenvalues of S against T in the span of basis (d, k): (k,) descending, in 0..1.
+def signal_modes(signal: NDArray, view: NDArray, basis: NDArray) -> tuple[NDArray, NDArray]:
+    """(signal fractions (k,), descending, in 0..1; shares (k,) of the variance) of the modes in the span of basis.
+
+    basis: (d, k) orthonormal.  The modes are generalised eigenvectors g of S against T, g^T T g = 1.  z is the sum of
+    T g times coefficients without correlation, of variance 1, so that a mode has |T g|^2 of the variance.
 
     Examples:
-        >>> signal_fractions(np.diag([0.9, 0.1]), np.eye(2), basis=np.eye(2)).tolist()  # S and T
-        [0.9, 0.1]
+        >>> fractions, shares = signal_modes(np.diag([0.9, 0.3]), np.diag([1.0, 3.0]), basis=np.eye(2))  # S and T
+        >>> fractions.round(3).tolist(), shares.round(3).tolist()
+        ([0.9, 0.1], [0.25, 0.75])
     """
     if basis.shape[1] == 0:
-        return np.zeros(0)
-    return scipy.linalg.eigh(*_restricted(signal, view, basis)[:2], eigvals_only=True)[::-1].clip(0, 1)
+        return np.zeros(0), np.zeros(0)
+    S, T, scale = _restricted(signal, view, basis)
+    values, vectors = scipy.linalg.eigh(S, T)
+    shares = ((T @ vectors[:, ::-1] / scale[:, None]) ** 2).sum(0)
+    return values[::-1].clip(0, 1), shares / shares.sum()
 
 
 def undecided(fractions: NDArray, n: int, views: int, line: float = LINE) -> NDArray:

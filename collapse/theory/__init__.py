@@ -24,6 +24,7 @@ from collapse.theory.losses import (
 )
 from collapse.theory.meanfield import MeanField, negative_weights
 from collapse.theory.population import (
+    collapse_line,
     collapsed_modes,
     cosine_modes,
     critical_start,
@@ -67,6 +68,7 @@ __all__ = [
     "balanced_grams",
     "barlow_twins_loss",
     "barlow_twins_modes",
+    "collapse_line",
     "collapsed_modes",
     "conserved_split",
     "cosine_modes",

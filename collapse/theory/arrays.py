@@ -65,6 +65,12 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"{name}: got {value}, expected a positive finite number")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise InputError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise InputError(f"{name}: got {value}, expected a share, at least 0 and below 1")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise InputError unless value is one of choices."""
     if value not in choices:

@@ -23,6 +23,7 @@ from collapse.theory.arrays import (
     check_not_negative,
     check_positive,
     check_shapes,
+    check_share,
     check_times,
     same_kind,
     total_variance,
@@ -356,6 +357,46 @@ def _water_level(rho: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     # The modes above water are the first ones, as many as lie above the level that they themselves set.
     mu = levels[int((descending + levels > 0).sum()) - 1]
     return mu, temperature * (rho + mu).clamp(min=0)
+
+
+@same_kind
+def collapse_line(
+    fractions: Array, threshold: float = 1e-6, similarity: str = "cosine", temperature: float = 0.1
+) -> Array:
+    """The signal fraction below which a loss at rest leaves a direction less than threshold of the largest variance.
+
+    The variances at rest are those of `stationary_modes` times c: tau (rho + mu)+ for the cosine (`water_level`),
+    tau rho for the dot product, and for the Euclidean loss tau s with (2 + s) / (1 + s)^2 = 2 (1 - rho).  They rise
+    with rho, so one line parts the directions.  Only the cosine's moves with the temperature.
+
+    Args:
+        fractions: (K,) signal fractions rho = c0 / (c0 + ce).  Measured ones may lie a little outside [0, 1].
+        threshold: of the largest variance, in [0, 1).
+        similarity: "cosine", "dot" or "euclidean".
+        temperature: tau > 0.
+
+    Returns:
+        A float64 number, below the largest of fractions.
+
+    Raises:
+        InputError: fractions is not a vector of at least one entry, the similarity is unknown, or the threshold or the
+            temperature is out of its range.
+
+    Examples:
+        >>> [round(float(collapse_line([1, 0.5, 0.1], 0.01, kind, 1.0)), 4) for kind in ("cosine", "dot")]
+        [0.2575, 0.01]
+    """
+    mu, _ = water_level(fractions, temperature)
+    check_choice("similarity", similarity, (*SIMILARITIES, "cosine"))
+    check_share("threshold", threshold)
+    largest = fractions.max()
+    if similarity == "cosine":
+        return threshold * largest - (1 - threshold) * mu
+    if similarity == "dot":
+        return threshold * largest
+    lost = 2 * (1 - largest).clamp(min=torch.finfo(torch.float64).tiny)
+    rest = threshold * (2 - lost) / (lost * (1 + 2 / (1 + torch.sqrt(1 + 4 * lost))))
+    return (rest * (3 + 2 * rest) / (2 * (1 + rest) ** 2)).clamp(max=largest)
 
 
 @same_kind

@@ -31,6 +31,7 @@ from collapse.metrics.attribution import (
     augmentation_at_line,
     examine_map,
     signal_and_augmentation,
+    signal_modes,
     undecided,
 )
 from collapse.recipes.views import uniforms
@@ -122,6 +123,26 @@ def test_signal_and_augmentation_are_those_of_a_two_way_sum_of_squares():
     within = np.einsum("nvi,nvj->ij", inside, inside) / (50 * 3)
     np.testing.assert_allclose(A, within, atol=1e-12)
     np.testing.assert_allclose(S, np.cov(means.T) - within / 4, atol=1e-12)
+
+
+@given(st.integers(2, 8), st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_modes_share_is_the_variance_that_its_coordinate_explains(d, seed):
+    """Of rows z with covariance T exactly: least squares of z on y = z g, whose fitted values have that variance."""
+    rng = np.random.default_rng(seed)
+    S, A = random_parts(rng, d, 0.1)
+    rows = rng.standard_normal((4 * d, d))
+    rows -= rows.mean(0)
+    rows = rows @ np.linalg.inv(np.linalg.cholesky(rows.T @ rows / len(rows))).T @ np.linalg.cholesky(S + A).T
+    fractions, shares = signal_modes(S, S + A, np.eye(d))
+    values, modes = scipy.linalg.eigh(S, S + A)
+    np.testing.assert_allclose(fractions, values[::-1], atol=1e-10)
+    explained = []
+    for g in modes.T[::-1]:
+        y = rows @ g
+        fitted = np.outer(y, np.linalg.lstsq(y[:, None], rows, rcond=None)[0][0])
+        explained.append((fitted**2).sum() / (rows**2).sum())
+    np.testing.assert_allclose(shares, explained, rtol=1e-7)
 
 
 def test_directions_that_few_images_may_have_put_on_the_wrong_side_are_said_to_be_undecided():
@@ -252,9 +273,92 @@ def test_a_known_temperature_moves_the_line():
         line = found.provenance["line"]
         if temperature is None:
             assert line == 0.5
-        else:  # temperature times what lies above the line is 1, up to the error of 4,000 images
-            assert temperature * np.maximum(fractions - line, 0).sum() == pytest.approx(1, abs=0.05)
-    assert f"below {line:.2f}, under which a cosine loss" in found.verdict
+            lines = found.provenance["lines"]
+            assert [float(key) for key in lines] == [0.05, 0.1, 0.2, 0.5]
+            unknown = found.verdict
+        else:  # temperature times what lies above the level is 1, up to the error of 4,000 images
+            assert found.provenance["lines"] == {}
+            level = (line - 1e-2 * fractions.max()) / (1 - 1e-2)
+            assert temperature * np.maximum(fractions - level, 0).sum() == pytest.approx(1, abs=0.05)
+        if temperature == 0.2:
+            assert lines["0.2"] == line
+    assert f"below {line:.2f}, under which a cosine loss of temperature 1 at rest" in found.verdict
+    low, high = lines["0.05"], lines["0.5"]
+    assert f"a cosine loss of 0.05 to 0.5 has its line at {low:.2f} to {high:.2f}, with which" in unknown
+    assert "with which augmentation takes 0 to 0." in unknown
+
+
+def test_other_losses_draw_their_lines_without_a_temperature():
+    """Noise of 3 and 12 leaves signal fractions of 0.1 and 0.007; a dot product's variances are in proportion."""
+    x = torch.tensor(np.random.default_rng(6).standard_normal((20_000, 4))).float()
+    how = {"augmentations": [Noise(np.array([0.1, 0.1, 3.0, 12.0]))], "threshold": 5e-2, "views": 2, "batch_size": 8192}
+    net = linear(np.diag([1.0, 0.9, 0.01, 0.001]))
+    counts = collapse.diagnose(net, x, **how).blocks[-1].attribution.counts()
+    assert (counts["augmentation"], counts["implicit"]) == (2, 0)
+    found = collapse.diagnose(net, x, similarity="dot", **how)
+    counts = found.blocks[-1].attribution.counts()
+    assert (counts["augmentation"], counts["implicit"]) == (1, 1)
+    assert found.provenance["line"] == pytest.approx(5e-2 / 1.01, rel=0.02)
+    assert "under which a dot loss at rest" in found.verdict
+    assert collapse.diagnose(net, x, similarity="euclidean", **how).provenance["line"] > found.provenance["line"]
+    for wrong, message in (
+        ({"similarity": "cosines"}, "give one of cosine, dot"),
+        ({"similarity": "dot", "temperature": 1.0}, "leave it out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            collapse.diagnose(net, x, **how, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("training", "temperature"),
+    [
+        ({"method": "simclr", "temperature": 0.2}, 0.2),
+        ({"method": "simclr", "method_kwargs": {"temperature": 0.3}}, 0.3),
+        ({"method": "byol", "temperature": 0.2}, None),
+        ({"temperature": 0.2}, None),
+    ],
+)
+def test_a_files_own_temperature_is_used_and_the_callers_before_it(resnet18, photos, tmp_path, training, temperature):
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": torch.load(resnet18), "hyper_parameters": training}, path)
+    assert collapse.inspect(path).temperature == temperature
+    how = {"resize": 32, "views": 2, "limit": 4, "workers": 0}
+    found = collapse.diagnose(path, photos, **how)
+    assert found.provenance["temperature"] == temperature
+    assert bool(found.provenance["lines"]) == (temperature is None)
+    assert collapse.diagnose(path, photos, temperature=0.7, **how).provenance["temperature"] == 0.7
+
+
+def test_a_temperature_that_is_no_number_is_one_line(resnet18, tmp_path):
+    path = tmp_path / "net.ckpt"
+    hyper = {"method": "simclr", "temperature": "warm"}
+    torch.save({"state_dict": torch.load(resnet18), "hyper_parameters": hyper}, path)
+    with pytest.raises(InputError, match="hyper_parameters: temperature is 'warm', expected a number"):
+        collapse.inspect(path)
+
+
+def test_a_layer_that_no_loss_has_ordered_is_said_to_be_so(tmp_path):
+    """Where the largest variances have the least signal, training cannot have left them."""
+    x = torch.tensor(np.random.default_rng(7).standard_normal((2000, 6))).float()
+    noise = Noise(np.array([0.1, 0.2, 0.4, 0.8, 1.2, 2.0]))
+    sizes = np.array([1, 0.9, 0.5, 0.3, 0.1, 0.003])
+    for scale, order in ((sizes, 1.0), (sizes[::-1].copy(), -1.0)):
+        made = scale / np.sqrt(1 + noise.root.diagonal() ** 2)
+        found = collapse.diagnose(linear(np.diag(made)), x, augmentations=[noise], threshold=1e-3, batch_size=2048)
+        assert found.blocks[-1].signal_order() == pytest.approx(order)
+        assert ("no contrastive loss has ordered this layer" in found.verdict) == (order < 0)
+    document = json.loads(found.to_json())
+    found.save(tmp_path / "d.json")
+    assert collapse.Diagnosis.load(tmp_path / "d.json").blocks[-1].signal_order() == pytest.approx(-1)
+    for name in ("variance_share", "signal_order"):  # as written before there were any
+        for block in document["blocks"]:
+            del block[name]
+    (tmp_path / "before.json").write_text(json.dumps(document))
+    assert math.isnan(collapse.Diagnosis.load(tmp_path / "before.json").blocks[-1].signal_order())
+    document["blocks"][-1]["variance_share"] = [0.5]
+    (tmp_path / "cut.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="1 shares of the variance for 6 modes; it is cut"):
+        collapse.Diagnosis.load(tmp_path / "cut.json")
 
 
 def test_a_batch_norm_behind_the_last_map_is_folded_in():

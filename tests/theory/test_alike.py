@@ -61,6 +61,7 @@ CASES = {
     "two_layer_modes": lambda a: theory.two_layer_modes(a(T), a(LAM), a(w), a(w)),
     "vicreg_loss": lambda a: theory.vicreg_loss(a(W), a(C0), a(CE)),
     "vicreg_modes": lambda a: theory.vicreg_modes(a(c0), a(ce)),
+    "collapse_line": lambda a: theory.collapse_line(a(ce)),
     "water_level": lambda a: theory.water_level(a(ce)),
 }  # fmt: skip
 CLASSES = {"Descent", "Distillation", "GaussianViews", "MaskedViews"}  # of numbers, or used above

@@ -18,6 +18,7 @@ from collapse import InputError
 from collapse.theory import (
     alignment,
     balanced_grams,
+    collapse_line,
     collapsed_modes,
     conserved_split,
     cosine_modes,
@@ -453,6 +454,25 @@ def test_the_cosine_modes_are_the_least_of_a_quadratic_on_the_simplex(variances,
     np.testing.assert_allclose(mu, level, rtol=0, atol=100 * EPS * max(1, 1 / tau))
 
 
+@given(
+    st.lists(st.floats(0.01, 0.99), min_size=2, max_size=6), st.floats(1e-4, 0.5), st.floats(0.05, 2),
+    st.sampled_from(["cosine", "dot", "euclidean"]),
+)  # fmt: skip
+def test_a_line_parts_what_a_loss_at_rest_leaves_below_a_threshold(fractions, threshold, tau, similarity):
+    """Of the variances c sigma^2 of the stationary modes, a little above and below the line too."""
+    line = float(collapse_line(fractions, threshold, similarity, tau))
+    beside = [line * factor for factor in (0.5, 1 - 1e-6, 1 + 1e-6) if 0 < line * factor < max(fractions)]
+    # What stands beside the line must not move it: of the cosine the level is that of the fractions alone.
+    mu, largest = water_level(fractions, tau)[0], max(fractions)
+    for rho in [*fractions, *beside]:
+        if similarity == "cosine":
+            variance, most = (tau * max(0.0, value + mu) for value in (rho, largest))
+        else:
+            variance, most = stationary_modes([rho, largest], [1 - rho, 1 - largest], similarity, tau)
+        if abs(rho - line) > 1e-9:
+            assert (variance < threshold * most) == (rho < line)
+
+
 @pytest.mark.parametrize("depth", range(1, 6))
 def test_a_mode_reaches_a_level_at_its_escape_time(depth):
     """Far below where it stops a mode grows as at a fixed X of lam = 2 c0 / tau."""
@@ -536,6 +556,9 @@ NAN = np.array([1.0, np.nan])
         (lambda: cosine_modes(VECTOR, np.ones(3)), r"ce: got shape \(3,\), but K = 2 in c0"),
         (lambda: cosine_modes(VECTOR, VECTOR, 0.0), "temperature: got 0.0"),
         (lambda: water_level([]), "fractions: is empty"),
+        (lambda: collapse_line([]), "fractions: is empty"),
+        (lambda: collapse_line(VECTOR, 1.0), "threshold: got 1.0, expected a share"),
+        (lambda: collapse_line(VECTOR, 0.1, "cosines"), "similarity: got 'cosines', expected one of euclidean, dot"),
         (lambda: water_level(VECTOR, -1.0), "temperature: got -1"),
         (lambda: escape_time(VECTOR, VECTOR, VECTOR, 0), "depth: got 0"),
         (lambda: escape_time(VECTOR, np.ones(3), VECTOR, 2), r"w: got shape \(3,\), but K = 2 in w0"),
