@@ -159,8 +159,9 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     """Left: the spectrum of r. Middle: the gradient of W1, zeros put within the rounding. Right: what r learns."""
     fig, (left, middle, right) = plots.figure(plots.TEXT, 2.7, columns=3)
     index, t = np.arange(1, DIM + 1), arrays["t"]
-    for p, (path, marker) in enumerate(zip(arrays["paths"], "os^", strict=True)):
-        color, label = f"C{p}", PATHS[str(path)].replace(", ", ",\n")
+    colors = (plots.HEAD_COLORS["DirectCLR"], "0.55", "0.15")  # DirectCLR, and what is taken from it
+    for p, (path, marker, color) in enumerate(zip(arrays["paths"], "os^", colors, strict=True)):
+        label = PATHS[str(path)].replace(", ", ",\n")
         simulated = 2 * np.log(gmean(alive(arrays["simulated"][:, p])[-1], -2))
         here = index[: len(simulated)]
         left.plot(here, 2 * np.log(arrays["predicted"][-1, p, : len(here)]), color=color, label=label)

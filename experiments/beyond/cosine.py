@@ -108,7 +108,7 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
     for i, (tau, ax) in enumerate(zip(arrays["temperatures"], axes, strict=True)):
         ax.plot(mode, arrays["water"][i], "--", color="0.5", label="water-filling")
         ax.plot(mode, arrays["mean_field"][i], color="C0", label="mean field")
-        ax.plot(mode, arrays["simulated"][i], "o", color="C0", label="simulation")
+        ax.plot(mode, arrays["simulated"][i], "o", color="C0", label="mean of 2 runs")
         ax.set(title=rf"$\tau = {tau:g}$", xlabel="mode $k$")
     axes[0].set_ylabel("share $t_k$")
     axes[-1].legend()

@@ -204,28 +204,30 @@ def claims_text(pairs: Sequence[Meta], of: str, factor: float = 1) -> str:
 
 
 def draw_tables(found: Meta) -> Any:
-    """A point a seed and a line for their mean; a row a head, a colour a regime."""
-    import seaborn as sns
-
+    """A point a seed and a bar for their mean; a row and a colour a head, in it a line and a marker a regime."""
     tables = {regime: found[regime]["rows"] for regime in TITLES if regime in found}
-    labels = {row["name"]: f"{study.LABELS[row['name']]}, {len(row['seeds'])} seeds" for row in tables["chosen"]}
+    names = [row["name"] for row in tables["chosen"]]
+    labels = [f"{study.LABELS[row['name']]}, {len(row['seeds'])} seeds" for row in tables["chosen"]]
     fig, axes = plots.figure(plots.TEXT, 1.2 + 0.18 * len(labels) * len(tables), columns=3, sharey=True)
     shown = {
         "probe_top1": ("probe top-1, %", 100),
         "effective_rank": ("effective rank of r", 1),
         "signal_fraction": ("signal fraction of r", 1),
     }
-    runs = [(regime, row, k) for regime, table in tables.items() for row in table for k in range(len(row["seeds"]))]
-    place = {"y": [row["name"] for _, row, _ in runs], "hue": [titled(found[r]["config"], r) for r, _, _ in runs]}
+    markers = dict(zip(tables, "os^Dv", strict=False))
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
-        values = factor * np.array([row[key][k] for _, row, k in runs], float)
-        how = {"x": values, "order": list(labels), "ax": ax, **place}
-        sns.stripplot(**how, dodge=True, jitter=False, alpha=0.4, size=3, legend=False)
-        sns.pointplot(**how, dodge=0.8 - 0.8 / len(tables), errorbar=None, linestyle="none", marker="|", markersize=10,
-                      markeredgewidth=2, legend=ax is axes[0])  # fmt: skip
-        ax.set(xlabel=label, ylabel="", yticks=range(len(labels)), yticklabels=labels.values())
+        for place, (regime, table) in enumerate(tables.items()):
+            for row in table:
+                values = factor * np.array(row[key], float)
+                y = names.index(row["name"]) + 0.8 * ((place + 0.5) / len(tables) - 0.5)
+                color = plots.HEAD_COLORS[study.LABELS[row["name"]]]
+                ax.scatter(values, np.full(len(values), y), s=12, marker=markers[regime], color=color, alpha=0.4)
+                ax.plot(values.mean(), y, "|", color=color, markersize=10, markeredgewidth=2)
+        ax.set(xlabel=label, yticks=range(len(labels)), yticklabels=labels)
+    axes[0].invert_yaxis()
+    for regime, marker in markers.items():
+        axes[0].scatter([], [], s=12, marker=marker, color="0.3", label=titled(found[regime]["config"], regime))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    axes[0].get_legend().remove()
     return fig
 
 
@@ -361,6 +363,8 @@ def draw_spectra(found: Meta, layer: str) -> Any:
         ax.set(xlabel="", ylabel="")
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
+    for ax in grid.flat[len(panels) - columns : len(panels)]:  # also above a place that is empty
+        ax.tick_params(labelbottom=True)
     fig.supxlabel("index of the singular value", fontsize="medium")
     fig.supylabel(rf"$\ln$ singular value of $\mathrm{{Cov}}({layer})$", fontsize="medium")
     legends = [ax.get_legend_handles_labels() for ax in grid.flat[: len(panels)]]
