@@ -7,7 +7,7 @@
 The trunk is frozen: the study's encoder of SimCLR with two layers ("trained"), or the network that it started from
 ("start").  5,000 training images in 8 views each, those of training, are represented once a seed; then
 collapse.training.relaxation trains a linear map of all 512 entries, r = h at the start and nothing whitened, and the
-head behind it, until over a doubling of the steps no count and no share moves by more than STILL, or LIMIT steps are
+head behind it, until over a doubling of the steps no count and no share moves by more than STILL, or --limit steps are
 done.  What water-filling of the trunk's own signal fractions predicts at that temperature is computed before.
 
 Cells, in the order in which they are worth having: CELLS.  Each is kept in runs/relaxation/ as it ends, so that the
@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import study
 import torch
-from network_diagnosis import encoders
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -45,7 +44,7 @@ from collapse.training.relaxation import Relaxation, State, Views, living, relax
 RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
 IMAGES, VIEWS = 5000, 8
-FIRST, LIMIT, STILL = 250, 2000, 0.02  # steps; what may move over a doubling of them
+FIRST, LIMIT, STILL = 250, 8000, 0.02  # steps; what may move over a doubling of them
 KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
 # The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
 HOW: dict[str, dict[str, Any]] = {
@@ -73,7 +72,7 @@ def views_of(trunk: str, seed: int, source: str) -> Views:
         config = replace(study.plan(study.PRESET)["mlp-s0"], seed=seed)
         data = open_data(source, "train")
         data = data.subset(np.sort(np.random.default_rng([seed, 7]).permutation(len(data))[:IMAGES]))
-        found = study.augmented(encoders()[TRUNKS[trunk]], config, data, IMAGES, "cpu", 0, VIEWS)
+        found = study.augmented(study.encoders()[TRUNKS[trunk]], config, data, IMAGES, "cpu", 0, VIEWS)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_result(path, {"images": IMAGES}, views=found.astype(np.float32))
     return Views(load_result(path)[1]["views"])
@@ -99,8 +98,8 @@ def predict(views: Views, head: str, width: int, temperature: float, start: list
     return shares, {"z": of_z, "r": living(values, 1e-13 * values.max())}
 
 
-def perform(cell: tuple[str, str, float, int], source: str) -> None:
-    """Predict, relax, measure and save one cell."""
+def perform(cell: tuple[str, str, float, int], source: str, limit: int) -> None:
+    """Predict, relax for at most `limit` steps and a quarter more, measure and save one cell."""
     trunk, head, temperature, seed = cell
     views = views_of(trunk, seed, source)
     torch.manual_seed(seed)
@@ -116,7 +115,7 @@ def perform(cell: tuple[str, str, float, int], source: str) -> None:
         print(f"{name_of(cell)}: {line}, predicted {counts}", file=sys.stderr, flush=True)
 
     watch(start, np.inf)
-    state, moved, seconds = relax(relaxation, FIRST, LIMIT, STILL, watch)
+    state, moved, seconds = relax(relaxation, FIRST, limit, STILL, watch)
     about = {"name": name_of(cell), "trunk": trunk, "head": head, "temperature": temperature, "seed": seed}
     about |= {"steps": state.step, "seconds": seconds, "moved": moved, "drift": state.drift}
     about |= {"floors": {"r": state.r.floor, "z": state.z.floor}, "predicted": counts}
@@ -154,14 +153,14 @@ def orders(cells: list[Meta]) -> list[Meta]:
     return lines
 
 
-def simulate(data: str = "", only: str = "*") -> tuple[Meta, Arrays]:
+def simulate(data: str = "", only: str = "*", limit: int = LIMIT) -> tuple[Meta, Arrays]:
     """The cells named by `only` that are missing are trained, if data is given; all that are there are summed up."""
     todo = [cell for cell in CELLS if fnmatch.fnmatchcase(name_of(cell), only)]
     todo = [cell for cell in todo if not (RUNS / f"{name_of(cell)}.npz").exists()]
     torch.set_num_threads(1)
     for k, cell in enumerate(todo if data else []):
         print(f"{len(todo) - k} cells to do, next {name_of(cell)}", file=sys.stderr, flush=True)
-        perform(cell, data)
+        perform(cell, data, limit)
     paths = [RUNS / f"{name_of(cell)}.npz" for cell in CELLS]
     done = [load_result(path) for path in paths if path.exists()]
     if not done:

@@ -28,6 +28,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -58,7 +59,7 @@ from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import uniforms
 from collapse.results import save_result
 from collapse.spectra.measure import spectrum
-from collapse.training.network import Network, resolve
+from collapse.training.network import Network, resolve, save_encoder
 from collapse.training.run import Signals
 from collapse.training.train import Options, train
 
@@ -101,13 +102,14 @@ FOUR = ("none", "mlp", "linear", "directclr")  # table 1
 CHOICES = {"temperature": (0.1, 0.5), "lr": (3,), "strength": (0.5,)}
 AXES = {
     "temperature": (0.05, 1.0),
-    "crop": (0.08,),
     "stem": (3,),
     "epochs": (4,),
     "batch_size": (1 / 4, 4),
     "weight_decay": (10,),
     "width": (1 / 2, 2),
 }
+# Least areas of the crops, three seeds each, for what augmentation alone does; 0.2 is the preset's.
+CROPS = (0.04, 0.08, 0.2)
 # What regimes.py says of the choice: the best mean of the probe over the four heads.  Of the presets of
 # KEPT, that is; another's values stay as they are.
 CHOSEN: dict[str, float] = {"lr": 3}
@@ -165,6 +167,12 @@ def plan(preset: str, epochs: float = 1.0, seed: int = 0) -> dict[str, Config]:
             for head in heads
         }
         found |= late if kind == "choice" else _tables(base, width, CHOSEN if preset in KEPT else {}) | late
+    found |= {
+        f"map-{head}-crop-{value:.3g}-s{seed}": HEADS[head] | changed("crop", value, base) | {"seed": seed}
+        for seed in range(3)
+        for value in CROPS
+        for head in FOUR[:2]
+    }
     configs = {name: resolve(make_config(preset, **values)) for name, values in found.items()}
     return {
         name: replace(
@@ -250,6 +258,17 @@ def perform(name: str, config: Config, given: argparse.Namespace) -> str:
 def load(path: Path, config: Config) -> Encoder:
     """A run's encoder, with DirectCLR's subvector, of which the file has no tensor."""
     return collapse.load(path, **({"dim": config.dim} if config.method == "directclr" else {}))
+
+
+def encoders() -> dict[str, Encoder]:
+    """The four that are stored, after the one that they started from."""
+    config = plan(PRESET)["none-s0"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.safetensors"
+        save_encoder(path, Network(config, 10))
+        start = collapse.load(path)
+    stored = {head: collapse.load(RESULTS / f"study/{head}.safetensors") for head in FOUR}
+    return {"start": start, **stored}
 
 
 def measure(

@@ -94,10 +94,10 @@ def test_views_of_the_wrong_shape_are_refused(shape):
 
 def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, value in {"IMAGES": 80, "FIRST": 2, "LIMIT": 4, "STILL": 0.0}.items():
+    for name, value in {"IMAGES": 80, "FIRST": 2, "STILL": 0.0}.items():
         monkeypatch.setattr(script, name, value)
-    call = ["relaxation.py", "--data", "sklearn:digits", "--only", "trained-*-t0.5-s0", "--out", "relaxation.npz"]
-    monkeypatch.setattr(sys, "argv", call)
+    call = ["relaxation.py", "--data", "sklearn:digits", "--only", "trained-*-t0.5-s0", "--limit", "4"]
+    monkeypatch.setattr(sys, "argv", [*call, "--out", "relaxation.npz"])
     script.main(script.__file__, script.simulate, script.report, script.draw)
     meta, arrays = load_result(tmp_path / "relaxation.npz")
     assert [(cell["head"], cell["steps"]) for cell in meta["cells"]] == [(head, 5) for head in script.KINDS]
