@@ -6,6 +6,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,31 @@ def forked(act, *arguments, seconds=60):
 def code_of(pid):
     """The code with which a fork ends; negative if by a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def together(folder, *acts, world=2):
+    """The exit codes of forks that can meet, of several acts digit by digit; `folder` keeps their words."""
+    ports = [socket.socket() for _ in acts]
+    for port in ports:
+        port.bind(("127.0.0.1", 0))
+    numbers = [str(port.getsockname()[1]) for port in ports]
+    for port in ports:
+        port.close()
+
+    def run(rank):
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
+        sys.stdout, sys.stderr = (open(folder / f"{name}{rank}", "w") for name in ("out", "err"))  # noqa: SIM115
+        codes = []
+        try:
+            for act, number in zip(acts, numbers, strict=True):
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=number)
+                codes.append(act(rank) or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return sum(code * 10**place for place, code in enumerate(codes))
+
+    return [code_of(pid) for pid in [forked(run, rank, seconds=120) for rank in range(world)]]
 
 
 def byte(reader, seconds=60):
