@@ -89,11 +89,11 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Tracing makes the suite about twice as long.
 coverage: .venv/installed-test
-	$(BIN)/pytest -n 2 --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 notebooks: .venv/installed-notebooks
 	$(BIN)/jupyter-lab --ServerApp.root_dir=. notebooks/1_strong_augmentation.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -18,6 +18,16 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+# Most of the suite's time is in these files' few long tests.
+LONGEST = ("test_study.py", "test_experiments.py", "test_notebooks.py", "test_fuzz.py", "test_train.py",
+           "test_parallel.py", "test_gpu.py", "test_never.py", "test_attacks.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: what two processes take from each other at the end is short."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def shared() -> Path:
     """Real checkpoints and images beside the project; tests that want them are skipped where they are absent."""

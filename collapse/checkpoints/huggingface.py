@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from collapse import InputError
 from collapse.checkpoints.keys import Weights
-from collapse.checkpoints.plan import Clues, Plan, on_meta, unusable
+from collapse.checkpoints.plan import Clues, Plan, unusable
 from collapse.checkpoints.preprocessing import BICUBIC, HALVES, at_size
 from collapse.checkpoints.settings import shown, side
 from collapse.files.containers import first_line
+from collapse.models.meta import on_meta
 
 # Kind -> the vector of an image: the model's own pooled output, its class token, the mean over positions, or summary.
 POOLED = {

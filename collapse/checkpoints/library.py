@@ -22,12 +22,13 @@ from torchvision import models as tv
 
 from collapse import InputError
 from collapse.checkpoints.keys import ROOT_LIMIT, Weights
-from collapse.checkpoints.plan import Clues, Plan, on_meta, refuse_flags
+from collapse.checkpoints.plan import Clues, Plan, refuse_flags
 from collapse.checkpoints.preprocessing import BICUBIC, at_size
 from collapse.checkpoints.settings import choice, flag, number, shown, whole_number
 from collapse.data.preprocessing import Preprocessing
 from collapse.files.containers import Contents, first_line
 from collapse.models.backbones import AUXILIARY, CLASSIFIERS, without_classifier
+from collapse.models.meta import on_meta
 
 # What timm calls classifiers besides: a second for distillation, one of the patches, the older names.
 ON_TOP = (*CLASSIFIERS, *AUXILIARY, "head_dist", "heads_dist", "aux_head", "last_linear", "classif")

@@ -19,7 +19,7 @@ from collapse.checkpoints import projector as projectors
 from collapse.checkpoints.accounts import Account, Place, account, near, takes
 from collapse.checkpoints.families import Family, find_roots, weights_of
 from collapse.checkpoints.keys import Weights, branch_named, choose_branch, clean, merge_roots, named, parent
-from collapse.checkpoints.plan import Clues, Overrides, Plan, build, on_meta, refuse_flags
+from collapse.checkpoints.plan import Clues, Overrides, Plan, build, refuse_flags
 from collapse.checkpoints.preprocessing import hints, loss_temperature, own_facts, preprocessing
 from collapse.checkpoints.projector import Projector
 from collapse.checkpoints.report import Checkpoint
@@ -32,6 +32,7 @@ from collapse.files.containers import Contents, first_line
 from collapse.models.backbones import make_backbone
 from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
+from collapse.models.meta import on_meta
 from collapse.models.resnet import RESNETS
 
 

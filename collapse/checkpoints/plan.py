@@ -1,7 +1,6 @@
 """What the tensors of an encoder say it is, and what else in the file helps to say it."""
 
 import re
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from collapse import InputError
 from collapse.checkpoints import settings
 from collapse.checkpoints.keys import Weights
 from collapse.checkpoints.settings import shown
 from collapse.files.containers import first_line
+from collapse.models.meta import on_meta
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 POOLS = ("cls", "mean", "max", "last")
@@ -183,27 +182,6 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             parts[above].register_buffer(leaf, tensor)
         else:
             parts[above].register_parameter(leaf, nn.Parameter(tensor, old.requires_grad))
-
-
-class _NoValues(TorchFunctionMode):
-    """Where tensors have no memory, drawing their first values is most of the time that a network takes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
-            return args[0] if args else named["tensor"]
-        return func(*args, **named)
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """The network without memory for its weights, or with it where its code cannot do without."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with torch.device("meta"), _NoValues():
-                return make()
-        except (NotImplementedError, RuntimeError):  # it computes with tensors as it is made
-            return make()
 
 
 def _compare(plan: Plan, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -372,13 +372,11 @@ def plot_repeated_spectra(ax: Any, spectra: Mapping[str, NDArray]) -> None:
         >>> ax.lines[0].get_ydata().round(6).tolist()  # the mean of the logarithms
         [3.0, 0.0]
     """
-    import seaborn as sns
-
     for dashes, (name, values) in zip(cycle(("-", "--", "-.", ":")), spectra.items()):
-        index = np.broadcast_to(np.arange(1, values.shape[1] + 1), values.shape)
-        sns.lineplot(x=index.ravel(), y=np.log(values).ravel(), errorbar=("pi", 100), label=name, ax=ax,
-                     linestyle=HEAD_DASHES.get(name, dashes), color=HEAD_COLORS.get(name),
-                     err_kws={"linewidth": 0})  # fmt: skip
+        index, logs = np.arange(1, values.shape[1] + 1), np.log(values)
+        color, dashes = HEAD_COLORS.get(name), HEAD_DASHES.get(name, dashes)
+        (line,) = ax.plot(index, logs.mean(0), linestyle=dashes, color=color, label=name)
+        ax.fill_between(index, logs.min(0), logs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel="index of the singular value", ylabel=r"$\ln$ singular value of $\mathrm{Cov}(z)$")
     ax.legend()
 

@@ -25,9 +25,10 @@ def same_kind(function: Callable[P, Any]) -> Callable[P, Any]:
     Raises InputError, with the argument's name, for what is not a real array or holds NaN or infinity.
     """
 
+    declared = signature(function)
+
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
-        declared = signature(function)
         named = declared.bind(*args, **kwargs)
         given = [value for value in named.arguments.values() if isinstance(value, Tensor)]
         device = given[0].device if given else torch.device("cpu")
@@ -47,9 +48,9 @@ def _float64(name: str, value: Any, device: torch.device) -> Tensor:
         raise InputError(f"{name}: is not an array of real numbers ({error})") from error
     if tensor.is_complex():
         raise InputError(f"{name}: holds complex numbers; give real ones")
-    bad = (~torch.isfinite(tensor)).nonzero()
-    if len(bad):
-        raise InputError(f"{name}: entry {bad[0].tolist()} of shape {tuple(tensor.shape)} is NaN or infinite")
+    if not (finite := torch.isfinite(tensor)).all():
+        first = (~finite).nonzero()[0].tolist()
+        raise InputError(f"{name}: entry {first} of shape {tuple(tensor.shape)} is NaN or infinite")
     return tensor.to(device, torch.float64)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torchvision.ops import StochasticDepth
 from collapse import InputError
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import default_dim, head_tensors, make_head, make_predictor
+from collapse.models.meta import on_meta
 from collapse.models.resnet import ResNet, zero_last_norms
 from collapse.moved import renamed
 from collapse.recipes.config import PREDICTED, Config
@@ -46,31 +47,26 @@ class Network(nn.Module):
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
-        direct = config.method == "directclr"
-        head = config.head or DEFAULT_HEADS.get(config.method, "mlp")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.backbone = make_backbone(config.arch, config.image_size, config.blocks, config.planes, config.stem)
+            self.backbone = make_backbone(*_shape(config))
             if config.zero_init:
                 zero_last_norms(self.backbone)
             for module in self.backbone.modules():
                 if isinstance(module, (StochasticDepth, nn.Dropout)):
                     module.p = 0.0
             self.width: int = self.backbone.width  # type: ignore[assignment]
-            kind = "lowrank-diagonal" if direct else head
-            dim = config.dim or _default_dim(config.method, kind, self.width)
-            self.projector = make_head(kind, self.width, dim, config.depth)
+            config = _completed(config, self.width)
+            self.projector = make_head(_kind(config), self.width, config.dim, config.depth)
             self.classifier = nn.Linear(self.width, classes) if classes else nn.Identity()
             self.predictor: nn.Module = nn.Identity()
             if config.method in PREDICTED:
-                hidden = config.predictor_dim or (2 * self.width if config.method == "byol" else max(1, dim // 4))
-                self.predictor = make_predictor(dim, hidden)
-                config = replace(config, predictor_dim=hidden)
+                self.predictor = make_predictor(config.dim, config.predictor_dim)
         self.target: nn.Sequential | None = None
         if config.method == "byol":
             self.target = deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
         self.classes = classes
-        self.config = replace(config, head=head, dim=dim)
+        self.config = config
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
         """Both views (n, 3, h, w) -> what the loss takes, and the first's class scores (n, classes), detached.
@@ -117,10 +113,39 @@ def _default_dim(method: str, head: str, width: int) -> int:
     return default_dim(head, width)
 
 
+def _kind(config: Config) -> str:
+    """The head that is made; DirectCLR's takes a part of r."""
+    return "lowrank-diagonal" if config.method == "directclr" else config.head
+
+
+def _shape(config: Config) -> tuple[str, int, tuple[int, ...], tuple[int, ...], int]:
+    """What the backbone depends on."""
+    return config.arch, config.image_size, config.blocks, config.planes, config.stem
+
+
+def _completed(config: Config, width: int) -> Config:
+    """With the head, the width of its embedding and of the predictor filled in, for r of this width."""
+    config = replace(config, head=config.head or DEFAULT_HEADS.get(config.method, "mlp"))
+    config = replace(config, dim=config.dim or _default_dim(config.method, _kind(config), width))
+    if config.method not in PREDICTED:
+        return config
+    hidden = 2 * width if config.method == "byol" else max(1, config.dim // 4)
+    return replace(config, predictor_dim=config.predictor_dim or hidden)
+
+
 def resolve(config: Config) -> Config:
     """The configuration with the head and the width of its embedding filled in; raises InputError as Network does."""
-    with torch.device("meta"):
-        return Network(config, 1).config
+    with torch.random.fork_rng(devices=[]):
+        width = _width(*_shape(config))
+        config = _completed(config, width)
+        on_meta(partial(make_head, _kind(config), width, config.dim, config.depth))
+    return config
+
+
+@cache
+def _width(*shape: Any) -> int:
+    backbone: Any = on_meta(partial(make_backbone, *shape))
+    return backbone.width
 
 
 @contextmanager

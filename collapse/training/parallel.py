@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from collapse.encoders.processes import collect, world
@@ -156,6 +155,8 @@ def synchronise(net: nn.Module, device: str, compiled: bool) -> nn.Module:
     if world() == 1:
         return net
     if device.startswith("cuda") and not compiled:
+        from timm.layers import convert_sync_batchnorm  # loads all of timm's networks
+
         return convert_sync_batchnorm(net)
     for module in list(net.modules()):
         for name, child in module.named_children():

@@ -9,8 +9,8 @@ from torchvision.models import get_model
 
 import collapse
 from collapse.checkpoints import library
-from collapse.checkpoints.plan import on_meta
 from collapse.models.backbones import make_backbone
+from collapse.models.meta import on_meta
 from collapse.recipes.config import make_config
 from collapse.training.network import Network, save_encoder
 

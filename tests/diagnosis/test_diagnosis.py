@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import ended
+from processes import scripted
 from scipy.stats import ortho_group
 from torch import nn
 
@@ -468,8 +467,7 @@ def test_a_batch_norm_of_something_else_is_not_folded_in():
 
 
 def test_toys_made_to_collapse_are_attributed_rightly(tmp_path):
-    call = [sys.executable, ROOT / "experiments/beyond/diagnosis.py", "--seeds", "3", "--out", tmp_path / "d.npz"]
-    done = ended(call)
+    done = scripted(ROOT / "experiments/beyond/diagnosis.py", "--seeds", 3, "--out", tmp_path / "d.npz")
     assert done.returncode == 0, done.stderr
     meta, arrays = load_result(tmp_path / "d.npz")
     assert meta["directions"] > 80

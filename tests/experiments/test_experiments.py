@@ -1,26 +1,22 @@
 """The experiment scripts, run small: result file, report and figure; interrupted and stale work."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import ended
+from processes import begun, code_of, scripted
 
+import collapse
 from collapse import experiment
 from collapse.results import load_result
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
-
-
-def script(name, *arguments):
-    call = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
-    return ended(call)
 
 
 def simulate(seed: int = 0, scale: float = 2.0):
@@ -69,7 +65,7 @@ def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_
 
 def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path):
     small = ["--epochs", 1, "--seeds", 1, "--runs", tmp_path / "runs", "--out", tmp_path / "digits.npz"]
-    result = script("networks/digits", *small)
+    result = scripted(FOLDER / "networks/digits.py", *small)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("DirectCLR") == 2
     _, arrays = load_result(tmp_path / "digits.npz")
@@ -79,20 +75,13 @@ def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path
     assert len(trained) == 8
     victim = next(iter(trained))
     victim.unlink()
-    again = script("networks/digits", *small)
+    again = scripted(FOLDER / "networks/digits.py", *small)
     assert "training 1 networks" in again.stderr
     assert again.stdout == result.stdout
     changed = {path for path, time in trained.items() if path.stat().st_mtime_ns != time}
     assert changed == {victim}
-    command = [
-        sys.executable,
-        "-m",
-        "collapse",
-        "spectrum",
-        tmp_path / "runs/mlp.safetensors",
-        tmp_path / "runs/images",
-    ]
-    measured = ended([*command, "--json", "--workers", "0"])
+    command = ["spectrum", tmp_path / "runs/mlp.safetensors", tmp_path / "runs/images"]
+    measured = scripted(Path(collapse.__file__).with_name("__main__.py"), *command, "--json", "--workers", 0)
     document = json.loads(measured.stdout)
     assert (document["n"], document["dim"]) == (1797, 128)
     np.testing.assert_allclose(document["singular_values"], arrays["singular_values"][2, 1, 0], rtol=1e-4, atol=1e-12)
@@ -162,11 +151,9 @@ def test_the_pages_quote_what_the_result_files_hold():
 def test_a_reader_that_leaves_is_no_error_and_the_work_is_done(tmp_path, call):
     words = [word.format(tmp_path) for word in call.split()]
     shutil.copy(ROOT / "experiments/results/theorem2.npz", tmp_path / "x.npz")
-    program = subprocess.Popen(
-        [sys.executable, FOLDER / words[0], *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    program.stdout.close()  # as `head` does when it has seen enough
-    assert all(line.startswith(b"wrote ") for line in program.stderr.read().splitlines())
-    program.stderr.close()
-    assert program.wait(timeout=100) == 0
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does when it has seen enough
+    with open(writer, "w") as out, open(tmp_path / "err", "w") as err:
+        assert code_of(begun(FOLDER / words[0], *words[1:], files=(out, err))) == 0
+    assert all(line.startswith("wrote ") for line in (tmp_path / "err").read_text().splitlines())
     assert call.startswith("networks") or (tmp_path / "x.png").exists()

@@ -3,16 +3,14 @@
 import io
 import json
 import lzma
-import os
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ended
+from processes import scripted
 
 from collapse.recipes.config import Config
 
@@ -40,11 +38,10 @@ def packed(tmp_path_factory):
     return path
 
 
-def gpu(tmp_path, *flags, environment=None):
+def gpu(tmp_path, *flags):
     """(exit code, the document, what was printed) of the command on the CPU."""
-    call = [sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json"]
-    values = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
-    ran = ended([*call, *flags], 1000, env=values)
+    call = [ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json"]
+    ran = scripted(*call, *flags, seconds=1000)
     return ran.returncode, json.loads((tmp_path / "gpu.json").read_text()), ran.stdout + ran.stderr
 
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import runpy
-import subprocess
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ import regimes
 import study
 import summary
 import torch
-from processes import ended
+from processes import begun, code_of, scripted
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
@@ -34,6 +35,7 @@ from collapse.results import load_result
 from collapse.training.network import Network, save_encoder
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+STUDY = EXPERIMENTS / "networks/study.py"
 SCRIPTS = sorted(path for path in EXPERIMENTS.rglob("*.py") if "import summary" in path.read_text())
 
 
@@ -243,24 +245,16 @@ def test_intervals_do_not_shrink_when_seeds_are_copied():
 
 
 def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
-    call = [
-        sys.executable,
-        EXPERIMENTS / "networks/study.py",
-        "--data",
-        "sklearn:digits",
-        "--epochs",
-        "100",
-        "--only",
-        "mlp-s?",
-    ]
-    queue = subprocess.Popen([*map(str, call)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    call = [STUDY, "--data", "sklearn:digits", "--epochs", 100, "--only", "mlp-s?"]
+    with open(os.devnull, "w") as nowhere:
+        queue = begun(*call, files=(nowhere, nowhere), cwd=tmp_path)
     logs = [tmp_path / f"runs/study-{study.PRESET}-x100/mlp-s{seed}/metrics.jsonl" for seed in (0, 1)]
     ended = time.monotonic() + 400
     while not all(log.exists() for log in logs) and time.monotonic() < ended:
         time.sleep(0.5)
     held = [json.loads((log.parent / ".lock").read_text())["pid"] for log in logs]
-    queue.kill()
-    queue.wait()
+    os.kill(queue, signal.SIGKILL)
+    assert code_of(queue) == -signal.SIGKILL
     while any(Path(f"/proc/{pid}").exists() for pid in held) and time.monotonic() < ended:
         time.sleep(0.5)
     assert not any(Path(f"/proc/{pid}").exists() for pid in held)
@@ -271,12 +265,12 @@ def test_runs_save_and_end_when_their_queue_is_killed(tmp_path):
 def results(tmp_path_factory):
     """One run on the digits, and its result under the name of every other."""
     folder = tmp_path_factory.mktemp("study")
-    command = [sys.executable, EXPERIMENTS / "networks/study.py", "--data", "sklearn:digits", "--epochs", "0.34"]
-    ran = ended([*command, "--only", "linear-depth2-s0"], cwd=folder)
+    command = [STUDY, "--data", "sklearn:digits", "--epochs", 0.34, "--only", "linear-depth2-s0"]
+    ran = scripted(*command, cwd=folder)
     assert ran.returncode == 0, ran.stderr
     results = folder / f"runs/study-{study.PRESET}-x0.34/results"
     content = (results / "linear-depth2-s0.npz").read_bytes()
-    again = ended([*command, "--only", "linear-depth2-s0"], cwd=folder)
+    again = scripted(*command, cwd=folder)
     assert (again.returncode, again.stdout) == (0, "")
     assert (results / "linear-depth2-s0.npz").read_bytes() == content
     for name in study.plan(study.PRESET):
@@ -470,8 +464,7 @@ def test_the_page_quotes_what_the_result_files_hold():
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
-    command = [sys.executable, EXPERIMENTS / "networks/study.py", *arguments]
-    ran = ended(command, cwd=tmp_path)
+    ran = scripted(STUDY, *arguments, cwd=tmp_path)
     assert ran.returncode == 2
     assert message in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
@@ -512,8 +505,7 @@ def test_the_drawn_confusion_has_truth_in_rows_and_the_histogram_counts_by_truth
 
 
 def test_nothing_to_draw_is_one_line(tmp_path):
-    command = [sys.executable, EXPERIMENTS / "table1.py", "--plot-only", "--out", tmp_path / "none.json"]
-    ran = ended(command)
+    ran = scripted(EXPERIMENTS / "table1.py", "--plot-only", "--out", tmp_path / "none.json")
     assert ran.returncode == 2
     assert len(ran.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

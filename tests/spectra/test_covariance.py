@@ -319,9 +319,8 @@ def _one_process(rank, processes, store, method, shares, out):
 @pytest.mark.parametrize("method", ["covariance", "qr"])
 @pytest.mark.parametrize("shares", [(30, 21), (40, 0, 7, 25)])
 def test_processes_join_to_the_spectrum_of_all_rows_even_one_without_rows(tmp_path, method, shares):
-    torch.multiprocessing.spawn(
-        _one_process, (len(shares), tmp_path / "store", method, shares, tmp_path), nprocs=len(shares)
-    )
+    given = (len(shares), tmp_path / "store", method, shares, tmp_path)
+    torch.multiprocessing.start_processes(_one_process, given, len(shares), start_method="fork")
     z = rows(11, sum(shares), 6, 3.0)
     z[0] = 0
     alone = Covariance(6, method).update(z).spectrum()

@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
-import sys
 
 import numpy as np
-import processes as forks
 import pytest
 import torch
 from PIL import Image
+from processes import together
 
 import collapse
 from collapse import InputError, cli
@@ -19,31 +17,6 @@ from collapse.files.rows import blocks
 
 SIZES = {"resize": 32, "crop": 32, "batch_size": 8}
 FLAGS = ["--resize", "32", "--crop", "32", "--batch-size", "8", "--workers", "0"]
-
-
-def both(folder, *acts, world=2):
-    """The exit codes of two processes that can meet, of several acts digit by digit; `folder` keeps their words."""
-    ports = [socket.socket() for _ in acts]
-    for port in ports:
-        port.bind(("127.0.0.1", 0))
-    numbers = [str(port.getsockname()[1]) for port in ports]
-    for port in ports:
-        port.close()
-
-    def run(rank):
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
-        sys.stdout, sys.stderr = (open(folder / f"{name}{rank}", "w") for name in ("out", "err"))  # noqa: SIM115
-        codes = []
-        try:
-            for act, number in zip(acts, numbers, strict=True):
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=number)
-                codes.append(act(rank) or 0)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        return sum(code * 10**place for place, code in enumerate(codes))
-
-    return [forks.code_of(pid) for pid in [forks.forked(run, rank, seconds=120) for rank in range(world)]]
 
 
 def command(*words):
@@ -123,7 +96,7 @@ def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
     one = json.loads(json.dumps(calls(resnet18, pictures, tmp_path), default=str))
     assert one["diagnosis"]["images"]["count"] == 36
     assert "1 of 36 images are of one colour" in str(one["layer representation"])
-    assert both(tmp_path, act) == [0, 0], said(tmp_path, "err")
+    assert together(tmp_path, act) == [0, 0], said(tmp_path, "err")
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found.keys() == one.keys()
@@ -134,7 +107,7 @@ def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
 def test_one_process_of_a_command_prints_and_writes(resnet18, pictures, tmp_path, capsys):
     spectrum = command("spectrum", resnet18, pictures, *FLAGS, "--out", tmp_path / "s.json")
     rows = command("embed", resnet18, pictures, *FLAGS, "--out", tmp_path / "e.npy")
-    assert both(tmp_path, spectrum, rows) == [0, 0], said(tmp_path, "err")
+    assert together(tmp_path, spectrum, rows) == [0, 0], said(tmp_path, "err")
     assert cli.main(["spectrum", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "one.json")]) == 0
     assert cli.main(["embed", str(resnet18), str(pictures), *FLAGS, "--out", str(tmp_path / "f.npy")]) == 0
     out, err = capsys.readouterr()
@@ -151,7 +124,7 @@ def test_what_one_process_refuses_ends_all_alike(resnet18, pictures, tmp_path):
     np.save(tmp_path / "z.npy", z)
 
     strict = command("spectrum", resnet18, pictures, *FLAGS, "--strict")
-    assert both(tmp_path, strict, command("spectrum", tmp_path / "z.npy")) == [22, 22]
+    assert together(tmp_path, strict, command("spectrum", tmp_path / "z.npy")) == [22, 22]
     for err in said(tmp_path, "err"):
         image, row = err.splitlines()
         assert "a/05.png" in image
@@ -169,7 +142,7 @@ def test_a_lost_process_ends_the_others_in_a_line(resnet18, pictures, tmp_path, 
 
     asked = []
     monkeypatch.setattr(processes, "collect", collect)
-    assert both(tmp_path, command("spectrum", resnet18, pictures, *FLAGS)) == [2, 9]
+    assert together(tmp_path, command("spectrum", resnet18, pictures, *FLAGS)) == [2, 9]
     assert said(tmp_path, "err")[0].count("\n") == 1
     assert "another process was lost" in said(tmp_path, "err")[0]
 
@@ -198,4 +171,4 @@ def test_sharing_wants_processes_and_images(resnet18, pictures, tmp_path):
             collapse.probe(torch.nn.Flatten(), "sklearn:digits", recipe="paper", distributed=True)
         processes.stop()
 
-    assert both(tmp_path, act, world=1) == [0]
+    assert together(tmp_path, act, world=1) == [0]

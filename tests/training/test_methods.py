@@ -15,9 +15,10 @@ import collapse
 from collapse import InputError, cli
 from collapse.data.labelled import open_data
 from collapse.recipes.config import METHODS, OWN, make_config
+from collapse.training import network
 from collapse.training.loader import BatchOrder
 from collapse.training.losses import barlow_twins, negative_cosine, vicreg
-from collapse.training.network import Network, backward
+from collapse.training.network import Network, backward, resolve
 from collapse.training.optim import target_momentum
 from collapse.training.run import Run
 from collapse.training.train import Options, Training, train
@@ -33,6 +34,42 @@ def digits():
 
 def of(method):
     return replace(TINY, method=method, lr=0.02 if method == "barlow-twins" else 0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_configuration_is_completed_as_its_networks_is(method):
+    for config in (replace(TINY, method=method), replace(TINY, method=method, dim=0)):
+        found = resolve(config)
+        assert found == Network(config, 1).config
+        assert found.dim
+
+
+def test_a_configuration_is_completed_without_a_draw_from_torchs_generator(monkeypatch):
+    def make(*shape):
+        net = nn.Flatten()
+        net.width = 8 + int(torch.rand(1).item())  # of no use without memory: it is made with it
+        return net
+
+    monkeypatch.setattr(network, "make_backbone", make)
+    before = torch.get_rng_state()
+    assert resolve(replace(TINY, planes=(3, 7), dim=5)).dim == 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"head": "group", "dim": 12}, "leave dim= out"),
+        ({"head": "mlp", "depth": 2}, "only linear takes more"),
+        ({"head": "nothing"}, "expected one of"),
+        ({"stem": 5}, "expected 7 or 3"),
+    ],
+)
+def test_a_configuration_that_no_network_has_is_refused_without_one(values, message):
+    config = replace(TINY, method="simclr", **values)
+    for made in (resolve, lambda config: Network(config, 1)):
+        with pytest.raises(InputError, match=message):
+            made(config)
 
 
 def views():

@@ -121,7 +121,7 @@ def _one_process(rank, store, out):
 
 
 def test_two_processes_report_what_one_would(tmp_path):
-    torch.multiprocessing.spawn(_one_process, (tmp_path / "store", tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(_one_process, (tmp_path / "store", tmp_path), 2, start_method="fork")
     net = network()
     monitor = Monitor(net[0], every=3, rows=40)
     train(net, monitor, batches(6, 20))

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from processes import ended
+from processes import scripted
 from torch import nn
 
 from collapse import InputError
@@ -32,9 +30,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def report():
     """What tests/training/ranks.py finds."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-W", "error", str(ROOT / "tests/training/ranks.py"), str(free_port())]
-    result = ended(call, env=environment)
+    result = scripted(ROOT / "tests/training/ranks.py", free_port())
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

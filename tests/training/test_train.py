@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from processes import byte, code_of, ended, forked
+from processes import byte, code_of, ended, forked, scripted, together
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
@@ -193,9 +193,7 @@ def test_what_is_done_does_not_depend_on_workers_and_a_lost_image_is_replaced(ph
 
 def test_lives_and_deaths_of_a_run(tmp_path):
     """Forked from one program, so that they are quick: see lives.py."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, str(ROOT / "tests/lives.py"), str(tmp_path)]
-    result = ended(call, env=environment)
+    result = scripted(ROOT / "tests/lives.py", tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     # Lives that ended by SIGKILL, or saved on SIGTERM, at places drawn among all where a run steps or writes.
@@ -215,26 +213,21 @@ def test_lives_and_deaths_of_a_run(tmp_path):
 def test_two_processes_train_as_one(tmp_path):
     """By torchrun, batch norms and all; a process of other flags is refused."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     flags = "--preset digits --data sklearn:digits --device cpu --epochs 1 --precision float32 --log-every 1 "
     flags += "--spectrum-every 0 --knn-every 0 --workers 0"
-    for name, start in (("one", [sys.executable]), ("two", torchrun)):
-        call = [*start, "-m", "collapse", "train", *flags.split(), "--out", str(tmp_path / name)]
-        ran = ended(call, env=environment)
-        assert ran.returncode == 0, ran.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = [*torchrun, "-m", "collapse", "train", *flags.split(), "--out", str(tmp_path / "two")]
+    ran = ended(call, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert cli.main(["train", *flags.split(), "--out", str(tmp_path / "one")]) == 0
     one, two = ([line["loss"] for line in lines(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 9
     assert two[:2] == pytest.approx(one[:2], rel=1e-6)  # then the roundings of float32 grow with the steps
     assert two == pytest.approx(one, rel=1e-2)
-    odd = tmp_path / "odd.py"
-    odd.write_text(
-        "import os, sys\nfrom collapse import cli\n"
-        "sys.exit(cli.main([*sys.argv[1:], '--held', str(100 + int(os.environ['RANK']))]))\n"
-    )
-    call = [*torchrun, str(odd), "train", *flags.split(), "--out", str(tmp_path / "odd")]
-    ran = ended(call, env=environment)
-    assert ran.returncode != 0
-    assert "collapse: rank 1 has another configuration, options" in ran.stderr
+    call = ["train", *flags.split(), "--out", str(tmp_path / "odd"), "--held"]
+    assert together(tmp_path, lambda rank: cli.main([*call, str(100 + rank)])) == [2, 2]
+    said = (tmp_path / "err0").read_text() + (tmp_path / "err1").read_text()
+    assert "collapse: rank 1 has another configuration, options" in said
     assert not (tmp_path / "odd").exists()
 
 
