@@ -66,11 +66,11 @@ def settle(path: Path, new: Found, stored: Found | None, tolerance: Tolerance, w
     """
     shown, differs = min(os.path.relpath(path), str(path), key=len), ""
     if stored is not None:
-        share, where = change(new, stored, tolerance)
-        if share <= tolerance.relative:
-            tell(f"kept {shown}: agrees to {share:.0e}; to {tolerance.relative:.0e} it is rounding")
+        largest = change(new, stored, tolerance)
+        if largest.rounding:
+            tell(f"kept {shown}: agrees to {largest.share:.0e}; rounding may make it {largest.allowed:.0e}")
             return
-        differs = f": {where}, by {share:.0e}; to {tolerance.relative:.0e} it were rounding"
+        differs = f": {largest.where}, by {largest.share:.0e}; rounding may make it {largest.allowed:.0e}"
     write()
     tell(f"wrote {shown}{differs}")
 

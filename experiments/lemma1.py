@@ -69,4 +69,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 if __name__ == "__main__":
     # What rounding allows where the logits are the largest: 2^-52 (1 + 16 scale^2).
-    main(__file__, simulate, report, draw, Tolerance(bounds={"residual": 4e-13}))
+    main(__file__, simulate, report, draw, Tolerance(of={"residual": Tolerance(bound=4e-13)}))

@@ -78,4 +78,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 if __name__ == "__main__":
     # 2^-52 times logits of some thousands.
-    main(__file__, simulate, report, draw, Tolerance(bounds={"residual": 1e-12}))
+    main(__file__, simulate, report, draw, Tolerance(of={"residual": Tolerance(bound=1e-12)}))

@@ -93,4 +93,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 if __name__ == "__main__":
     # Products of matrices 12 wide: some tens of roundings of 2^-53.
-    main(__file__, simulate, report, draw, Tolerance(bounds={"residual": 1e-14}))
+    main(__file__, simulate, report, draw, Tolerance(of={"residual": Tolerance(bound=1e-14)}))

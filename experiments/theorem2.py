@@ -116,4 +116,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 if __name__ == "__main__":
     # Drift is the error of the solver, which its tolerance of 1e-9 a step bounds.
-    main(__file__, simulate, report, draw, Tolerance(bounds={"K_drift": 1e-6}))
+    main(__file__, simulate, report, draw, Tolerance(of={"K_drift": Tolerance(bound=1e-6)}))

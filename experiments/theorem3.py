@@ -60,4 +60,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 if __name__ == "__main__":
     # The error is that of the solver, of a tolerance of 1e-9 a step.
-    main(__file__, simulate, report, draw, Tolerance(bounds={"error": 1e-7}))
+    main(__file__, simulate, report, draw, Tolerance(of={"error": Tolerance(bound=1e-7)}))
