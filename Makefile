@@ -64,9 +64,8 @@ build/digits.done: experiments/networks/digits.py $(PACKAGE) $(call missing,figu
 	$(BIN)/python experiments/networks/digits.py
 	@mkdir -p $(@D) && touch $@
 
-build/digits_command.done: build/digits.done $(call missing,figures/digits_command.png experiments/results/digits_command.json)
-	$(BIN)/collapse spectrum runs/digits/mlp.safetensors runs/digits/images --workers 0 \
-	    --plot figures/digits_command.png --out experiments/results/digits_command.json --force
+build/digits_command.done: build/digits.done experiments/networks/digits_command.py $(call missing,figures/digits_command.png experiments/results/digits_command.json)
+	$(BIN)/python experiments/networks/digits_command.py
 	@touch $@
 
 SEED ?= 3

@@ -27,7 +27,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared, r_squared_change
+from collapse.results import Tolerance, r_squared, r_squared_change
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -186,4 +186,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Float32: singular values agree to 3e-6, and the score of one nearly flat spectrum by the others to 4e-5.
+    main(__file__, simulate, report, draw, Tolerance(1e-3))

@@ -27,7 +27,7 @@ from scipy.integrate import solve_ivp
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared, r_squared_change
+from collapse.results import Tolerance, r_squared, r_squared_change
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, negative_weights, sgd, singular_values
 
 DIM = 16
@@ -180,4 +180,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # With ReLU, SGD multiplies a rounding by 1e7 and more: two processors part by the time of 20, and values of a run
+    # then differ by up to their size.  Scores over all of them stay: by 1e-3, those of the change by a tenth.
+    values = Tolerance(3)
+    scores = Tolerance(0.2)
+    main(
+        __file__, simulate, report, draw, Tolerance(0.05, of={"simulated": values, "pool": values, "r2_change": scores})
+    )

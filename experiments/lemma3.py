@@ -19,6 +19,7 @@ import torch
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
+from collapse.results import Tolerance
 from collapse.theory import infonce, matrix_flow, sample_gradient
 
 WIDTHS, ROWS, TAU = (12, 10, 8, 6), 96, 0.5
@@ -91,4 +92,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Products of matrices 12 wide: some tens of roundings of 2^-53.
+    main(__file__, simulate, report, draw, Tolerance(of={"residual": Tolerance(bound=1e-14)}))

@@ -23,7 +23,7 @@ from scipy.stats import ortho_group
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import Tolerance, r_squared
 from collapse.theory import alignment, matrix_flow, singular_values
 
 DIM = 16
@@ -115,4 +115,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Drift is the error of the solver, which its tolerance of 1e-9 a step bounds.
+    main(__file__, simulate, report, draw, Tolerance(of={"K_drift": Tolerance(bound=1e-6)}))

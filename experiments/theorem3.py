@@ -16,7 +16,7 @@ from scipy.stats import ortho_group
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared
+from collapse.results import Tolerance, r_squared
 from collapse.theory import matrix_flow, two_layer_modes
 
 MODES = 8
@@ -59,4 +59,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # The error is that of the solver, of a tolerance of 1e-9 a step.
+    main(__file__, simulate, report, draw, Tolerance(of={"error": Tolerance(bound=1e-7)}))

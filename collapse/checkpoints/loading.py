@@ -29,6 +29,7 @@ from collapse.data.preprocessing import Preprocessing
 from collapse.errors import warn
 from collapse.files import folders
 from collapse.files.containers import Contents, first_line
+from collapse.files.pickles import uncollected
 from collapse.models.backbones import make_backbone
 from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
@@ -68,7 +69,16 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
     if overrides.weights is not None:
         raise InputError("weights= are those of a network that FILE.py:NAME or PACKAGE.MODULE:NAME builds")
     where = STATE_DICT if isinstance(path, Mapping) else str(path)
-    contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
+    with uncollected():
+        contents = Contents(STATE_DICT, path, "") if isinstance(path, Mapping) else _read(where)
+        net = _network(path, where, contents, overrides)
+    if isinstance(path, Mapping):
+        net.report |= {"path": None, "sha256": None}
+    return net
+
+
+def _network(path: str | PathLike | Mapping[str, Any], where: str, contents: Contents, overrides: Overrides) -> Encoder:
+    """The encoder of what was read, every weight loaded."""
     with naming(where), forms.classes_named(contents.foreign):
         facts = own_facts(contents.metadata, where)
         tensors = clean(contents.tree, where)
@@ -78,10 +88,7 @@ def loaded(path: str | PathLike | Mapping[str, Any], **options: Any) -> Encoder:
         clues = Clues(overrides, tensors, "", contents.container, contents.configs, stated, folder=_folder(path))
         header = facts.get("architecture", {})
         encoder = _own(header, tensors) if "arch" in header else find(tensors, clues)
-        net = _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
-    if isinstance(path, Mapping):
-        net.report |= {"path": None, "sha256": None}
-    return net
+        return _assemble(where, contents, tensors, encoder, build(encoder.plan), clues, facts)
 
 
 def inspect(path: str | PathLike | Mapping[str, Any], **options: Any) -> Checkpoint:

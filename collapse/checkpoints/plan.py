@@ -1,5 +1,6 @@
 """What the tensors of an encoder say it is, and what else in the file helps to say it."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -184,6 +185,9 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             parts[above].register_parameter(leaf, nn.Parameter(tensor, old.requires_grad))
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def _compare(plan: Plan, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     # Batch norm counts its batches only since torch 0.4.
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
@@ -203,14 +207,21 @@ def _compare(plan: Plan, expected: Mapping[str, Tensor], given: Mapping[str, Ten
 def unusable(name: str, tensor: Tensor, dtype: torch.dtype = torch.float32) -> str | None:
     """What makes a tensor of any shape no weights or statistics to compute with as `dtype`; None if nothing does."""
     stored = str(tensor.dtype).removeprefix("torch.")
-    if dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if dtype.is_floating_point and tensor.dtype not in FLOATS:
         eight = ", quantised: numbers that mean something only with their scale; dequantise it first"
         return f"is stored as {stored}, expected floating-point numbers" + (eight if tensor.element_size() == 1 else "")
-    if not bool(torch.isfinite(tensor.to(dtype)).all()) or not bool(torch.isfinite(tensor).all()):
+    if not _finite(tensor) or (tensor.dtype != dtype and not _finite(tensor.to(dtype))):
         return "holds NaN or infinity, or numbers too large for float32"
     if name.split(".")[-1] == "running_var" and bool((tensor < 0).any()):
         return "is a variance and has negative numbers; the file is damaged"
     return None
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; the least and the largest say it in a fraction of the time, and NaN is both."""
+    if tensor.dtype in FLOATS and tensor.numel():
+        return all(math.isfinite(end.item()) for end in tensor.aminmax())
+    return bool(torch.isfinite(tensor).all())
 
 
 def _precision(used: Collection[str], given: Mapping[str, Tensor]) -> list[str]:

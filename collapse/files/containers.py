@@ -144,13 +144,11 @@ class Storage:
     """
 
     def __init__(self, dtype: "torch.dtype", numel: int, fill: Callable[[memoryview], None] | None) -> None:
-        import torch
-
         if not isinstance(numel, int) or isinstance(numel, bool) or numel < 0:
             what = numel if isinstance(numel, int) else f"a {type(numel).__name__} of"
             raise InputError(f"a storage of {what} numbers; refused")
         self.dtype, self.numel, self.fill = dtype, numel, fill
-        self.size = numel * torch.empty(0, dtype=dtype).element_size()
+        self.size = numel * dtype.itemsize
         self.base: torch.Tensor | None = None
 
     def buffer(self) -> memoryview:

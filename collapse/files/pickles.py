@@ -7,7 +7,8 @@ keeps its name and the state that the file gives it. Sets and frozensets become 
 
 import gc
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 from collapse import InputError
@@ -62,14 +63,22 @@ def unpickle(
         InputError: damaged, over `limits.OPCODES` steps, or an opcode that data has no use for.
     """
     machine = _Machine(file, size, known, values, foreign, persistent)
-    collects = gc.isenabled()
-    gc.disable()  # nothing here is garbage, and looking for it among millions of containers takes most of the time
     try:
-        return machine.run()
+        with uncollected():
+            return machine.run()
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("a damaged pickle") from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for garbage: where many objects are made and none is, that takes most of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.enable()

@@ -138,9 +138,11 @@ class Zip:
 
     def place(self, record: Record) -> int:
         """Where the packed bytes of a record begin. Raises InputError: its own header differs from the directory."""
-        sign, _, flags, method, _, _, _, _, _, long, extra = _LOCAL.unpack(self.source.read(record.header, _LOCAL.size))
+        head = self.source.read(record.header, _LOCAL.size + len(record.name))  # both lie before the directory's end
+        sign, _, flags, method, _, _, _, _, _, long, extra = _LOCAL.unpack_from(head)
         start = record.header + _LOCAL.size + long + extra
-        name = self._name(self.source.read(record.header + _LOCAL.size, long), flags)
+        raw = head[_LOCAL.size :] if long == len(record.name) else self.source.read(record.header + _LOCAL.size, long)
+        name = self._name(raw, flags)
         if sign != b"PK\3\4" or name != record.name or method != record.method:
             raise self._wrong(f"record {record.name!r} is damaged (its header differs); fetch the file again")
         if record.encrypted or flags & _ENCRYPTED:

@@ -9,13 +9,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
+VALUES = frozenset(("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "fill_", "zero_"))  # set them
+
+
 class _NoValues(TorchFunctionMode):
     """Where tensors have no memory, drawing their first values is most of the time that a network takes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"):
-            return args[0] if args else named["tensor"]
+        if getattr(func, "__name__", "") in VALUES and (given := args[0] if args else named["tensor"]).is_meta:
+            return given
         return func(*args, **named)
 
 

@@ -1,5 +1,6 @@
 """Result files: what each holds, how it is written whole or not at all, and read without unpickling."""
 
+from collapse.results.agreement import Change, Tolerance, change
 from collapse.results.documents import (
     EXPERIMENT,
     KINDS,
@@ -41,7 +42,10 @@ __all__ = [
     "NOTES",
     "ROWS",
     "SCREEN",
+    "Change",
     "Result",
+    "Tolerance",
+    "change",
     "change_scores",
     "change_text",
     "command",

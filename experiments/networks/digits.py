@@ -37,7 +37,7 @@ from collapse.encoders.passes import embed
 from collapse.experiment import Arrays, Meta, main
 from collapse.recipes import views
 from collapse.recipes.config import Config, make_config
-from collapse.results import to_json
+from collapse.results import Tolerance, to_json
 from collapse.results.outputs import atomic_write
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
@@ -57,6 +57,19 @@ LABELS = {"none": "no projector", "linear": "linear projector", "mlp": "2-layer 
 BASE = make_config("digits")
 TRAIN = 1197
 SAVE_EVERY = 10 * (TRAIN // BASE.batch_size)  # steps of ten epochs
+
+# Training multiplies a rounding until a network is as far away as one of another seed.  Of eight networks, trained
+# on another processor, accuracies change by 0.012, effective rank by 0.045, singular values by 0.4 of themselves.
+TOLERANCE = Tolerance(
+    of={
+        "knn": Tolerance(0.03),
+        "probe": Tolerance(0.03),
+        "effective_rank": Tolerance(0.15),
+        "singular_values": Tolerance(1.0),
+        "collapsed": Tolerance(1.0, floor=0.1),
+        "floor": Tolerance(0.2),
+    }
+)
 
 epochs_done: Any = None  # a counter that the worker processes share
 
@@ -199,4 +212,4 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    main(__file__, simulate, report, draw, TOLERANCE)

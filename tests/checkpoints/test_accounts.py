@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 import collapse
 from collapse import InputError
+from collapse.checkpoints.plan import unusable
 
 NORM = {f"bn.{key}": value for key, value in nn.BatchNorm1d(32).state_dict().items()}
 
@@ -238,3 +239,16 @@ def test_a_part_of_a_branchs_name_is_enough_where_one_has_it(tmp_path):
     assert load(tmp_path, tree, branch="net_b.other").report["branch"] == "net_b.other"
     refused(tmp_path, tree, "branch='net_b' is in the names of 2 encoders, net_b.encoder, net_b.other", branch="net_b")
     refused(tmp_path, tree, "no encoder at .ccc.; there are net_a.encoder, net_b.encoder, net_b.other", branch="c" * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_number_that_is_none_is_found_wherever_it_stands(dtype):
+    for shape in ((), (0,), (3,), (40, 70)):
+        assert unusable("weight", torch.ones(shape, dtype=dtype)) is None
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in (0, 1234, 2799):
+            tensor = torch.zeros(2800, dtype=dtype)
+            tensor[place] = bad
+            assert "NaN or infinity" in unusable("weight", tensor.view(40, 70).T)
+    largest = torch.full((5,), torch.finfo(dtype).max, dtype=dtype)
+    assert (unusable("weight", largest) is None) == (dtype != torch.float64)  # which float32 does not hold

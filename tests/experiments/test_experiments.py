@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import begun, code_of, scripted
+from processes import begun, code_of, ended, scripted
 
 import collapse
 from collapse import experiment
-from collapse.results import load_result
+from collapse.results import Tolerance, change, load_result
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
+
+
+def script(name, *arguments, **environment):
+    call = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    return ended(call, env={**os.environ, **environment})
 
 
 def simulate(seed: int = 0, scale: float = 2.0):
@@ -53,6 +58,118 @@ def test_an_experiment_saves_reports_and_draws(monkeypatch, tmp_path, capsys):
     assert load_result(tmp_path / "experiments/results/toy.npz")[0]["config"]["seed"] == 5
 
 
+def test_a_result_made_anew_is_kept_if_it_is_the_same_but_for_rounding(monkeypatch, tmp_path, capsys):
+    result, figure = tmp_path / "experiments/results/toy.npz", tmp_path / "figures/toy.png"
+    main(monkeypatch, tmp_path)
+    capsys.readouterr()
+    stored, drawn = result.read_bytes(), figure.read_bytes()
+    exact, where = simulate, result.relative_to(tmp_path)
+
+    def off(share):
+        return lambda: ({"r2": 1.0}, {"x": exact()[1]["x"] * (1 + share * np.array([0, 0, 1]))})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(globals(), "simulate", off(0.0))
+    main(monkeypatch, tmp_path, "--anew")  # the configuration is another one: no flags
+    stored = result.read_bytes()
+    monkeypatch.setattr("collapse.results.documents.command", lambda: ["another.py"])
+    for share, said in ((0.0, "0e+00"), (3e-7, "3e-07")):
+        monkeypatch.setitem(globals(), "simulate", off(share))
+        capsys.readouterr()
+        main(monkeypatch, tmp_path)
+        assert capsys.readouterr().err.startswith(f"kept {where}: agrees to {said}; rounding may make it 1e-05\n")
+        assert result.read_bytes() == stored
+        assert figure.read_bytes() == drawn
+    monkeypatch.setitem(globals(), "simulate", off(0.25))
+    main(monkeypatch, tmp_path)
+    said = capsys.readouterr().err
+    assert said.startswith(f"wrote {where}: x[2] is 5, was 4, by 2e-01; rounding may make it 1e-05\n")
+    assert load_result(result)[1]["x"][2] == 5
+    assert figure.read_bytes() != drawn
+    monkeypatch.setitem(globals(), "simulate", off(0.25 + 1e-9))
+    main(monkeypatch, tmp_path, "--anew")
+    assert capsys.readouterr().err.startswith(f"wrote {where}\n")
+    assert load_result(result)[1]["x"][2] != 5
+
+
+def test_a_drawing_that_changes_is_drawn_though_the_result_is_kept(monkeypatch, tmp_path, capsys):
+    main(monkeypatch, tmp_path)
+    figure = tmp_path / "figures/toy.png"
+    before, plain = figure.read_bytes(), draw
+
+    def titled(meta, arrays):
+        drawn = plain(meta, arrays)
+        drawn.suptitle("another")
+        return drawn
+
+    monkeypatch.setitem(globals(), "draw", titled)
+    main(monkeypatch, tmp_path)
+    assert "kept " in capsys.readouterr().err
+    assert figure.read_bytes() != before
+
+
+STORED = (
+    {"r2": {"all": 0.5, "odd": 0.5}, "ceiling": [0.9, 1e-9], "n": 3, "of": None},
+    {
+        "x": np.array([1.0, 1e-6]),
+        "residual": np.array([1e-16, 2e-14]),
+        "names": np.array(["a"]),
+        "nan": np.array([np.nan]),
+        "seen": np.array([40, 1]),
+    },
+)
+
+
+ALLOWED = Tolerance(of={"residual": Tolerance(bound=1e-13), "seen": Tolerance(0.5, 0.1), "r2.odd": Tolerance(0.3)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "share", "where"),
+    [
+        ({}, 0, None),
+        ({"versions": {"numpy": "9"}, "command": ["x"], "schema": "1"}, 0, None),
+        ({"x": np.array([1.0 + 3e-6, 1e-6])}, 3e-6, "x[0]"),
+        ({"x": np.array([1.0, 2e-6])}, 1e-3, "x[1]"),  # of a thousandth of the largest
+        ({"residual": np.array([9e-14, 0])}, 0, None),  # both below the bound
+        ({"residual": np.array([1e-16, 2e-13])}, 9, "residual[1]"),
+        ({"r2": {"all": 0.6, "odd": 0.5}}, 0.2, "meta.r2.all is 0.6, was 0.5"),
+        ({"r2": {"all": 0.500004, "odd": 0.6}}, 8e-6, "meta.r2.all"),  # odd is allowed more
+        ({"r2": {"all": 0.5, "odd": 0.9}}, 0.8, "meta.r2.odd"),
+        ({"seen": np.array([40, 2])}, 0.25, "seen[1]"),  # of a tenth of the largest
+        ({"ceiling": [0.9, 9e-10]}, 1.1e-7, "meta.ceiling[1]"),
+        ({"n": 4}, np.inf, "meta.n is 4, was 3"),
+        ({"n": 3.0}, np.inf, "meta.n"),
+        ({"of": "x"}, np.inf, "meta.of"),
+        ({"names": np.array(["b"])}, np.inf, "names[0] is b, was a"),
+        ({"nan": np.array([1.0])}, np.inf, "nan[0]"),
+        ({"x": np.array([1.0, np.inf])}, np.inf, "x[1]"),
+        ({"x": np.array([1.0])}, np.inf, "x is float64 (1,), was float64 (2,)"),
+        ({"x": np.array([1.0, 1e-6], np.float32)}, np.inf, "x is float32"),
+        ({"y": np.array([1.0])}, np.inf, "y is new"),
+        ({"more": 1.0}, np.inf, "meta.more is new"),
+    ],
+)
+def test_the_largest_change_between_two_results_is_found(changed, share, where):
+    meta, arrays = ({**part} for part in STORED)
+    for name, value in changed.items():
+        (arrays if isinstance(value, np.ndarray) else meta)[name] = value
+    found = change((meta, arrays), STORED, ALLOWED)
+    assert found.share == pytest.approx(share, rel=0.02)
+    assert where is None or found.where.startswith(where)
+    back = change(STORED, (meta, arrays), ALLOWED)
+    assert (back.share > 1e-9) == (share > 0)
+    assert not where or not where.endswith("new") or back.where.endswith("gone")
+
+
+def test_lemma_1_on_another_processor_keeps_its_result(tmp_path):
+    shutil.copy(ROOT / "experiments/results/lemma1.npz", tmp_path / "x.npz")
+    stored = (tmp_path / "x.npz").read_bytes()
+    other = {"ATEN_CPU_CAPABILITY": "default", "OPENBLAS_CORETYPE": "Nehalem", "MKL_CBWR": "COMPATIBLE"}
+    result = script("lemma1", "--out", tmp_path / "x.npz", **other)
+    assert re.match(r"kept .*x\.npz: agrees to ", result.stderr), result.stderr
+    assert (tmp_path / "x.npz").read_bytes() == stored
+
+
 def test_out_moves_both_files_and_a_missing_result_is_one_line(monkeypatch, tmp_path, capsys):
     main(monkeypatch, tmp_path, "--out", tmp_path / "other.npz")
     assert {path.name for path in tmp_path.iterdir()} == {"experiments", "other.npz", "other.png", "other.pdf"}
@@ -87,7 +204,8 @@ def test_the_digits_study_runs_small_goes_on_and_is_read_by_the_command(tmp_path
     np.testing.assert_allclose(document["singular_values"], arrays["singular_values"][2, 1, 0], rtol=1e-4, atol=1e-12)
 
 
-SCRIPTS = [path.relative_to(FOLDER) for path in sorted(FOLDER.rglob("*.py")) if path.stem not in ("study", "summary")]
+UNLIKE = ("study", "summary", "digits_command")  # no result of their own, or one of the command
+SCRIPTS = [path.relative_to(FOLDER) for path in sorted(FOLDER.rglob("*.py")) if path.stem not in UNLIKE]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=str)
