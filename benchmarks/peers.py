@@ -1,20 +1,26 @@
 """The same work by this package and by what one would take instead, interleaved in one process.
 
-    make peers                                            # installs the peers beside the package, two minutes
+    make peers                                            # installs the peers beside the package, half an hour
     python benchmarks/peers.py --out benchmarks/results/peers.json
     python benchmarks/peers.py --only spectrum ranks      # some of the work
-    python benchmarks/peers.py --wide                     # 8,192 columns too, ten minutes
 
 Seconds are processor time of one thread, so that other programs on the machine count little.  What is compared is the
-median of the ratios, round by round.  A peer that is not installed is named with the reason.  The same work is not
+median of the ratios, round by round; a call of over 10 seconds is made once.  Memory is what a call adds at its peak,
+in a process of its own.  Wall time on two threads is taken at the end, by a process a case, and only where the load of
+the machine is below 1: elsewhere it would be wrong.  The file is written after each call, and a case that is whole in
+it is not measured again.  A peer that is not installed, or left out, is named with the reason.  The same work is not
 always the same result: `NOTES` says what a peer leaves out.
 """
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,213 +29,119 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from peers_work import LEFT_OUT, NAMED, NOTES, OURS, WORK, Call
 
-import collapse
 from collapse.results import provenance, save_text, to_json
 
-Call = Callable[[], Any]
-PEERS = ("lightly", "reptrix", "scikit-learn", "timm")
-OURS = "collapse"
-# What is in a ratio besides speed.
-NOTES = {
-    "torch.cov, float32": "keeps all rows; float32: singular values of C are right down to 1e-7 of the largest",
-    "PCA, covariance_eigh": "keeps all rows; float32, uncompensated: right down to 1e-7 of the largest",
-    "numpy.cov, svd": "the official script's way; keeps all rows in float64",
-    "numpy.cov, eigvalsh": "keeps all rows in float64",
-    "torch.pca_lowrank": "the 64 largest values alone: it cannot see a collapse",
-    "IncrementalPCA": "streams, as collapse does; at 128 columns alone, it takes minutes at 2,048",
-    "lightly, NTXentLoss": "2 N - 2 negatives, as negatives=all; the paper's loss has N - 1",
-    "reptrix": "RankMe and alpha alone, of rows that are kept; collapse gives 20 measures and their floor",
-    "KNeighborsClassifier": "brute force, cosine",
-}
+PEERS = ("lightly", "reptrix", "scikit-learn", "timm", "transformers")
+SLOW = 10.0  # seconds of a call that is made once
+QUIET = 1.0  # load of a machine that does nothing else
 
 
-def spectrum(rng: np.random.Generator, d: int, n: int) -> dict[str, Callable[[], Call]]:
-    """Singular values of the covariance of float32 rows (n, d), not normalised."""
-    z = rng.standard_normal((n, d), dtype=np.float32)
-
-    def sklearn(kind: str, **options: Any) -> Call:
-        from sklearn import decomposition
-
-        return lambda: getattr(decomposition, kind)(**options).fit(z)
-
-    return {
-        OURS: lambda: lambda: collapse.spectrum(z, normalize=False, device="cpu"),
-        "collapse, qr": lambda: lambda: collapse.spectrum(z, normalize=False, method="qr", device="cpu"),
-        "numpy.cov, eigvalsh": lambda: lambda: np.linalg.eigvalsh(np.cov(z.T)),
-        "numpy.cov, svd": lambda: lambda: np.linalg.svd(np.cov(z.T), compute_uv=False),
-        "torch.cov, float32": lambda: lambda: torch.linalg.eigvalsh(torch.cov(torch.from_numpy(z).T)),
-        "torch.pca_lowrank": lambda: lambda: torch.pca_lowrank(torch.from_numpy(z), q=64),
-        "PCA, covariance_eigh": lambda: sklearn("PCA", svd_solver="covariance_eigh"),
-        **({"IncrementalPCA": lambda: sklearn("IncrementalPCA")} if d <= 128 else {}),
-    }
-
-
-def ranks(rng: np.random.Generator, d: int, n: int) -> dict[str, Callable[[], Call]]:
-    """Rank measures of float32 rows (n, d)."""
-    z = torch.from_numpy(rng.standard_normal((n, d), dtype=np.float32))
-
-    def reptrix() -> Call:
-        from reptrix import alpha, rankme
-
-        return lambda: (rankme.get_rankme(z), alpha.get_alpha(z))
-
-    def by_svd() -> float:
-        p = torch.linalg.svdvals(z)
-        p = p / p.sum() + 1e-7
-        return float(torch.exp(-(p * p.log()).sum()))
-
-    return {
-        OURS: lambda: lambda: collapse.spectrum(z, normalize=False, device="cpu").metrics(),
-        "reptrix": reptrix,
-        "RankMe by svdvals": lambda: by_svd,
-    }
-
-
-def loss(rng: np.random.Generator, m: int, n: int) -> dict[str, Callable[[], Call]]:
-    """The contrastive loss of n pairs of m dimensions, forward and backward."""
-    from collapse.training.losses import infonce
-
-    views = [torch.from_numpy(rng.standard_normal((n, m), dtype=np.float32)).requires_grad_() for _ in range(2)]
-
-    def lightly() -> Call:
-        from lightly.loss import NTXentLoss
-
-        criterion = NTXentLoss(temperature=0.1)
-        return lambda: criterion(*views).backward()
-
-    return {
-        OURS: lambda: lambda: infonce(*views, 0.1, "all").backward(),
-        "collapse, N - 1 negatives": lambda: lambda: infonce(*views, 0.1).backward(),
-        "lightly, NTXentLoss": lightly,
-    }
-
-
-def optimiser(rng: np.random.Generator, width: int, n: int) -> dict[str, Callable[[], Call]]:
-    """A step of LARS on n matrices (width, width)."""
-    from collapse.training.optim import LARS
-
-    def step(kind: Any, **options: Any) -> Call:
-        held = [torch.nn.Parameter(torch.randn(width, width)) for _ in range(n)]
-        for p in held:
-            p.grad = torch.randn_like(p)
-        return kind(held, lr=0.1, momentum=0.9, weight_decay=1e-4, **options).step
-
-    def timm() -> Call:
-        from timm.optim import Lars
-
-        return step(Lars, trust_coeff=1e-3)
-
-    def lightly() -> Call:
-        from lightly.utils.lars import LARS as Theirs
-
-        return step(Theirs)
-
-    return {OURS: lambda: step(LARS), "timm, Lars": timm, "lightly, LARS": lightly}
-
-
-def simclr(rng: np.random.Generator, size: int, n: int) -> dict[str, Callable[[], Call]]:
-    """A step of SimCLR: ResNet-18 and a projector on two views of n images, loss, gradients, LARS."""
-    from torchvision.models import resnet18
-
-    from collapse.training.losses import infonce
-    from collapse.training.optim import LARS
-
-    views = [torch.from_numpy(rng.standard_normal((n, 3, size, size), dtype=np.float32)) for _ in range(2)]
-
-    def training(criterion: Callable[..., torch.Tensor], kind: Any) -> Call:
-        net = resnet18(num_classes=128)
-        steps = kind(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-
-        def step() -> None:
-            steps.zero_grad()
-            criterion(*(net(view) for view in views)).backward()
-            steps.step()
-
-        return step
-
-    def lightly() -> Call:
-        from lightly.loss import NTXentLoss
-        from lightly.utils.lars import LARS as Theirs
-
-        return training(NTXentLoss(temperature=0.1), Theirs)
-
-    return {OURS: lambda: training(lambda a, b: infonce(a, b, 0.1, "all"), LARS), "lightly": lightly}
-
-
-def neighbours(rng: np.random.Generator, d: int, n: int) -> dict[str, Callable[[], Call]]:
-    """The weighted vote of the 20 nearest of n rows of d dimensions, for a fifth as many."""
-    from collapse.encoders.accuracy import knn
-
-    keys, queries = (torch.from_numpy(rng.standard_normal((k, d), dtype=np.float32)) for k in (n, n // 5))
-    classes, wanted = (torch.from_numpy(rng.integers(0, 10, k)) for k in (n, n // 5))
-
-    def lightly() -> Call:
-        from lightly.utils.benchmarking import knn_predict
-
-        unit = torch.nn.functional.normalize
-        return lambda: knn_predict(unit(queries), unit(keys).T, classes, 10, 20, 0.07)
-
-    def sklearn() -> Call:
-        from sklearn.neighbors import KNeighborsClassifier
-
-        vote = KNeighborsClassifier(20, algorithm="brute", metric="cosine").fit(keys, classes)
-        return lambda: vote.predict(queries)
-
-    return {OURS: lambda: lambda: knn(keys, classes, queries, wanted), "lightly, knn_predict": lightly,
-            "KNeighborsClassifier": sklearn}  # fmt: skip
-
-
-def extraction(rng: np.random.Generator, size: int, n: int) -> dict[str, Callable[[], Call]]:
-    """Embeddings of n images in memory by timm's ResNet-18."""
-    import timm
-
-    net = timm.create_model("resnet18", num_classes=0).eval()
-    images = torch.from_numpy(rng.random((n, 3, size, size), dtype=np.float32))
-
-    @torch.inference_mode()
-    def plain() -> torch.Tensor:
-        return torch.cat([net(batch) for batch in images.split(64)])
-
-    return {OURS: lambda: lambda: collapse.embed(net, images, device="cpu"), "a loop over timm": lambda: plain}
-
-
-Work = Callable[[np.random.Generator, int, int], dict[str, Callable[[], Call]]]
-# (work, width, count, rounds)
-WORK: tuple[tuple[Work, int, int, int], ...] = (
-    (optimiser, 512, 20, 5),
-    (loss, 128, 1024, 3),
-    (neighbours, 128, 5_000, 3),
-    (spectrum, 128, 20_000, 3),
-    (simclr, 32, 32, 3),
-    (extraction, 96, 32, 3),
-    (ranks, 512, 3_000, 3),
-    (spectrum, 512, 10_000, 3),
-    (spectrum, 2048, 6_000, 1),
-)
-WIDE: tuple[tuple[Work, int, int, int], ...] = ((spectrum, 8192, 4_096, 1),)
-
-
-def measure(work: Work, width: int, count: int, rounds: int, seed: int) -> dict[str, Any]:
-    """Seconds of each, (rounds,), and the median of each peer's over this package's; who is absent, and why."""
+def calls_of(case: dict[str, Any], seed: int) -> dict[str, Call]:
+    """The calls of a case; who is absent or left out is noted in it."""
     calls: dict[str, Call] = {}
-    absent: dict[str, str] = {}
-    for name, make in work(np.random.default_rng(seed), width, count).items():
+    for name, make in NAMED[case["work"]](np.random.default_rng(seed), case["width"], case["count"]).items():
+        if name in LEFT_OUT.get((case["work"], case["width"]), ()):
+            case["absent"][name] = "left out: the slowest at fewer columns"
+            continue
         try:
             calls[name] = make()
         except ImportError as error:
-            absent[name] = f"not installed: {error}"
+            case["absent"][name] = f"not installed: {error}"
+    case["notes"] = {name: NOTES[name] for name in calls if name in NOTES}
+    return calls
+
+
+def measure(case: dict[str, Any], rounds: int, seed: int, save: Callable[[], None]) -> None:
+    """Processor seconds of each call, and the median of each peer's over this package's."""
+    calls = calls_of(case, seed)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(-1 if rounds > 1 else 0, rounds):
+    case["seconds"], case["load"] = seconds, os.getloadavg()
+    for round_ in range(rounds + 1):
+        told(case, f"round {round_} of {rounds}" if round_ else "once, to warm up")
         for name in list(calls)[:: 1 if round_ % 2 else -1]:
+            if max(seconds[name], default=0) > SLOW:
+                continue
             start = time.process_time()
             calls[name]()
-            if round_ >= 0:
-                seconds[name].append(time.process_time() - start)
-    ratios = {name: float(np.median(np.divide(taken, seconds[OURS]))) for name, taken in seconds.items()}
-    notes = {name: NOTES[name] for name in calls if name in NOTES}
-    return {"work": work.__name__, "width": width, "count": count, "seconds": seconds, "ratios": ratios,
-            "absent": absent, "notes": notes}  # fmt: skip
+            taken = time.process_time() - start
+            if round_ or taken > SLOW:
+                seconds[name].append(taken)
+                save()
+    case["ratios"] = {name: ratio(taken, seconds[OURS]) for name, taken in seconds.items()}
+    save()
+
+
+def ratio(taken: list[float], ours: list[float]) -> float:
+    """The median ratio of the rounds; of a slow call that of the medians."""
+    if len(taken) != len(ours):
+        taken, ours = [float(np.median(taken))], [float(np.median(ours))]
+    return float(np.median(np.divide(taken, ours)))
+
+
+def child(kind: str, case: dict[str, Any], threads: int, *names: str) -> Any:
+    """What `in_child` finds in a process of its own."""
+    asked = json.dumps({"kind": kind, "names": names, **{key: case[key] for key in ("work", "width", "count")}})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--child", asked], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{case['work']}, {', '.join(names)}: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_child(asked: dict[str, Any], seed: int) -> Any:
+    """Memory in MiB that the one call adds at its peak, or three wall times of each call."""
+    calls = calls_of({**asked, "absent": {}}, seed)
+    if asked["kind"] == "memory":
+        (name,) = asked["names"]
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+        before = status("VmRSS")
+        calls[name]()
+        return (status("VmHWM") - before) / 1024
+    walls: dict[str, list[float]] = {name: [] for name in asked["names"]}
+    for round_ in range(4):
+        for name in list(walls)[:: 1 if round_ % 2 else -1]:
+            start = time.perf_counter()
+            calls[name]()
+            if round_:
+                walls[name].append(time.perf_counter() - start)
+    return walls
+
+
+def status(name: str) -> int:
+    """KiB of this process, by Linux's name of it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def add_memory(case: dict[str, Any], save: Callable[[], None]) -> None:
+    """MiB that each call adds, for those that have none yet."""
+    for name in case["seconds"]:
+        if name not in case["memory"]:
+            told(case, f"memory of {name}")
+            case["memory"][name] = child("memory", case, 1, name)
+            save()
+
+
+def add_wall(case: dict[str, Any], save: Callable[[], None]) -> None:
+    """Wall seconds on two threads of what is not slow, where the machine is quiet and there are none yet."""
+    if "seconds" not in case["wall"]:
+        load = os.getloadavg()[0]
+        quick = [name for name, taken in case["seconds"].items() if max(taken) <= SLOW]
+        case["wall"] = {"threads": 2, "load": load, "left_out": f"the load of the machine was {load:.1f}"}
+        if load < QUIET and quick:
+            told(case, "wall time on two threads")
+            seconds = child("wall", case, 2, *quick)
+            case["wall"] = {"threads": 2, "load": load, "seconds": seconds}
+        save()
+
+
+def told(case: dict[str, Any], what: str) -> None:
+    """Say on stderr what is measured now."""
+    print(f"{case['work']}, {case['width']} x {case['count']}: {what}", file=sys.stderr, flush=True)
 
 
 def installed() -> dict[str, str]:
@@ -243,26 +155,55 @@ def installed() -> dict[str, str]:
     return found
 
 
+def begun(out: Path | None, seed: int) -> dict[str, Any]:
+    """The document of this run, with the cases of the file that the same versions made."""
+    result = {"schema": 2, **provenance(), "peers": installed(), "seed": seed,
+              "clock": "processor time, one thread", "cases": []}  # fmt: skip
+    if out and out.exists():
+        before = json.loads(out.read_text())
+        if all(before.get(key) == result[key] for key in ("schema", "versions", "peers", "seed")):
+            result["cases"] = [case for case in before["cases"] if "ratios" in case]
+    return {**result, "date": str(date.today())}
+
+
+def stored(result: dict[str, Any], out: Path | None) -> None:
+    """Write the document."""
+    if out:
+        save_text(out, to_json(result))
+
+
+def cases_of(result: dict[str, Any], only: Collection[str]) -> Iterator[tuple[dict[str, Any], int]]:
+    """(case, rounds) of the work that was asked for, as the document has it, or new."""
+    for work, width, count, rounds in WORK:
+        if work.__name__ in only:
+            empty = {"work": work.__name__, "width": width, "count": count}
+            new = {**empty, "absent": {}, "memory": {}, "wall": {}}
+            yield next((case for case in result["cases"] if empty.items() <= case.items()), new), rounds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted({work.__name__ for work, *_ in WORK})
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="WORK", help=", ".join(names))
-    parser.add_argument("--wide", action="store_true", help="8,192 columns too")
+    parser.add_argument("--only", nargs="+", choices=NAMED, default=NAMED, metavar="WORK", help=", ".join(NAMED))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(options.seed)
-    result = {"schema": 1, **provenance(), "peers": installed(), "date": str(date.today()), "load": os.getloadavg(),
-              "seed": options.seed, "clock": "processor time, one thread", "cases": []}  # fmt: skip
-    for work, width, count, rounds in (*WORK, *(WIDE if options.wide else ())):
-        if work.__name__ not in options.only:
-            continue
-        case = measure(work, width, count, rounds, options.seed)
-        result["cases"].append(case)
+    if options.child:
+        print(json.dumps(in_child(options.child, options.seed)))
+        return
+    result = begun(options.out, options.seed)
+    save = partial(stored, result, options.out)
+    chosen = list(cases_of(result, options.only))
+    for case, rounds in chosen:
+        if "ratios" not in case:
+            result["cases"].append(case)
+            measure(case, rounds, options.seed, save)
         print(to_json({name: case[name] for name in ("work", "width", "count", "ratios", "absent")}), flush=True)
-        if options.out:
-            save_text(options.out, to_json(result))
+    for add in (add_memory, add_wall):
+        for case, _ in chosen:
+            add(case, save)
 
 
 if __name__ == "__main__":

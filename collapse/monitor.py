@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import GateError, InputError
+from collapse.arguments import choice
 from collapse.encoders import processes
 from collapse.errors import warn
 from collapse.spectra import Spectrum
-from collapse.spectra.covariance import Covariance
+from collapse.spectra.covariance import METHODS, Covariance
 
 RANKS = (
     "effective_rank", "rankme", "rankme_centered", "stable_rank", "participation_ratio", "numerical_rank", "vendi"
@@ -47,6 +48,7 @@ class Monitor:
         rows: how many rows a report wants, from all processes; default 10 d. It takes the last steps that give as many,
             at most `every`.
         normalize: divide each row by its norm, as the paper does.
+        method: "covariance", or "float32" or "qr", as of `collapse.Covariance`.
         log: a file that gets one JSON line a report (of process 0); None for none.
         transform: from the module's output to what is watched, (n, d) or (n, d, h, w), as
             `lambda out: out.last_hidden_state[:, 0]`.
@@ -84,16 +86,18 @@ class Monitor:
         stop: bool = False,
         verbose: bool = True,
         on_alarm: Callable[[str, dict[str, Any]], Any] | None = None,
+        method: str = "covariance",
     ) -> None:
         if module is not None and not isinstance(module, nn.Module):
             raise InputError(
                 f"monitor: module is a {type(module).__name__}; expected a torch.nn.Module, as model.backbone"
             )
         _check_alarm(alarm)
+        choice("method", method, METHODS[1:])
         if every < 1 or (rows is not None and rows < 2):
             raise InputError(f"monitor: every = {every}, rows = {rows}; expected at least 1 step and 2 rows")
         self.every, self.rows, self.normalize, self.log = every, rows, normalize, log and Path(log)
-        self.transform, self.count, self.window = transform, 0, every
+        self.transform, self.count, self.window, self.method = transform, 0, every, method
         self.alarm, self.stop, self.on_alarm = dict(alarm or {}), stop, on_alarm
         self._greets = verbose
         self._said: set[str] = set()
@@ -167,7 +171,7 @@ class Monitor:
         """Size the window by the first batch: the same on all processes, whose batches are alike."""
         dim, wanted = rows.shape[1], self.rows or 10 * rows.shape[1]
         self.window = min(self.every, math.ceil(wanted / max(1, len(rows) * processes.world())))
-        self._sum = Covariance(dim, normalize=self.normalize, device=_where(rows))
+        self._sum = Covariance(dim, self.method, self.normalize, _where(rows))
         return self._sum
 
     def step(self) -> dict[str, Any] | None:
@@ -200,7 +204,7 @@ class Monitor:
         """Forget the rows since the last report; steps and `history` stay."""
         self._why = self._idle
         if self._sum is not None:
-            self._sum = Covariance(self._sum.dim, normalize=self._sum.normalize, device=self._sum.device)
+            self._sum = Covariance(self._sum.dim, self._sum.method, self._sum.normalize, self._sum.device)
 
     def _greet(self) -> None:
         """Say once, on the first process, what is watched and when a report comes."""
@@ -235,7 +239,7 @@ class Monitor:
         distributed.all_reduce(dim, distributed.ReduceOp.MAX)
         if not int(dim):
             return None
-        total = Covariance(int(dim), normalize=self.normalize, device=device)
+        total = Covariance(int(dim), self.method, self.normalize, device)
         return (total if mine is None else total.merge(mine)).all_reduce()
 
     def _warn_of_nothing(self) -> None:
@@ -302,7 +306,7 @@ class Monitor:
         self._values = [np.array(values) for values in state["spectra"]]
         self._sum = state["sum"] and Covariance.from_state_dict(state["sum"])
         if self._sum and state["rank"] != processes.rank():
-            self._sum = Covariance(self._sum.dim, normalize=self.normalize, device=self._sum.device)
+            self._sum = Covariance(self._sum.dim, self._sum.method, self.normalize, self._sum.device)
 
 
 def _where(tensor: Tensor) -> str | None:

@@ -66,8 +66,9 @@ def add_measure(command: argparse.ArgumentParser) -> None:
     """How rows become a spectrum."""
     command.add_argument("--raw", action="store_true", help="do not divide each embedding by its norm")
     command.add_argument(
-        "--method", default="auto", choices=("auto", "covariance", "qr"),
-        help="covariance is fast; qr keeps all digits of float64; auto takes qr for float64 rows",
+        "--method", default="auto", choices=("auto", "covariance", "qr", "float32"),
+        help="covariance is fast; qr keeps all digits of float64; float32 is faster, and rounds below 1e-6 of the "
+        "largest value; auto takes qr for float64 rows",
     )  # fmt: skip
     command.add_argument("--threshold", type=share, default=1e-6, help=COUNTED)
     command.add_argument("--limit", type=groups, metavar="N", help="use the first N rows or images")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from collapse import InputError
 from collapse.arguments import positive, whole
+from collapse.encoders import processes
 from collapse.moved import Renamed
 from collapse.results import (
     Result,
@@ -24,6 +25,8 @@ from collapse.results import (
     value_of,
     versions,
 )
+
+VOTES = 1024  # test rows whose neighbours are sought at a time
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -151,15 +154,16 @@ def _parts(train: Any, train_labels: Any, test: Any, test_labels: Any) -> tuple[
 
 def knn(
     train: ArrayLike, train_labels: ArrayLike, test: ArrayLike, test_labels: ArrayLike, k: int = 20,
-    temperature: float = 0.07,
+    temperature: float = 0.07, distributed: bool = False,
 ) -> Accuracy:  # fmt: skip
     """Weighted vote of the k nearest training rows: cosine similarity, weight exp(similarity / temperature).
 
     Wu et al., arXiv 1805.01978.  Rows (n, d); labels (n,) integers from 0; tensors stay on their device.  A class that
-    none of the k neighbours has is not among the five most likely.
+    none of the k neighbours has is not among the five most likely.  distributed: share the test rows over the processes
+    of torch.distributed, each of which makes the same call and gets the whole result.
 
-    Raises InputError: shapes do not fit, a row is NaN or infinite, a label is no whole number from 0, k is below 1, or
-    the temperature is not positive.
+    Raises InputError: shapes do not fit, a row is NaN or infinite, a label is no whole number from 0, k is below 1, the
+    temperature is not positive, or torch.distributed was not started.
 
     Examples:
         >>> train, labels = [[1.0, 0], [0.9, 0.1], [0, 1]], [0, 0, 1]
@@ -168,18 +172,19 @@ def knn(
     """
     whole("k", k, 1)
     positive("temperature", temperature)
+    processes.require(distributed)
     x, labels, y, wanted = _parts(train, train_labels, test, test_labels)
     keys, queries = F.normalize(x.float()), F.normalize(y.float())
     classes = int(max(labels.max(), wanted.max())) + 1
-    total = Accuracy(0, 0, 0)
-    for rows, truth in zip(queries.split(1024), wanted.split(1024), strict=True):
+    total, parts = Accuracy(0, 0, 0), list(zip(queries.split(VOTES), wanted.split(VOTES), strict=True))
+    for rows, truth in parts[processes.rank() :: processes.world()] if distributed else parts:
         similarity, nearest = (rows @ keys.T).topk(min(k, len(keys)))
         weights = ((similarity - similarity[:, :1]) / temperature).exp()  # of the nearest 1, so that none overflows
         votes = torch.zeros(len(rows), classes, device=keys.device)
         votes.scatter_add_(1, labels[nearest], weights)
         voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[nearest], True)
         total += Accuracy.of(votes.masked_fill(~voted, -math.inf), truth)
-    return total
+    return sum(processes.collect(total), Accuracy(0, 0, 0)) if distributed else total
 
 
 def knn_top1(

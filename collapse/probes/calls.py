@@ -87,7 +87,8 @@ def knn(
     task = _Task.of(source, data, watch, options)
     with borrowed(task.net, task.how.device):
         pairs = (*task.features(task.train), *task.features(task.val))
-    return task.result("knn", accuracy.knn(*pairs, k=k, temperature=temperature), {"k": k, "temperature": temperature})
+    counts = accuracy.knn(*pairs, k=k, temperature=temperature, distributed=task.how.distributed)
+    return task.result("knn", counts, {"k": k, "temperature": temperature})
 
 
 @dataclass

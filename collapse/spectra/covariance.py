@@ -5,6 +5,7 @@ and 10 (arXiv 2110.09348, section 3).  `Covariance` checks, normalises and accum
 and says what of its spectrum is rounding; the result is a `Spectrum` (result.py).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from collapse.arguments import choice, device_of, flag, share, whole
 from collapse.errors import warn
 from collapse.files.rows import blocks, check_memory, is_tensor
 from collapse.metrics import marchenko_pastur_edges
-from collapse.spectra.accumulators import LARGEST, SMALLEST, Gram, Triangle, refuse_range, tile
+from collapse.spectra.accumulators import RANGE, U32, Gram, Gram32, Triangle, refuse_range, tile, tile32
 from collapse.spectra.result import EPS, Spectrum
 
-METHODS = ("auto", "covariance", "qr")
+METHODS = ("auto", "covariance", "qr", "float32")
+KINDS = {"covariance": Gram, "qr": Triangle, "float32": Gram32}
 
 
 class Covariance:
@@ -29,8 +31,9 @@ class Covariance:
 
     Args:
         dim: d, the width of a row.
-        method: "covariance" (float64 products; right down to about 1e-7 of the largest singular value of Z) or
-            "qr" (right down to about 1e-12 of it; about three times slower).
+        method: "covariance" (float64 products; right down to about 1e-7 of the largest singular value of Z),
+            "qr" (right down to about 1e-12 of it; about three times slower) or "float32" (float32 products, added up
+            in float64; right down to about 1e-3 of it; up to twice as fast, for rows that are not float64).
         normalize: divide each row by its Euclidean norm first, as the paper does (a zero row stays zero and is
             counted).
         device: None accumulates with numpy; "cpu", "cuda", ... with torch float64 there.  The host then waits for the
@@ -61,18 +64,19 @@ class Covariance:
             device_of(device)
         require_memory(name, dim, method, device)
         self.dim, self.method, self.normalize, self.device, self.name = dim, method, normalize, device, name
-        self.roundoff = EPS / 2  # unit roundoff of the coarsest dtype seen
+        self.dtype = "float32" if method == "float32" else "float64"
+        # Unit roundoff of the coarsest dtype seen; float32 rows round where they are stored, normalised and centred.
+        self.roundoff = math.sqrt(3) * U32 if method == "float32" else EPS / 2
         self._zero_rows = 0
-        self._room = np.empty((0, dim))
+        self._room = np.empty((0, dim), self.dtype)
         self._sum = self._make_sum()
 
     def _make_sum(self) -> Any:
         if self.device is None:
-            return (Gram if self.method == "covariance" else Triangle)(self.dim)
-        from collapse.spectra.streams import DeviceGram, DeviceTriangle
+            return KINDS[self.method](self.dim)
+        from collapse.spectra.streams import KINDS as STREAMS
 
-        kind = DeviceGram if self.method == "covariance" else DeviceTriangle
-        return kind(self.dim, self.device, self.normalize, self.name)
+        return STREAMS[self.method](self.dim, self.device, self.normalize, self.name)
 
     @property
     def n(self) -> int:
@@ -93,8 +97,9 @@ class Covariance:
     def update(self, z: Any) -> "Covariance":
         """Add a batch z, (n, d), array or tensor of any real dtype and device; n = 0 is allowed. Returns self.
 
-        Raises InputError, and changes nothing, if z is not (n, d), is not numeric, or holds NaN, infinity, or entries
-        whose squares float64 cannot hold.  On a device what z holds is looked at when a result is read.
+        Raises InputError, and changes nothing, if z is not (n, d), is not numeric, is float64 for method float32, or
+        holds NaN, infinity, or entries whose squares float64, or float32, cannot hold.  On a device what z holds is
+        looked at when a result is read.
         """
         self.add(*self.checked(z, self.n))
         return self
@@ -107,6 +112,8 @@ class Covariance:
         roundoff, rows = self._rows(z)
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise InputError(f"{self.name}: got shape {tuple(rows.shape)}, expected (n, {self.dim})")
+        if self.method == "float32" and 0 < roundoff < U32:
+            raise InputError(f"{self.name}: float64 rows, which method float32 would round; give covariance or qr")
         if self.method == "qr":
             require_memory(self.name, self.dim, "qr", self.device, rows=self.n + len(rows))
         for part in blocks(rows) if self.device is None else ():
@@ -117,17 +124,18 @@ class Covariance:
     def add(self, roundoff: float, rows: Any) -> None:
         """Add rows that `checked` has passed."""
         if self.device is None:
-            for start in range(0, len(rows), tile(self.dim)):
-                self._sum.add(self._float64(rows[start : start + tile(self.dim)]))
+            step = (tile32 if self.method == "float32" else tile)(self.dim)
+            for start in range(0, len(rows), step):
+                self._sum.add(self._prepared(rows[start : start + step]))
         else:
             self._sum.add(rows)
         if len(rows):
             self.roundoff = max(self.roundoff, roundoff)
 
-    def _float64(self, rows: NDArray) -> NDArray:
+    def _prepared(self, rows: NDArray) -> NDArray:
         """A tile of rows, over their norms if so wished, in memory that is kept: fresh memory costs a pass over it."""
         if len(self._room) < len(rows):
-            self._room = np.empty(rows.shape)
+            self._room = np.empty(rows.shape, self.dtype)
         z = self._room[: len(rows)]
         np.copyto(z, rows)
         if self.normalize:
@@ -163,7 +171,7 @@ class Covariance:
         flat = rows.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             # One pass tells of all; only float32 overflows, or vanishes, without cause.
-            if SMALLEST**2 <= float(flat @ flat) < LARGEST**2:
+            if RANGE[self.dtype][1] ** 2 <= float(flat @ flat) < RANGE[self.dtype][0] ** 2:
                 return
         rows = np.asarray(rows)
         bad = ~np.isfinite(rows)
@@ -174,7 +182,7 @@ class Covariance:
                 "in this block); remove them, or look at the network that wrote them"
             )
         if not self.normalize:
-            refuse_range(self.name, float(np.abs(rows).max(initial=0)))
+            refuse_range(self.name, float(np.abs(rows).max(initial=0)), self.dtype)
 
     def merge(self, other: "Covariance") -> "Covariance":
         """Join another shard's statistics, as if its rows had been seen here. Returns self.
@@ -346,21 +354,22 @@ def require_memory(
     """
     if device not in (None, "cpu"):
         return
-    if method == "covariance":
+    if method != "qr":
         what, needed = f"the covariance of {dim} columns", 8 * (groups + 4) * dim**2
     else:
         waiting = min(rows or 0, 4096 + 3 * dim)
         what, needed = f"the QR decomposition of {waiting} rows of {dim} columns", 40 * waiting * (dim + 1)
-    hint = "; take fewer columns" + (", or, for few rows, give method=qr" if method == "covariance" else "")
+    hint = "; take fewer columns" + ("" if method == "qr" else ", or, for few rows, give method=qr")
     if needed > 1 << 30:
         check_memory(name, needed, what, hint)
 
 
 def _normalize(z: NDArray) -> int:
-    """Divide float64 rows by their norms, in place; how many are zero and stay so."""
+    """Divide rows by their norms, in place; how many are zero and stay so."""
     with np.errstate(over="ignore"):
         square = np.vecdot(z, z)
-    odd = ~((square > 1e-250) & (square < 1e250))
+    far = 1e250 if z.dtype == np.float64 else 1e30
+    odd = ~((square > 1 / far) & (square < far))
     if odd.any():  # squares of 1e-200 or 1e200 leave float64's range: divide by the largest entry first
         largest = abs(z[odd]).max(1)
         z[odd] /= (largest + (largest == 0))[:, None]

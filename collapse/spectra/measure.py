@@ -54,7 +54,7 @@ def spectrum(
             (n, frames, 3, h, w).
         layer: of a network: "representation", "projector" or a module's name.
         normalize: divide each row by its norm first, as the paper does.
-        method: "covariance", "qr" or "auto"; see `Covariance` and `choose_method`.
+        method: "covariance", "qr", "float32" or "auto"; see `Covariance` and `choose_method`.
         threshold: what counts as collapsed, as a share of the largest singular value.
         jackknife: standard errors from this many groups of rows, 2 or more; 0 for none. Memory and the time at the
             end grow by that factor.

@@ -11,13 +11,13 @@ from collapse import InputError
 from collapse.results import LARGEST, integer_of, list_of, value_of
 
 
-def check_possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str) -> None:
+def check_possible(values: NDArray, moments: NDArray, n: int, unit: bool, where: str, slack: float = 1e-6) -> None:
     """Raise InputError for singular values and moments, (d,) each, that no rows have.
 
-    Taking the mean off only takes away, and rows of norm 1 have mean square 1.
+    Taking the mean off only takes away, and rows of norm 1 have mean square 1; slack: as a share, what rounds.
     """
-    total = moments.sum() * (1 + 1e-6)
-    if values.sum() * (1 - 1 / n) > total or (unit and moments.sum() > 1 + 1e-6):
+    total = moments.sum() * (1 + slack)
+    if values.sum() * (1 - 1 / n) > total or (unit and moments.sum() > 1 + slack):
         raise InputError(f"{where}: no rows have these singular_values and moments; it is cut or edited")
 
 

@@ -38,7 +38,7 @@ from collapse.spectra.parts import check_files, check_possible, errors_of, image
 
 EPS = float(np.finfo(np.float64).eps)
 SPECTRUM, SPECTRA, VECTORS = "collapse.spectrum/1", "collapse.spectra/1", "collapse.vectors/1"
-METHODS = ("covariance", "qr")
+METHODS = ("covariance", "qr", "float32")
 # The metrics, in the order of the document; those that a screen shows.
 METRICS = (
     "collapsed_dimensions", "collapsed_dimensions_1e-03", "collapsed_dimensions_1e-04", "collapsed_dimensions_1e-08",
@@ -61,7 +61,7 @@ class Spectrum(Result):
         moments: (d,) float64, descending: eigenvalues of Z^T Z / n, uncentred (RankMe and Vendi are defined on them).
         n: rows.
         floor: singular values below it are rounding, of the input's dtype or of the method, not data.
-        method: "covariance" or "qr".
+        method: "covariance", "qr" or "float32".
         l2_normalized: whether rows were divided by their norm.
         threshold: a dimension counts as collapsed below threshold times the largest singular value.
         source: provenance, as in the JSON schema collapse.spectrum/1.
@@ -324,7 +324,7 @@ class Spectrum(Result):
         n, unit = integer_of(document, "n", 2, where), value_of(document, "l2_normalized", where, bool)
         moments = numbers_of(document, "moments", where, dim)
         check_files(document, where)
-        check_possible(values, moments, n, unit, where)
+        check_possible(values, moments, n, unit, where, 1e-5 if method == "float32" else 1e-6)
         return cls(
             singular_values=values,
             moments=moments,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collapse import InputError
-from collapse.spectra.accumulators import LARGEST, refuse_range
+from collapse.spectra.accumulators import RANGE, refuse_range, rounding32, tile32
 from collapse.spectra.result import EPS
 
 PANEL = 512  # columns of a product of one triangle
@@ -27,19 +27,20 @@ ROWS = 1024  # of a block, at least
 class Stream(ABC):
     """Rows (b, d) of any real dtype on the device; a sum of them takes them block by block.
 
-    mean: (d,) of the first rows, which is taken off all.  block: float64, of which the first `waiting` rows wait.
+    mean: (d,) of the first rows, which is taken off all.  block: of DTYPE, of which the first `waiting` rows wait.
     facts: (4,) float64: zero rows; the number of the first row that is not finite; how many such there are; the
     largest entry.  numbers: what errors call the rows.
     """
 
     STATE: tuple[str, ...] = ("n", "mean", "waiting", "facts")
     ONES = 0  # columns of ones before each row
+    DTYPE = torch.float64
 
     def __init__(self, dim: int, device: str, normalize: bool, name: str) -> None:
         self.dim, self.device, self.normalize, self.name = dim, device, normalize, name
         self.n, self.numbers = 0, range(sys.maxsize)
         self.mean: Any = None
-        self.waiting, self.block = 0, self._zeros(0, dim + self.ONES)
+        self.waiting, self.block = 0, self._zeros(0, dim + self.ONES).to(self.DTYPE)
         self.facts = self._zeros(4)
         self.facts[1] = math.inf
         self._zero_rows = (0, 0)  # rows when they were last counted, and how many were zero
@@ -56,12 +57,16 @@ class Stream(ABC):
 
     def add(self, z: Tensor) -> None:
         """Add rows (b, d) of any real dtype; what is wrong with them is said when the sum is read."""
-        most = max(4 * self.dim, ROWS)
+        most = self._most()
         while len(z):
             part, z = z[: most - self.waiting], z[most - self.waiting :]
             self._take(part)
             if self.waiting == most:
                 self._flush()
+
+    def _most(self) -> int:
+        """Rows that wait at most."""
+        return max(4 * self.dim, ROWS)
 
     def _take(self, z: Tensor) -> None:
         low, high = z.aminmax(dim=1)  # NaN if one entry is
@@ -93,8 +98,8 @@ class Stream(ABC):
         """The next `count` rows of the block, which grows for them."""
         end = self.waiting + count
         if end > len(self.block):
-            size = min(max(end, 2 * len(self.block), ROWS), max(4 * self.dim, ROWS))
-            grown = self._zeros(size, self.dim + self.ONES)
+            size = min(max(end, 2 * len(self.block), ROWS), self._most())
+            grown = self._zeros(size, self.dim + self.ONES).to(self.DTYPE)
             grown[: self.waiting] = self.block[: self.waiting]
             grown[:, : self.ONES] = 1
             self.block = grown
@@ -125,6 +130,9 @@ class Stream(ABC):
         first, entry = torch.minimum(mine[1], theirs[1]), torch.maximum(mine[3], theirs[3])
         self.facts = torch.stack([mine[0] + theirs[0], first, mine[2] + theirs[2], entry])
 
+    def _dtype(self) -> str:
+        return str(self.DTYPE).removeprefix("torch.")
+
     def _reduce_facts(self) -> None:
         from torch import distributed
 
@@ -138,7 +146,7 @@ class Stream(ABC):
         """`made`, or zeros where the rows are refused: decompositions fail at once, without a word on the rows."""
         refused = self.facts[2] > 0
         if not self.normalize:
-            refused = refused | (self.facts[3] >= LARGEST)
+            refused = refused | (self.facts[3] >= RANGE[self._dtype()][0])
         return torch.where(refused, 0.0, made)
 
     def read(self, *made: Tensor) -> list[NDArray]:
@@ -155,7 +163,7 @@ class Stream(ABC):
                 "remove them, or look at the network that wrote them"
             )
         if not self.normalize:
-            refuse_range(self.name, largest)
+            refuse_range(self.name, largest, self._dtype())
         ends = np.cumsum([4, *(part.numel() for part in made)]).tolist()
         return [flat[start:end].reshape(part.shape) for (start, end), part in zip(pairwise(ends), made, strict=True)]
 
@@ -181,11 +189,14 @@ class DeviceGram(Stream):
 
     def _flush(self) -> None:
         rows = self.block[: self.waiting]
-        self.total += rows.sum(0)
+        self.total += rows.sum(0, dtype=torch.float64)
         for start in range(0, self.dim, PANEL):
-            end = start + PANEL
-            self.scatter[start:, start:end].addmm_(rows[:, start:].T, rows[:, start:end])
+            self._multiply(rows[:, start:], slice(start, start + PANEL))
         self.waiting = 0
+
+    def _multiply(self, rows: Tensor, columns: slice) -> None:
+        """Add the part of the product of rows (b, k), of the last k columns, that has the first of these `columns`."""
+        self.scatter[columns.start :, columns].addmm_(rows.T, rows[:, :PANEL])
 
     def _centred(self) -> tuple[Tensor, Tensor, Tensor]:
         """Scatter (d, d) about the mean (d,) of all rows, that mean, and how far off `mean` it lies (d,)."""
@@ -239,9 +250,18 @@ class DeviceGram(Stream):
         moment = scatter.addr(mean, mean, alpha=self.n)
         column, far = moment.diagonal().amax() / self.n, off.square().sum() * self.n
         values = torch.linalg.eigvalsh(self._sound(torch.stack([scatter, moment]))).clamp(min=0)
-        both, square, taken_off = self.read(values, column, far)
-        largest = both[0].max() + float(taken_off)  # what is taken off again had to be added up first
-        return both[0], both[1], float(square), float(2 * math.sqrt(self.dim) * EPS * largest)
+        both, square, taken_off, *parts = self.read(values, column, far, *self._parts())
+        # What is taken off again had to be added up first.
+        rounded = self._rounded(both[0].max() + float(taken_off), both[0].sum() + float(taken_off), *parts)
+        return both[0], both[1], float(square), float(rounded)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        """What `_rounded` wants to know besides, on the device."""
+        return ()
+
+    def _rounded(self, largest: float, total: float, *parts: Any) -> float:
+        """The largest eigenvalue that rounding makes; of the sum, the largest eigenvalue and their total."""
+        return 2 * math.sqrt(self.dim) * EPS * largest
 
     def centre(self) -> NDArray:
         """(d,): the mean, as `Gram.centre`."""
@@ -255,6 +275,50 @@ class DeviceGram(Stream):
         """(d, d) or (d, last): as `Gram.vectors`, on the device."""
         vectors = torch.linalg.eigh(self._sound(self._centred()[0]))[1].flip(1)
         return self.read(vectors[:, -(last or self.dim) :])[0]
+
+
+class DeviceGram32(DeviceGram):
+    """As `Gram32`: products of float32 rows, added up in float64."""
+
+    STATE = (*DeviceGram.STATE, "squares")
+    DTYPE = torch.float32
+
+    def __init__(self, dim: int, device: str, normalize: bool, name: str) -> None:
+        super().__init__(dim, device, normalize, name)
+        self.squares = self._zeros(dim)
+
+    def _most(self) -> int:
+        return tile32(self.dim)
+
+    def _multiply(self, rows: Tensor, columns: slice) -> None:
+        before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+        try:
+            product = rows.T @ rows[:, :PANEL]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        self.scatter[columns.start :, columns] += product
+        self.squares[columns] += product.diagonal().double().square()
+
+    def join(self, other: DeviceGram) -> None:
+        """Add another's rows."""
+        assert isinstance(other, DeviceGram32)
+        super().join(other)
+        self.squares += other.squares
+
+    def all_reduce(self) -> None:
+        """As `DeviceGram.all_reduce`."""
+        from torch import distributed
+
+        super().all_reduce()
+        distributed.all_reduce(self.squares)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.scatter.diagonal().amax(), self.squares.amax()
+
+    def _rounded(self, largest: float, total: float, *parts: Any) -> float:
+        column, squares = map(float, parts)
+        rows = min(self.n, tile32(self.dim))
+        return super()._rounded(largest, total) + rounding32(largest, total, column, squares, rows)
 
 
 class DeviceTriangle(Stream):
@@ -334,3 +398,6 @@ class DeviceTriangle(Stream):
         self._flush()
         vectors = torch.linalg.svd(self._sound(self.triangle[1:, 1:]))[2].T
         return self.read(vectors[:, -(last or self.dim) :])[0]
+
+
+KINDS: dict[str, Any] = {"covariance": DeviceGram, "qr": DeviceTriangle, "float32": DeviceGram32}

@@ -346,7 +346,7 @@ def test_the_shell_completes_commands_flags_values_and_files(tmp_path):
     (tmp_path / "weights.pth").touch()
     assert complete("collapse sp", tmp_path) == ["spectrum"]
     assert complete("collapse spectrum --me", tmp_path) == ["--method", "--mean"]
-    assert complete("collapse spectrum --method ", tmp_path) == ["auto", "covariance", "qr"]
+    assert complete("collapse spectrum --method ", tmp_path) == ["auto", "covariance", "qr", "float32"]
     assert complete("collapse inspect wei", tmp_path) == ["weights.pth"]
 
 

@@ -11,7 +11,7 @@ from processes import together
 
 import collapse
 from collapse import InputError, cli
-from collapse.encoders import processes
+from collapse.encoders import accuracy, processes
 from collapse.encoders.embedding import embed
 from collapse.files.rows import blocks
 
@@ -102,6 +102,28 @@ def test_each_process_gets_the_document_of_one(resnet18, pictures, tmp_path):
         assert found.keys() == one.keys()
         for name in one:
             assert not differences(one[name], found[name])[:4], (rank, name)
+
+
+def test_the_votes_of_neighbours_are_shared(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((n, 5)) if d else rng.integers(0, 7, n) for n in (80, 50) for d in (1, 0)]
+    monkeypatch.setattr(accuracy, "VOTES", 10)  # five parts, of which the first process has three
+    counted, real = [], accuracy.Accuracy.of
+    monkeypatch.setattr(accuracy.Accuracy, "of", lambda *votes: counted.append(1) or real(*votes))
+
+    def act(rank):
+        processes.start("cpu")
+        found = accuracy.knn(*parts, k=3, distributed=True)
+        (tmp_path / f"{rank}.json").write_text(json.dumps([found.correct1, found.correct5, found.n, len(counted)]))
+        processes.stop()
+
+    assert both(tmp_path, act) == [0, 0], said(tmp_path, "err")
+    one = accuracy.knn(*parts, k=3)
+    assert one.n == 50
+    for rank, shares in ((0, 3), (1, 2)):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [one.correct1, one.correct5, 50, shares]
+    with pytest.raises(InputError, match="distributed= wants"):
+        accuracy.knn(*parts, distributed=True)
 
 
 def test_one_process_of_a_command_prints_and_writes(resnet18, pictures, tmp_path, capsys):

@@ -39,13 +39,15 @@ class Waits(TorchDispatchMode):
         here = any(isinstance(a, torch.Tensor) and a.device.type == "cuda" for a in args)
         if (there and here) or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item")):
             self.waits.append(name)
-        self.products += name.startswith(("aten.addmm_", "aten.linalg_qr"))
+        self.products += name.startswith(("aten.addmm_", "aten.mm.", "aten.linalg_qr"))
         return made
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("method", ["covariance", "qr"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [(how, of) for how in ("covariance", "qr") for of in (torch.float32, torch.float64)] + [("float32", torch.float32)],
+)
 def test_a_device_is_waited_for_once_where_the_spectrum_is_read(monkeypatch, method, normalize, dtype):
     monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(tensor.shape))  # what no card has computed
     monkeypatch.setattr("collapse.spectra.covariance.device_of", lambda device: device)
