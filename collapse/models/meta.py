@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-
 VALUES = frozenset(("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "fill_", "zero_"))  # set them
 
 

@@ -124,20 +124,36 @@ def test_a_row_counts_what_lies_under_a_share_of_the_largest_and_at_the_floor():
 
 
 def test_stronger_views_are_compared_over_the_seeds():
-    ranks = {
-        "paper-s0": (12, 6),
-        "paper-s1": (9, 6),
-        "paper-weak-s0": (30, 6),
-        "paper-weak-s1": (20, 5),
-        "base": (1, 2),
+    ranks = {"paper": [(12, 6), (9, 6)], "paper-weak": [(30, 6), (20, 5)], "base": [(1, 2)]}
+    runs = {}
+    for setting, pairs in ranks.items():
+        for seed, pair in enumerate(pairs):
+            for head, rank in zip(("none", "mlp"), pair, strict=True):
+                meta = {"curve": [{"effective_rank": 99}, {"effective_rank": rank}], "config": {"seed": seed}}
+                meta |= {"probe_top1": 0.5, "probe_interval": [0.4, 0.6], "metrics": {"collapsed_dimensions_1e-03": 7}}
+                name = f"choice-{head}-base" if setting == "base" else f"{head}-{setting}-s{seed}"
+                runs[name] = (meta, {})
+    found = regimes.summarise(summary.Runs(runs))
+    assert {one["setting"]: one["seeds"] for one in found["settings"]} == {
+        "paper": [0, 1],
+        "paper-weak": [0, 1],
+        "base": [0],
     }
-    head = lambda rank: {"effective_rank": [99, rank]}
-    found = regimes.views([{"setting": k, "none": head(a), "mlp": head(b)} for k, (a, b) in ranks.items()])
-    own, weak = (np.log([a / b for k, (a, b) in ranks.items() if k[:-3] == name]) for name in ("paper", "paper-weak"))
-    assert [row["ln_ratio"] for row in found["rows"]] == [pytest.approx(own), pytest.approx(weak)]
-    (claim,) = found["claims"]
+    expected = {name: np.log([a / b for a, b in pairs]) for name, pairs in ranks.items()}
+    for one in found["settings"]:
+        assert one["ln_ratio"] == pytest.approx(expected[one["setting"]])
+        assert one["none"]["effective_rank"][0] == [99, ranks[one["setting"]][0][0]]
+    own, weak = expected["paper"], expected["paper-weak"]
+    first, crops = found["views"]
+    assert [row["ln_ratio"] for row in first["rows"]] == [pytest.approx(own), pytest.approx(weak)]
+    (claim,) = first["claims"]
     assert (claim["above"], claim["below"]) == ("paper-weak", "paper")
     assert claim["p"] == pytest.approx(stats.ttest_ind(own, weak, equal_var=False).pvalue)
+    assert crops == {"rows": [], "claims": []}
+    low, high = stats.t.interval(0.95, 1, np.mean(own), stats.sem(own))
+    assert regimes.half_width(own) == pytest.approx((high - low) / 2)
+    assert regimes.title({"setting": "paper", "seeds": [0, 1]}) == "paper's regime, 2 seeds"
+    assert regimes.title({"setting": "crop-0.08", "seeds": [0]}) == "crops from 0.08"
 
 
 def test_a_spectrum_is_drawn_no_deeper_than_the_floor():
@@ -374,7 +390,7 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(f"{min(start):.0f} to {max(start):.0f} % at the start")
     aligned = theory["alignment"]["alignment"]
     quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
-    views = stored("regimes")["views"]
+    views, _ = stored("regimes")["views"]
     strong, weak = (row["ln_ratio"] for row in views["rows"])
     quoted.append("ratio is {:.2f}, {:.2f} and {:.2f} over the seeds".format(*weak))
     quoted.append("views give {:.2f}, {:.2f} and {:.2f}".format(*strong))
@@ -444,8 +460,11 @@ def test_the_page_quotes_what_the_result_files_hold():
     for text in quoted:
         assert text in page, text
     settings = {one["setting"]: one for one in stored("regimes")["settings"]}
-    ratio = {k: one["none"]["effective_rank"][-1] / one["mlp"]["effective_rank"][-1] for k, one in settings.items()}
-    gap = {k: 100 * (one["mlp"]["probe_top1"] - one["none"]["probe_top1"]) for k, one in settings.items()}
+    ratio = {k: np.exp(np.mean(one["ln_ratio"])) for k, one in settings.items()}
+    gap = {
+        k: 100 * np.mean(np.subtract(one["mlp"]["probe_top1"], one["none"]["probe_top1"]))
+        for k, one in settings.items()
+    }
     assert {setting for setting, value in ratio.items() if value < 1} == {"temperature-0.5", "temperature-1", "stem-3"}
     assert (round(ratio["base"], 2), round(gap["base"], 1)) == (1.18, 0.8)
     assert (round(gap["stem-3"], 1), round(gap["epochs-4"], 1), round(ratio["epochs-4"], 1)) == (5.9, 2.5, 2.1)

@@ -117,7 +117,7 @@ def test_the_votes_of_neighbours_are_shared(tmp_path, monkeypatch):
         (tmp_path / f"{rank}.json").write_text(json.dumps([found.correct1, found.correct5, found.n, len(counted)]))
         processes.stop()
 
-    assert both(tmp_path, act) == [0, 0], said(tmp_path, "err")
+    assert together(tmp_path, act) == [0, 0], said(tmp_path, "err")
     one = accuracy.knn(*parts, k=3)
     assert one.n == 50
     for rank, shares in ((0, 3), (1, 2)):
