@@ -67,7 +67,8 @@ def correlations(columns: dict[str, NDArray], y: NDArray, groups: NDArray, seed:
 
 def summarise(runs: summary.Runs) -> Meta:
     """Predictors and accuracy of every run."""
-    metas = {name: meta | meta["metrics"] for name, (meta, _) in runs.items()}
+    own = {name: meta for name, (meta, _) in runs.items() if not name.startswith(study.CHOOSING)}
+    metas = {name: meta | meta["metrics"] for name, meta in own.items()}
     keys = ("effective_rank", "signal_fraction", "lidar")
     metas = {name: meta for name, meta in metas.items() if not np.isnan([summary.known([meta], k) for k in keys]).any()}
     settings = np.array([name.rpartition("-")[0] for name in metas])

@@ -145,13 +145,13 @@ def draw(found: Meta) -> Any:
     axes[1].axvline(0, color="0.5", linewidth=0.8)
     axes[0].set(
         xscale="log", yticks=range(len(settings)), xlim=(0.25, 5),
-        xlabel="effective rank, no projector / 2-layer\npale to dark: epoch by epoch; line: 95 % over seeds",
+        xlabel="effective rank, no projector / 2-layer\npale to dark: epochs; line: 95 % over seeds",
         yticklabels=[title(one) for one in settings],
     )  # fmt: skip
     axes[0].set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes[0].minorticks_off()
     axes[0].set_title(r"$\leftarrow$ the paper's order", loc="left")
-    axes[1].set(xlabel="probe top-1, 2-layer less none, points\n95 % over seeds, of one seed over test images")
+    axes[1].set(xlabel="probe top-1, 2-layer less none, points\n95 % over seeds or, of one, test images")
     axes[1].set_title(r"the paper's order $\rightarrow$", loc="right")
     return fig
 

@@ -222,11 +222,11 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         xlabel="living directions of z, predicted",
         ylabel="measured",
         xlim=(10, 600),
-        ylim=(10, 600),
+        ylim=(1.5, 600),  # the legend stands under the points
     )
     ax.plot([], [], "o", color="0.3", label="above 1e-3 of the largest")
     ax.plot([], [], "^", color="0.3", markerfacecolor="none", label="above the floor")
-    ax.legend()
+    ax.legend(loc="lower right")
     chosen = [cell for cell in meta["cells"] if (cell["trunk"], cell["head"], cell["seed"]) == ("trained", "none", 0)]
     for cell, color in zip(chosen, plots.sequence_colors(len(chosen)), strict=True):
         rho, shares, predicted = (arrays[f"{cell['name']}-{key}"] for key in ("fractions", "shares", "predicted"))

@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from collapse import plots
 from collapse.data.labelled import of_arrays
+from collapse.diagnosis import wording
 from collapse.metrics.attribution import CAUSES
 from collapse.models.heads import make_head
 from collapse.recipes.config import make_config
@@ -72,8 +73,13 @@ def test_runs_are_a_flag_apart(plan):
         kind, head, *setting = name.split("-", 2)
         if kind in ("choice", "map") and setting != ["base"] and not setting[0].startswith("strength"):
             axis = setting[0].split("-")[0]
-            others = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}, "crop": {"scale", "precision"}}
+            others = {"width": {"planes"}, "batch_size": {"batch_size", "lr"}}
             wanted = others.get(axis, {axis})
+            if axis == "crop":  # in float32; one of them has the preset's own
+                _, value, seed = setting[0].split("-")
+                wanted = (
+                    {"precision"} | ({"scale"} if value != "0.2" else set()) | ({"seed"} if seed != "s0" else set())
+                )
             own = difference(plan[f"choice-{head}-base"], config)
             # A linear head's and DirectCLR's own widths follow the network's.
             assert own - {"dim"} == wanted, name
@@ -390,13 +396,19 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append(f"{min(start):.0f} to {max(start):.0f} % at the start")
     aligned = theory["alignment"]["alignment"]
     quoted.append(f"({aligned[0]:.2f} at the start, {aligned[-1]:.2f} at the end)")
-    views, _ = stored("regimes")["views"]
+    views, crops = stored("regimes")["views"]
     strong, weak = (row["ln_ratio"] for row in views["rows"])
     quoted.append("ratio is {:.2f}, {:.2f} and {:.2f} over the seeds".format(*weak))
     quoted.append("views give {:.2f}, {:.2f} and {:.2f}".format(*strong))
     (moved,) = views["claims"]
     low, high = moved["interval"]
     quoted.append(f"difference is {moved['difference']:.2f} ({low:.2f} to {high:.2f}, p = {moved['p']:.3f})")
+    small, large = ("{:.2f}, {:.2f}, {:.2f}".format(*row["ln_ratio"]) for row in crops["rows"])
+    quoted.append(f"ratio of the ranks is {small} instead of {large} over three seeds")
+    (moved,) = crops["claims"]
+    assert (moved["above"], moved["p"] > 0.05) == ("crop-0.2", True)
+    low, high = moved["interval"]
+    quoted.append(f"difference is {moved['difference']:.2f} ({low:.2f} to {high:.2f}, p = {moved['p']:.2f}), towards")
     predictors = stored("predictors")
     found, within = predictors["correlations"], predictors["within"]
     low, high = found["effective_rank"]["interval"]
@@ -408,16 +420,48 @@ def test_the_page_quotes_what_the_result_files_hold():
     quoted.append("rank has ({}) and signal fraction ({})".format(*parts))
     assert {one["settings"] for one in within.values()} == {7}
     quoted.append(f"the {len(predictors['runs'])} runs in which both were measured")
-    diagnosed = load_result(study.RESULTS / "network_diagnosis.npz")[1]["counts"]  # the start, then study.FOUR
-    quoted.append("{}, {}, {}, {} are alive at 1e-3 (none, two layers, linear, DirectCLR)".format(*diagnosed[1:, 0]))
-    quoted.append("with {} alive, {} of augmentation and {} dead units".format(*diagnosed[0][[0, 1, 4]]))
-    assert diagnosed[1:, 2:].sum() == 4
-    relaxed = load_result(study.RESULTS / "relaxation.npz")[0]["cells"]
-    (one,) = [cell for cell in relaxed if cell["temperature"] == 0.2]
+    about, diagnosed = load_result(study.RESULTS / "network_diagnosis.npz")  # the start, study.FOUR, two relaxed
+    counts, orders = diagnosed["counts"], diagnosed["orders"]
+    quoted.append("{}, {}, {}, {} are alive at 1e-3 (none, two layers, linear, DirectCLR)".format(*counts[1:5, 0]))
+    quoted.append("with {} alive, {} of augmentation and {} dead units".format(*counts[0][[0, 1, 4]]))
+    quoted.append("but for {} behind two layers and {} behind a linear one".format(*counts[[2, 3], 2]))
+    assert counts[1:5, 2:].sum() == counts[[2, 3], 2].sum()
+    quoted.append("is {:.2f} in the start and {:.2f}, {:.2f}, {:.2f}, {:.2f} after training".format(*orders))
+    quoted.append("it is {:.2f} behind the start and {:.2f} behind the trained trunk".format(*orders[5:]))
+    assert max(orders[0], orders[5]) < wording.ORDERED < orders[[1, 2, 3, 4, 6]].min()
+    told = ["no contrastive loss has ordered" in verdict for verdict in about["verdicts"]]
+    assert told == [True, False, False, False, False, True, False]
+    quoted.append("{}, {}, {} and {} lie below the line too".format(*diagnosed["below"][1:5]))
+    quoted.append(f"After the relaxation {diagnosed['below'][6]} of {counts[6, 0]} do")
+    summed = load_result(study.RESULTS / "relaxation.npz")[0]
+    relaxed = summed["cells"]
     quoted.append(f"planned cells, {len(relaxed)} were run")
-    quoted.append(f"lets {one['predicted']['r'][0]} directions live, and above 1e-3 are {one['measured']['r'][0]}")
-    quoted.append(f"Above the floor are {one['measured']['r'][1]} after {one['steps']:,} steps. This is one seed.")
-    quoted.append(f"{100 * one['held']:.0f} % at 0.2")
+    cell = {(c["trunk"], c["head"], c["temperature"], c["seed"]): c for c in relaxed}
+    for temperature, text in ((0.2, "Above the floor are {} without a projector, after {:,} steps. This is one seed."),
+                              (0.1, "Without a projector {} are above the floor after {:,} steps")):  # fmt: skip
+        heads = [cell["trained", head, temperature, 0] for head in ("none", "linear", "mlp")]
+        live = [one["measured"]["z"][0] for one in heads]
+        quoted.append(f"lets {heads[0]['predicted']['r'][0]} directions live. Above 1e-3 are {live[0]} without")
+        quoted.append(f"{live[1]} behind a linear one and {live[2]} behind two layers")
+        quoted.append(text.format(heads[0]["measured"]["r"][1], heads[0]["steps"]))
+        held = [100 * c["held"] for c in relaxed if c["temperature"] == temperature]
+        quoted.append(f"{min(held):.0f} to {max(held):.0f} % at {temperature}")
+    trained = [c for c in relaxed if c["trunk"] == "trained"]
+    assert all(max(c["error"]["r"]) <= 0.1 for c in relaxed if c["head"] != "mlp")
+    assert all(max(c["error"]["z"]) <= 0.1 for c in relaxed if c["head"] == "none")
+    assert min(c["spearman"] for c in trained) >= 0.955
+    rows = [c["measured"]["r"][0] for c in trained if c["head"] == "mlp"]
+    quoted.append(f"Behind those r has {min(rows)} to {max(rows)} of 512")
+    moved = [c["moved"] for c in relaxed]
+    quoted.append(f"moved by {min(moved):.2f} to {max(moved):.2f}, so none stood still")
+    dead = {(o["trunk"], o["temperature"], o["seed"]): o["dead"] for o in summed["orders"]}
+    assert len(dead) == 6
+    for key, before in (
+        (("trained", 0.2, 0), "is there ("),
+        (("trained", 0.1, 0), "none yet ("),
+        (("start", 0.5, 0), "there too ("),
+    ):
+        quoted.append(before + ", ".join(str(dead[key][head][1]) for head in ("none", "directclr", "linear", "mlp")))
     fine = stored("table1")["stem3"]
     top, low = ({row["name"]: np.mean(row[key]) for row in fine["rows"]} for key in ("probe_top1", summary.RANKS[2]))
     quoted.append("(" + ", ".join(f"{100 * value:.1f}" for value in top.values()) + " %")
