@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,6 @@ def compare(rank, world, folder, port):
 
 
 def main():
-    warnings.simplefilter("error")
     port = int(sys.argv[1])
     torch.compile(lambda x: x, backend="aot_eager")(torch.ones(1))  # for its imports
     digits = [open_data("sklearn:digits", split).subset(np.arange(200)) for split in ("train", "val")]

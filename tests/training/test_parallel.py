@@ -2,14 +2,16 @@
 
 import json
 import math
+import os
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from processes import scripted
+from processes import ended
 from torch import nn
 
 from collapse import InputError
@@ -30,7 +32,9 @@ def free_port():
 @pytest.fixture(scope="module")
 def report():
     """What tests/training/ranks.py finds."""
-    result = scripted(ROOT / "tests/training/ranks.py", free_port())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-W", "error", str(ROOT / "tests/training/ranks.py"), str(free_port())]
+    result = ended(call, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

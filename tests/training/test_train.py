@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from processes import byte, code_of, ended, forked, scripted, together
+from processes import byte, code_of, ended, forked, together
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
@@ -193,7 +193,9 @@ def test_what_is_done_does_not_depend_on_workers_and_a_lost_image_is_replaced(ph
 
 def test_lives_and_deaths_of_a_run(tmp_path):
     """Forked from one program, so that they are quick: see lives.py."""
-    result = scripted(ROOT / "tests/lives.py", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, str(ROOT / "tests/lives.py"), str(tmp_path)]
+    result = ended(call, env=environment)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     # Lives that ended by SIGKILL, or saved on SIGTERM, at places drawn among all where a run steps or writes.
