@@ -214,7 +214,7 @@ def draw_tables(found: Meta) -> Any:
         "effective_rank": ("effective rank of r", 1),
         "signal_fraction": ("signal fraction of r", 1),
     }
-    markers = dict(zip(tables, "os^Dv", strict=False))
+    markers = {regime: marker for regime, marker in zip(TITLES, "os^Dv", strict=True) if regime in tables}
     for ax, (key, (label, factor)) in zip(axes, shown.items(), strict=True):
         for place, (regime, table) in enumerate(tables.items()):
             for row in table:
