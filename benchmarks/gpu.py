@@ -10,15 +10,16 @@ Stages, in this order (gpu_stages.py):
     correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods,
                 the monitor, which must not wait; a resumed run to the bit; compiled against eager
     table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS, the paper's views: heads none, mlp, directclr, linear at
-                temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra
+                temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra; relaxed last maps
     trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
-                row, the same on tensors in memory, bare passes, kernels
+                row, the same on tensors in memory, bare passes, kernels, eager, a budget of memory
     spectrum    products and eigenvalues at d = 512, 2048, 8192
-    extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16
+    extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16, and from JPEGs
     figures     spectra of the heads, rates
 Each stage is a forked process with a limit of its own, so one that fails, hangs or breaks the device costs no other its
 time.
---out is written again after every figure.  --data: see `read_packed` in gpu_stages.py.
+--out is written again after every figure; what it held before stays, but for figures of the same name.
+--data: see `read_packed` in gpu_stages.py.
 """
 
 import argparse
@@ -37,9 +38,10 @@ from typing import Any
 from collapse.results import provenance, save_text, to_json
 
 BEGAN = time.monotonic()
+SCHEMA = 2
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
-    "card": 20, "correct": 55, "table1": 245, "trainer224": 115, "spectrum": 35, "extract": 35, "figures": 15,
+    "card": 20, "correct": 55, "table1": 235, "trainer224": 140, "spectrum": 25, "extract": 35, "figures": 10,
 }  # fmt: skip
 
 
@@ -47,8 +49,12 @@ class Document:
     """The result, written again whenever it grows."""
 
     def __init__(self, path: Path, options: argparse.Namespace) -> None:
-        about = {"schema": 1, **provenance(), "date": str(date.today()), "seed": options.seed, "tiny": options.tiny}
-        self.path, self.values = path, {**about, "stages": dict[str, Any](), "figures": dict[str, Any]()}
+        self.about = {**provenance(), "date": str(date.today()), "seed": options.seed}
+        self.path = path
+        self.values = {"schema": SCHEMA, "tiny": options.tiny, "stages": dict[str, Any](), "figures": dict[str, Any]()}
+        former = json.loads(path.read_text()) if path.exists() else {}
+        if former.get("schema") == SCHEMA and former["tiny"] == options.tiny:
+            self.values = former
 
     def save(self) -> None:
         """Write it."""
@@ -88,7 +94,8 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
                 os.killpg(stage.pid, signal.SIGKILL)
     last = (errors.read_text(errors="replace").strip().splitlines() or [""])[-1][:300]
     status = "done" if stage.exitcode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
-    document.values["stages"][name] = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
+    taken = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
+    document.values["stages"][name] = {**taken, **document.about}
     document.save()
     print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import collapse
 from collapse.data.labelled import of_arrays
 from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
@@ -20,6 +21,7 @@ from collapse.monitor import Monitor
 from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.spectra.covariance import Covariance
+from collapse.training import relaxation
 from collapse.training.network import Network, backward
 from collapse.training.optim import make_optimizer, parameter_groups
 from collapse.training.state import Options
@@ -37,6 +39,9 @@ def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> Non
         **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
         **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
         "monitor": (monitor_error, 1e-6),
+        "network_spectrum": (network_error, 1e-4),
+        "network_diagnosis": (diagnosis_error, 1e-3),
+        "relaxation_prediction": (relaxation_error, 1e-5),
         "resumed_bytes_that_differ": (resume_error, 0.0),
         "compiled": (compile_error, 1e-5),
     }
@@ -143,6 +148,55 @@ def monitor_error(options: argparse.Namespace) -> float:
         spectra.append(monitor.spectra)
     large = spectra[1] > 1e-7 * spectra[1].max()
     return float(np.abs(spectra[0][large] / spectra[1][large] - 1).max())
+
+
+def network_error(options: argparse.Namespace) -> float:
+    """Of a network's singular values above 1e-3 of the largest, relative, by `collapse.spectrum` over images."""
+    images = pixels_of(128, 40, options.seed)
+    there, here = (
+        collapse.spectrum(_given(), images, device=device).singular_values for device in (options.device, "cpu")
+    )
+    large = here > 1e-3 * here[0]
+    return float(np.abs(there[large] / here[large] - 1).max())
+
+
+def diagnosis_error(options: argparse.Namespace) -> float:
+    """Largest difference of the signal fractions of the five largest modes, of `collapse.diagnose` over views."""
+    images, found = pixels_of(128, 40, options.seed), []
+    for device in (options.device, "cpu"):
+        last = collapse.diagnose(_given(), images, views=2, device=device).blocks[-1]
+        found.append(last.signal_fraction[:5])
+    return float(np.abs(found[0] - found[1]).max())
+
+
+def _given() -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make_backbone("resnet18", 32, **TINY, stem=3)
+
+
+def relaxation_error(options: argparse.Namespace) -> float:
+    """Of the spectra of a last map and its head before any step, relative; and it takes a few, without a NaN."""
+    rows = torch.randn(500, 1, 24, generator=torch.Generator().manual_seed(options.seed)).double()
+    rows = (rows + torch.randn(500, 4, 24, generator=torch.Generator().manual_seed(1))).numpy()
+    worst = 0.0
+    for head in relaxation.HEADS:
+        there, here = (
+            relaxation.Relaxation.of(relaxation.Views(rows, device), head, 0.2) for device in (options.device, "cpu")
+        )
+        states = there.state(), here.state()
+        assert there.predicted()[1] == here.predicted()[1]
+        for of in ("r", "z"):
+            one, other = (getattr(state, of) for state in states)
+            large = other.singular_values > 1e-3 * other.singular_values[0]
+            values = (s.singular_values[large] for s in (one, other))
+            worst = max(worst, float(np.abs(np.divide(*values) - 1).max()))
+        before = float(there.W.sum())
+        for _ in range(3):
+            there.step()
+        assert np.isfinite(float(there.W.sum()))
+        assert float(there.W.sum()) != before
+    return worst
 
 
 @contextmanager

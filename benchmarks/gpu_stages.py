@@ -1,6 +1,7 @@
 """The stages of gpu.py.  A figure is said as soon as it is known: one line of JSON in a file."""
 
 import argparse
+import gc
 import io
 import json
 import lzma
@@ -10,7 +11,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,24 +24,34 @@ import numpy as np
 import torch
 from gpu_correct import TINY, correct
 from PIL import Image
+from scipy import stats
 from spectrum_gpu import CASES, measure, seconds
 from torch import Tensor
-from train import Bench, rounds, write_images
+from train import Bench, flops, matrix_rate, rounds, write_images
 
 import collapse
 from collapse import InputError
+from collapse.data.batches import pixel_batches
+from collapse.data.images import Images
 from collapse.data.labelled import Labelled, of_arrays, open_data
 from collapse.data.preprocessing import Preprocessing
 from collapse.encoders.accuracy import knn, probe
 from collapse.encoders.passes import embed, features
 from collapse.models.backbones import make_backbone
+from collapse.models.encoder import Encoder
 from collapse.recipes.config import Config, make_config
+from collapse.recipes.views import uniforms
 from collapse.results import strict
+from collapse.training import relaxation
+from collapse.training.network import Network
+from collapse.training.online import Evaluation
 from collapse.training.state import Options
 from collapse.training.train import train
 
 SAMPLES = "imagenet-100-samples.zip"  # photographs, beside --data
 Say = Callable[[str, Any], None]
+RELAXING = 0.2  # share of table1's time that its relaxations have
+STEPS = 4000  # of a relaxation, at most, and a quarter more
 
 
 def card(options: argparse.Namespace, say: Say) -> None:
@@ -97,8 +108,12 @@ def read_packed(path: Path) -> tuple[Labelled, Labelled]:
 
 
 def table1(options: argparse.Namespace, say: Say) -> None:
-    """Table 1 in small: as many epochs as fit, the same for all heads; the largest contrast comes first."""
+    """Table 1 in small: as many epochs as fit, the same for all heads; the largest contrast comes first.
+
+    Then, of the trunks trained with two layers, a last map alone, until it stands still or the time is over.
+    """
     began = time.monotonic()
+    torch.backends.cudnn.allow_tf32 = False  # training is in bf16; a spectrum sees TF32's rounding
     data, val = read_packed(options.data)
     if options.tiny:
         data, val = (part.subset(np.arange(0, len(part), -(-len(part) // 64))) for part in (data, val))
@@ -109,19 +124,34 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **views, **size}
     runs = [(t, head) for t in (0.1, 0.5) for head in ("none", "mlp", "directclr", "linear")]
     base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, **recipe)
+    seed = f", seed {options.seed}"
+    say("decode_seconds", time.monotonic() - began)
     epoch = epoch_seconds(base, data, options)
-    left = options.seconds - (time.monotonic() - began)
-    fit = int(left / len(runs) * 0.65 / epoch)  # the rest of the time: evaluation and compilation
+    since = time.monotonic()
+    say(f"untrained{seed}", evaluate(Network(base, 0), data, val, options))
+    evaluation = time.monotonic() - since  # more than a later one takes, whose kernels are known
+    say("online_seconds", online(base, data, val, options))
+    left = options.seconds - (time.monotonic() - began) - len(runs) * evaluation
+    fit = int(left * (1 - RELAXING) / len(runs) / epoch)
     epochs = 2 if options.tiny else max(2, min(200, fit))
-    say("recipe", {**base.as_dict(), "epochs": epochs, "epoch_seconds": epoch, "images": len(data)})
+    about = {"epochs": epochs, "epoch_seconds": epoch, "evaluation_seconds": evaluation, "images": len(data)}
+    say(f"recipe{seed}", {**base.as_dict(), **about})
+    trunks = {}
     for temperature, head in runs:
         method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
         config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
-        say(f"{head}, temperature {temperature}", table1_run(config, data, val, options))
+        net, found = table1_run(config, data, val, options)
+        say(f"{head}, temperature {temperature}{seed}", found)
+        if head == "mlp":
+            trunks[temperature] = representations(net, config, data, options)
+    for temperature in (0.5, 0.1):
+        for head in relaxation.HEADS:
+            found = relaxed(trunks[temperature], head, temperature, options)
+            say(f"relaxed {head}, temperature {temperature}{seed}", found)
 
 
 def _how(options: argparse.Namespace, **more: Any) -> Options:
-    return Options(device=options.device, compile=options.device == "cuda", **more)
+    return Options(**{"device": options.device, "compile": options.device == "cuda", **more})
 
 
 def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace) -> float:
@@ -131,7 +161,17 @@ def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace) -
     return bench.time(bench.train) * bench.plan.per_epoch
 
 
-def table1_run(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
+def online(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of one measurement while a network trains, at the defaults: spectra, and nearest neighbours."""
+    net = Network(config, len(data.classes)).to(options.device)
+    measuring = Evaluation(net, data, val, Options().held, 0, options.device)
+    ways = {"spectra": measuring.spectra, "neighbours": measuring.neighbours}
+    return {name: seconds(way, 1, options.device) for name, way in ways.items()}
+
+
+def table1_run(
+    config: Config, data: Labelled, val: Labelled, options: argparse.Namespace
+) -> tuple[Encoder, dict[str, Any]]:
     """Train one head; probe, neighbours and spectra of what came out."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -139,6 +179,15 @@ def table1_run(config: Config, data: Labelled, val: Labelled, options: argparse.
         lines = list(train(Path(folder) / "run", config, data, val, how))
         trained = time.monotonic() - start
         net = collapse.load(Path(folder) / "run/encoder.safetensors").to(options.device)
+    found = evaluate(net, data, val, options)
+    times = {"train_seconds": trained, "evaluation_seconds": time.monotonic() - start - trained}
+    return net, {**found, **times, "losses": [line["epoch_loss"] for line in lines]}
+
+
+def evaluate(net: Any, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
+    """Probe and nearest neighbours with their intervals, spectra of representation and embedding."""
+    if isinstance(net, Network):  # before any training
+        net = Encoder(net.backbone, net.projector, net.config.preprocessing(), {}).to(options.device).eval()
     rows = [torch.from_numpy(_features(net, part, options)).to(options.device) for part in (data, val)]
     with torch.no_grad():
         z = rows[1] if net.projector is None else net.projector(rows[1])
@@ -149,8 +198,39 @@ def table1_run(config: Config, data: Labelled, val: Labelled, options: argparse.
         name: {"effective_rank": s.metrics()["effective_rank"], "singular_values": s.singular_values}
         for name, s in spectra.items()
     }
-    times = {"train_seconds": trained, "evaluation_seconds": time.monotonic() - start - trained}
-    return {**found, **about, **times, "losses": [line["epoch_loss"] for line in lines]}
+    return {**found, **about}
+
+
+def representations(net: Encoder, config: Config, data: Labelled, options: argparse.Namespace) -> relaxation.Views:
+    """Of augmented views, as in training, of images of all classes."""
+    images, count = (32, 3) if options.tiny else (5000, 8)
+    chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
+    augmentation, found = config.augmentation(0), []
+    with torch.inference_mode():
+        for start, pixels in zip(range(0, images, 500), chosen.batches(net.preprocess, 500, 0), strict=True):
+            x, indices, views = pixels.to(options.device), np.arange(start, start + len(pixels)), []
+            for view in range(count):
+                u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
+                views.append(net(net.preprocess.standardise(augmentation.masked(augmentation.crop(x, u), u))).cpu())
+            found.append(torch.stack(views, 1))
+    return relaxation.Views(torch.cat(found).numpy(), options.device)
+
+
+def relaxed(views: relaxation.Views, head: str, temperature: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Predict, relax and measure; as experiments/networks/relaxation.py."""
+    moving = relaxation.Relaxation.of(views, head, temperature, options.seed)
+    shares, predicted = moving.predicted()
+    first, limit = (2, 4) if options.tiny else (250, STEPS)
+    state, moved, taken = relaxation.relax(moving, first, limit)
+    alive = shares > 0
+    return {
+        "steps": state.step, "seconds": taken, "moved": moved, "drift": state.drift,
+        "measured": state.living(), "predicted": predicted,
+        "spearman": float(stats.spearmanr(state.shares[alive], shares[alive]).statistic),
+        "held": float(state.shares[~alive].sum()),
+        "representation": {"singular_values": state.r.singular_values},
+        "embedding": {"singular_values": state.z.singular_values},
+    }  # fmt: skip
 
 
 def _features(net: Any, data: Labelled, options: argparse.Namespace) -> np.ndarray:
@@ -161,27 +241,56 @@ def trainer224(options: argparse.Namespace, say: Say) -> None:
     """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes.
 
     The JPEGs are crops of the photographs in SAMPLES, if that lies beside --data, else of random images.
+    Then the step on tensors alone: eager, and compiled with a budget of memory (--checkpoint).
     """
     small: dict[str, Any] = {**TINY, "image_size": 32, "arch": "resnet18"} if options.tiny else {}
-    config = make_config("imagenet", batch_size=8 if options.tiny else 256, seed=options.seed, **small)
+    config = make_config("imagenet", batch_size=8 if options.tiny else 512, seed=options.seed, **small)
+    cuda = options.device == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        samples = options.data and options.data.with_name(SAMPLES)
-        samples = samples if samples and samples.exists() else None
-        write_images(samples, Path(folder), 16 if options.tiny else 1024, options.seed)
+        of = write_photographs(options, Path(folder), 16 if options.tiny else 2048)
         data = open_data(folder, "train")
         sizes = [path.stat().st_size for path in Path(folder).rglob("*.jpg")]
-        say("images", {"of": SAMPLES if samples else "random", "count": len(sizes), "bytes": sum(sizes) / len(sizes)})
+        say("images", {"of": of, "count": len(sizes), "bytes": sum(sizes) / len(sizes)})
         workers = 0 if options.tiny else len(os.sched_getaffinity(0))
-        bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 20)
+        bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 10)
         start = time.monotonic()
         bench.train()
+        bench.training.read()  # waits
         say("first_step_seconds", time.monotonic() - start)
-        say("rounds", rounds(bench, ["train", "synthetic", "bare"], 1))
+        of_rounds = rounds(bench, ["train", "synthetic", "bare"], 1)
+        say("rounds", of_rounds)
         bench.steps = 4 if options.tiny else 120
-        say("images_per_second_in_a_row", config.batch_size / bench.time(bench.train))
-        if options.device == "cuda":
-            say("memory_bytes", torch.cuda.max_memory_allocated())
+        rate = config.batch_size / bench.time(bench.train)
+        say("images_per_second_in_a_row", rate)
+        say("in_a_row / synthetic", rate / of_rounds["images_per_second"]["synthetic"][0])
+        say("compiled", {**of_memory(options), "images_per_second": of_rounds["images_per_second"]["synthetic"][0]})
         say("kernels", kernels(bench))
+        operations, peak = flops(config), matrix_rate(options.device)
+        say("flops", {"step": operations, "product": peak, "use": rate / config.batch_size * operations / peak})
+        del bench
+        for name, how in (("eager", {"compile": False}), ("budget", {"checkpoint": True})):
+            gc.collect()
+            if cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            bench = Bench(config, data, _how(options, **how), 2 if options.tiny else 10)
+            bench.time(bench.synthetic)
+            rate = config.batch_size / bench.time(bench.synthetic)
+            say(name, {**of_memory(options), "images_per_second": rate})
+            del bench
+
+
+def of_memory(options: argparse.Namespace) -> dict[str, int]:
+    """The largest that the device has held since the last reset."""
+    return {"memory_bytes": torch.cuda.max_memory_allocated()} if options.device == "cuda" else {}
+
+
+def write_photographs(options: argparse.Namespace, folder: Path, count: int) -> str:
+    """Write `count` JPEGs in folder/train/CLASS; says of what they are crops."""
+    samples = options.data and options.data.with_name(SAMPLES)
+    samples = samples if samples and samples.exists() else None
+    write_images(samples, folder, count, options.seed)
+    return SAMPLES if samples else "random"
 
 
 def kernels(bench: Bench) -> dict[str, Any]:
@@ -204,11 +313,16 @@ def kernels(bench: Bench) -> dict[str, Any]:
 def spectrum(options: argparse.Namespace, say: Say) -> None:
     """Products and eigenvalues, narrow to wide."""
     for d, rows in ((32, 1024),) if options.tiny else CASES:
-        say(f"d = {d}", measure(d, rows, 1 if options.tiny else 5, options.device))
+        found = measure(d, rows, 1 if options.tiny else 5, options.device)
+        say(f"d = {d}", {**found, "share": found["tflops"]["update"] / found["tflops"]["float64"]})
 
 
 def extract(options: argparse.Namespace, say: Say) -> None:
-    """Images a second of `embed` from pixels in pinned memory, and of the bare forward pass; which it comes to."""
+    """Images a second of `embed`: from pixels in pinned memory, beside the bare forward pass, and from JPEGs.
+
+    The bound of the last is what the workers decode.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # as the commands do
     shape = TINY if options.tiny else {"blocks": (), "planes": ()}
     net = make_backbone("resnet18" if options.tiny else "resnet50", 224, stem=7, **shape).to(options.device).eval()
     batch, count, size = (4, 2, 64) if options.tiny else (256, 12, 224)
@@ -216,8 +330,8 @@ def extract(options: argparse.Namespace, say: Say) -> None:
     preprocess = Preprocessing()
     for precision in ("float32", "bf16"):
 
-        def through(precision: str = precision) -> None:
-            for _ in embed(net, _repeat(pixels, count), preprocess, options.device, precision):
+        def through(batches: Iterable[Tensor], precision: str = precision) -> None:
+            for _ in embed(net, batches, preprocess, options.device, precision):
                 pass
 
         layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
@@ -229,12 +343,27 @@ def extract(options: argparse.Namespace, say: Say) -> None:
                 for _ in range(count):
                     net(x)
 
-        rates = [batch * count / seconds(way, 2, options.device) for way in (through, bare)]
+        ways: tuple[Callable[[], None], ...] = (partial(through, [pixels] * count), bare)
+        rates = [batch * count / seconds(way, 2, options.device) for way in ways]
         say(precision, {"images_per_second": rates[0], "bare": rates[1], "share": rates[0] / rates[1]})
+    with tempfile.TemporaryDirectory() as folder:
+        of = write_photographs(options, Path(folder), 16 if options.tiny else 1024)
+        paths = sorted(map(str, Path(folder).rglob("*.jpg"))) * (1 if options.tiny else 12)
+        listed = Path(folder) / "listed.txt"
+        listed.write_text("\n".join(paths))
+        images, workers = Images(listed), 0 if options.tiny else len(os.sched_getaffinity(0))
 
+        def decoded() -> Iterator[Tensor]:
+            return pixel_batches(images, preprocess, batch, workers)
 
-def _repeat(batch: Tensor, count: int) -> Iterator[Tensor]:
-    return (batch for _ in range(count))
+        start = time.perf_counter()
+        for _ in decoded():
+            pass
+        alone, start = time.perf_counter() - start, time.perf_counter()
+        through(decoded())  # in bf16
+        taken = time.perf_counter() - start
+        rates = [len(paths) / s for s in (taken, alone)]
+        say("files", {"of": of, "images_per_second": rates[0], "decoding": rates[1], "share": rates[0] / rates[1]})
 
 
 def figures(options: argparse.Namespace, say: Say) -> None:
@@ -244,8 +373,9 @@ def figures(options: argparse.Namespace, say: Say) -> None:
     known = json.loads(options.out.read_text())["figures"]
     made = []
     for temperature in (0.1, 0.5):
-        end = f", temperature {temperature}"
-        runs = {key.removesuffix(end)[7:]: value for key, value in known.items() if key.endswith(end)}
+        end = f", temperature {temperature}, seed {options.seed}"
+        known_heads = [f"table1/{head}{end}" for head in relaxation.HEADS]
+        runs = {key.removesuffix(end)[7:]: known[key] for key in known_heads if key in known}
         if runs:
             with plots.style():
                 fig, ax = plots.figure()

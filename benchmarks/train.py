@@ -17,12 +17,14 @@ machine do not count.  Prints one JSON document; with --out each stage is also s
 
 import argparse
 import io
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from collapse.results import provenance, save_text, to_json
 from collapse.training.loader import BatchOrder, batches
 from collapse.training.loop import ahead
 from collapse.training.losses import contrastive_loss
+from collapse.training.network import Network
 from collapse.training.state import Options, Training
 
 
@@ -71,19 +74,26 @@ def recrop_jpegs(samples: Path, folder: Path, n: int, seed: int) -> None:
 
     Random images decode too easily: 478 a second and core where photographs are 337.
     """
-    rng = np.random.default_rng(seed)
+    for name in range(10):
+        (folder / f"train/{name}").mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0))
+    parts = [(samples, folder, range(start, n, cores), seed) for start in range(cores)]
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork")) as pool:
+        list(pool.map(_recrop, *zip(*parts, strict=True)))
+
+
+def _recrop(samples: Path, folder: Path, indices: range, seed: int) -> None:
     with zipfile.ZipFile(samples) as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg")))
-        for index in range(n):
-            data = io.BytesIO(archive.read(names[index % len(names)]))
+        for index in indices:
+            data, rng = io.BytesIO(archive.read(names[index % len(names)])), np.random.default_rng([seed, index])
             photo = JpegImagePlugin.JpegImageFile(data)
             size = np.array(photo.size)
             part = np.maximum(1, (size * rng.uniform(0.9, 1, 2)).astype(int))
             left, top = rng.integers(size - part + 1)
-            path = folder / f"train/{index % 10}/{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
             packed = {"qtables": photo.quantization, "subsampling": JpegImagePlugin.get_sampling(photo)}
-            photo.crop((left, top, left + part[0], top + part[1])).save(path, "JPEG", **packed)
+            crop = photo.crop((left, top, left + part[0], top + part[1]))
+            crop.save(folder / f"train/{index % 10}/{index}.jpg", "JPEG", **packed)
 
 
 def now(device: str) -> float:
@@ -148,15 +158,14 @@ class Bench:
         return seconds
 
 
-def flops(bench: Bench) -> float:
+def flops(config: Config) -> float:
     """Floating-point operations of one step's products, forward and backward, as torch counts them."""
-    net, views = bench.training.network, bench.views
-    one = (views[0][:1].repeat(2, 1, 1, 1), views[1][:1].repeat(2, 1, 1, 1))
+    net = Network(config, 10).train()
+    views = torch.randn(2, 2, 3, config.image_size, config.image_size)
     with FlopCounterMode(display=False) as counter:
-        z, z_prime, _ = net(*one)
+        z, z_prime, _ = net(*views)
         (z.sum() + z_prime.sum()).backward()
-    net.zero_grad()
-    return counter.get_total_flops() / 2 * bench.config.batch_size
+    return counter.get_total_flops() / 2 * config.batch_size
 
 
 def matrix_rate(device: str) -> float:
@@ -227,7 +236,7 @@ def measure(options: argparse.Namespace, save: Callable[[dict[str, Any]], None])
             bench.steps = 120
             result["images_per_second_in_a_row"] = config.batch_size / bench.time(bench.train)
             save(result)
-        result["flops_per_step"] = flops(bench)
+        result["flops_per_step"] = flops(config)
         result["matrix_flops_per_second"] = matrix_rate(options.device)
         rate = statistics.median(result["images_per_second"]["train"]) / config.batch_size
         result["flop_use"] = rate * result["flops_per_step"] / result["matrix_flops_per_second"]

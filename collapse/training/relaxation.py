@@ -23,20 +23,28 @@ from torch import Tensor, nn
 
 from collapse import InputError, theory
 from collapse.metrics.attribution import signal_and_augmentation
-from collapse.models.heads import Subvector
+from collapse.models.heads import Subvector, default_dim, make_head
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
 from collapse.training.losses import contrastive_loss
 
 DEAD = 1e-3  # a share of the largest below which a direction counts as dead, beside the floor of rounding
 CLEAR = 10.0  # times that floor, whose estimate lies among the values that rounding leaves
+# What `make_head` calls it, and the steps of `Relaxation`.  The balance of a projector's first layer with W needs the
+# ridge; behind a batch norm the gradient is larger.
+HEADS: dict[str, tuple[str, dict[str, float]]] = {
+    "none": ("none", {"lr": 0.05}),
+    "directclr": ("lowrank-diagonal", {"lr": 0.05}),
+    "linear": ("linear", {"lr": 0.02, "ridge": 1e-3}),
+    "mlp": ("mlp", {"lr": 0.005, "ridge": 1e-3}),
+}
 
 
 class Views:
     """Representations of augmented views, centred and scaled, in their principal coordinates.
 
     Attributes:
-        rows: (n, V, d) float32, mean variance 1.  basis: (d, d), h = basis y.
+        rows: (n, V, d) float32, mean variance 1, on the device of the relaxation.  basis: (d, d), h = basis y.
         signal, total: (d, d) float64 in these coordinates, S and S + A of `collapse.metrics.attribution`.
         fractions: (k,) signal fractions, descending, of the generalised eigenvectors of signal and total.
         modes: (d, k) these vectors, of unit total variance.  Directions below 1e-6 of the largest have none.
@@ -44,8 +52,8 @@ class Views:
     Raises InputError: another shape.
     """
 
-    def __init__(self, views: NDArray) -> None:
-        """views: (n, V, d) representations of V >= 2 views of n images."""
+    def __init__(self, views: NDArray, device: str = "cpu") -> None:
+        """views: (n, V, d) representations of V >= 2 views of n images.  device: where they are relaxed."""
         if views.ndim != 3 or views.shape[1] < 2 or len(views) < 2:
             raise InputError(f"views: got shape {views.shape}, expected (images, 2 views or more, d)")
         images, count, d = views.shape
@@ -61,7 +69,7 @@ class Views:
         white = vectors[:, kept] / np.sqrt(values[kept])
         fractions, turn = scipy.linalg.eigh(white.T @ self.signal @ white)
         self.fractions, self.modes = fractions[::-1].copy(), (white @ turn)[:, ::-1].copy()
-        self.rows = torch.from_numpy(rows).float()
+        self.rows = torch.from_numpy(rows).float().to(device)
 
     def predicted(self, width: int, temperature: float) -> NDArray:
         """(k,) shares of the modes in an embedding of `width` entries, by water-filling of the `width` largest."""
@@ -107,7 +115,18 @@ class Relaxation:
 
     Attributes: W (d, d) in the views' coordinates; V, the head's first linear layer, or None; rest, what follows.
     W and V are float64, whose rounding does not keep alive what dies, and all is computed with them in float32.
+    All is on the views' device; draws of another kind of device are other draws.
     """
+
+    @classmethod
+    def of(cls, views: Views, head: str, temperature: float, seed: int = 0) -> "Relaxation":
+        """Behind a new head of `HEADS`, with its steps; seed: of the head and of the batches."""
+        kind, how = HEADS[head]
+        d = views.rows.shape[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = make_head(kind, d, default_dim(kind, d))
+        return cls(views, made, temperature, seed=seed, **how)
 
     def __init__(
         self,
@@ -124,21 +143,44 @@ class Relaxation:
         ridge: times the largest variance of h.  seed: of the batches.
         """
         self.views, self.temperature, self.batch = views, temperature, batch
-        self.generator = torch.Generator().manual_seed(seed)
-        self.W = torch.from_numpy(views.basis.copy())
+        device = views.rows.device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.W = torch.from_numpy(views.basis.copy()).to(device)
+        head = head.to(device)
         linear = isinstance(head, nn.Sequential) and isinstance(head[0], nn.Linear)
         self.V = head[0].weight.detach().double() if linear else None  # type: ignore[index]
         self.rest: nn.Module = head[1:] if linear else nn.Identity()  # type: ignore[index]
         self.count = head.dim if isinstance(head, Subvector) else len(self.W)
-        variances = torch.from_numpy(views.total.diagonal().copy()).float()
+        variances = torch.from_numpy(views.total.diagonal().copy()).float().to(device)
         self.inverse = 1 / (variances + ridge * variances.max())
-        self.covariance = torch.from_numpy(views.total).float()
+        self.covariance = torch.from_numpy(views.total).float().to(device)
         self.conserved = self._difference()
         self.length, self.done = float(self._length()), 0
         self.rate = lr * self.length
 
     def _difference(self) -> Tensor:
         return self.W @ self.W.T - self.V.T @ self.V if self.V is not None else torch.zeros(1)
+
+    def predicted(self) -> tuple[NDArray[np.float64], dict[str, list[int]]]:
+        """(shares (k,) of the modes in z at rest, `State.living` there), asked before the first step.
+
+        Water-filling of the trunk's own signal fractions.  r is z without a projector.  Behind DirectCLR the entries
+        that the loss does not see stay as they are; the others have the shares of water-filling, and together the
+        variance that they start with.  Behind a projector W W^T = 1 + V^T V - V0^T V0 for its first layer V, which
+        leaves no direction of r dead: it stays as it was.
+        """
+        views, start = self.views, self.state()
+        shares = views.predicted(len(start.z.singular_values), self.temperature)
+        of_z = living(shares, 0.0)
+        if self.V is not None:
+            return shares, {"z": of_z, "r": start.living()["r"]}
+        if self.count == len(self.W):
+            return shares, {"z": of_z, "r": of_z}
+        length = np.trace(views.basis[: self.count] @ views.total @ views.basis[: self.count].T)
+        seen = (np.sqrt(length * shares) * views.modes).T[: self.count]
+        rows = np.concatenate([seen, views.basis[self.count :]])
+        values = np.linalg.eigvalsh(rows @ views.total @ rows.T)
+        return shares, {"z": of_z, "r": living(values, 1e-13 * values.max())}
 
     def seen(self) -> Tensor:
         """M, the first map that the loss sees, (m, d) float32."""
@@ -149,7 +191,8 @@ class Relaxation:
         """Two different views of `batch` images at random, each (batch, d)."""
         images, count, _ = self.views.rows.shape
         chosen, first, ahead = (
-            torch.randint(high, (self.batch,), generator=self.generator) for high in (images, count, count - 1)
+            torch.randint(high, (self.batch,), generator=self.generator, device=self.generator.device)
+            for high in (images, count, count - 1)
         )
         second = (first + 1 + ahead) % count
         return self.views.rows[chosen, first], self.views.rows[chosen, second]
@@ -192,11 +235,12 @@ class Relaxation:
         few = rows[:: max(1, len(rows) // 512)].double()
         errors = [a - b for a, b in zip(self._rows(few.float()), self._rows(few, torch.float64), strict=True)]
         spectra = [
-            spectrum(output.numpy(), rounding=error.numpy()) for output, error in zip((r, z), errors, strict=True)
+            spectrum(output.cpu().numpy(), rounding=error.cpu().numpy())
+            for output, error in zip((r, z), errors, strict=True)
         ]
-        q = rows.double() @ torch.from_numpy(self.views.modes)
+        q = rows.double() @ torch.from_numpy(self.views.modes).to(rows.device)
         centred = z.double() - z.double().mean(0)
-        shares = (centred.T @ q).square().sum(0).numpy()
+        shares = (centred.T @ q).square().sum(0).cpu().numpy()
         norm = self.conserved.norm()
         drift = float((self._difference() - self.conserved).norm() / norm) if self.V is not None else 0.0
         return State(self.done, spectra[0], spectra[1], shares / shares.sum(), drift)

@@ -29,7 +29,6 @@ from collapse import plots
 from collapse.experiment import Arrays, Meta, main
 from collapse.metrics.attribution import CAUSES
 from collapse.models.encoder import Encoder
-from collapse.models.heads import make_head
 from collapse.training.relaxation import Relaxation, relax
 
 RELAXED = 2000  # steps at most, and a quarter more
@@ -40,7 +39,7 @@ def relaxed(net: Encoder, trunk: str, data: str) -> Encoder:
     """The network with a linear map of its representation, trained alone without a projector."""
     views = relaxation.views_of(trunk, 0, data)
     d = views.rows.shape[-1]
-    moving = Relaxation(views, make_head("none", d, d), net.report["temperature"], seed=0, **relaxation.HOW["none"])
+    moving = Relaxation.of(views, "none", net.report["temperature"])
     relax(moving, relaxation.FIRST, RELAXED, relaxation.STILL)
     last = nn.Linear(d, d, bias=False)
     with torch.no_grad():

@@ -31,30 +31,20 @@ from typing import Any
 import numpy as np
 import study
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 
 from collapse import InputError, plots
 from collapse.data.labelled import open_data
 from collapse.experiment import Arrays, Meta, main
-from collapse.models.heads import default_dim, make_head
 from collapse.results import load_result, save_result
-from collapse.training.relaxation import Relaxation, State, Views, living, relax
+from collapse.training.relaxation import HEADS, Relaxation, State, Views, living, relax
 
 RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
 IMAGES, VIEWS = 5000, 8
 FIRST, LIMIT, STILL = 250, 8000, 0.02  # steps; what may move over a doubling of them
-KINDS = {"none": "none", "directclr": "lowrank-diagonal", "linear": "linear", "mlp": "mlp"}
-# The balance of a projector's first layer with W needs the ridge; behind a batch norm the gradient is larger.
-HOW: dict[str, dict[str, Any]] = {
-    "none": {"lr": 0.05},
-    "directclr": {"lr": 0.05},
-    "linear": {"lr": 0.02, "ridge": 1e-3},
-    "mlp": {"lr": 0.005, "ridge": 1e-3},
-}
-CELLS = [("trained", head, t, seed) for t in (0.5, 0.2, 0.1) for seed in range(3) for head in KINDS]
-CELLS += [("start", head, 0.5, seed) for seed in range(3) for head in KINDS]
+CELLS = [("trained", head, t, seed) for t in (0.5, 0.2, 0.1) for seed in range(3) for head in HEADS]
+CELLS += [("start", head, 0.5, seed) for seed in range(3) for head in HEADS]
 
 
 def name_of(cell: tuple[str, str, float, int]) -> str:
@@ -78,36 +68,13 @@ def views_of(trunk: str, seed: int, source: str) -> Views:
     return Views(load_result(path)[1]["views"])
 
 
-def predict(views: Views, head: str, width: int, temperature: float, start: list[int]) -> tuple[NDArray, Meta]:
-    """(shares of the modes in z, living directions of r and z above DEAD and at all), before any training.
-
-    r is z without a projector.  Behind DirectCLR the entries that the loss does not see stay as they are, and the
-    others have the shares of water-filling, and together the variance that they start with.  Behind a projector
-    W W^T = 1 + V^T V - V0^T V0 for its first layer V, which leaves no direction of r dead: it stays as it was.
-    """
-    shares = views.predicted(width, temperature)
-    of_z = living(shares, 0.0)
-    if head == "none":
-        return shares, {"z": of_z, "r": of_z}
-    if head != "directclr":
-        return shares, {"z": of_z, "r": start}
-    length = np.trace(views.basis[:width] @ views.total @ views.basis[:width].T)
-    seen = (np.sqrt(length * shares) * views.modes).T[:width]
-    rows = np.concatenate([seen, views.basis[width:]])
-    values = np.linalg.eigvalsh(rows @ views.total @ rows.T)
-    return shares, {"z": of_z, "r": living(values, 1e-13 * values.max())}
-
-
 def perform(cell: tuple[str, str, float, int], source: str, limit: int) -> None:
     """Predict, relax for at most `limit` steps and a quarter more, measure and save one cell."""
     trunk, head, temperature, seed = cell
     views = views_of(trunk, seed, source)
-    torch.manual_seed(seed)
-    kind, d = KINDS[head], views.rows.shape[-1]
-    width = default_dim(kind, d)
-    relaxation = Relaxation(views, make_head(kind, d, width), temperature, seed=seed, **HOW[head])
+    relaxation = Relaxation.of(views, head, temperature, seed)
     start = relaxation.state()
-    predicted, counts = predict(views, head, width, temperature, start.living()["r"])
+    predicted, counts = relaxation.predicted()
     since = time.perf_counter()
 
     def watch(state: State, moved: float) -> None:
@@ -147,7 +114,7 @@ def orders(cells: list[Meta]) -> list[Meta]:
         found.setdefault(key, {})[cell["head"]] = [512 - count for count in cell["measured"]["r"]]
     lines = []
     for (trunk, temperature, seed), dead in found.items():
-        if len(dead) == len(KINDS):
+        if len(dead) == len(HEADS):
             paper = [dead["none"][k] > dead["directclr"][k] > max(dead["linear"][k], dead["mlp"][k]) for k in (0, 1)]
             lines.append({"trunk": trunk, "temperature": temperature, "seed": seed, "dead": dead, "paper": paper})
     return lines
@@ -184,7 +151,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
         made = f"{cell['steps']:>8} {cell['seconds']:>8.0f} {cell['moved']:>6.3f} {cell['spearman']:>5.2f}"
         lines.append(f"{cell['name']:<29}{counts}{made} {cell['held']:>6.3f}")
     lines.append(f"{len(meta['cells'])} of {len(CELLS)} cells; within 10 % of the width, and the largest error:")
-    for head in KINDS:
+    for head in HEADS:
         errors = np.array(
             [[*cell["error"]["z"], *cell["error"]["r"]] for cell in meta["cells"] if cell["head"] == head]
         )
@@ -203,7 +170,7 @@ def report(meta: Meta, arrays: Arrays) -> str:
 def draw(meta: Meta, arrays: Arrays) -> Any:
     """Left: living directions of z, measured over predicted.  Right: shares of the modes without a projector."""
     fig, (ax, beside) = plots.figure(plots.TEXT, 2.8, columns=2)
-    for head in KINDS:
+    for head in HEADS:
         cells = [cell for cell in meta["cells"] if cell["head"] == head]
         for marker, k in (("o", 0), ("^", 1)):
             found = [[cell[of]["z"][k] for cell in cells] for of in ("predicted", "measured")]

@@ -52,16 +52,22 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     figures = document["figures"]
     assert {name.partition("/")[0] for name in figures} == set(document["stages"])
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
-    assert len(checks) == 18
+    assert len(checks) == 21
     assert all(value["holds"] for value in checks.values()), checks
-    views = {name: figures["table1/recipe"][name] for name in ("scale", "blur", "solarize")}
+    views = {name: figures["table1/recipe, seed 0"][name] for name in ("scale", "blur", "solarize")}
     assert views == {name: list(getattr(Config(), name)) for name in views}  # the paper's
     for head in ("none", "mlp", "directclr", "linear"):
-        run = figures[f"table1/{head}, temperature 0.5"]
+        run = figures[f"table1/{head}, temperature 0.5, seed 0"]
         assert run["probe"]["top1_interval"][0] <= run["probe"]["top1"] <= run["probe"]["top1_interval"][1]
         assert len(run["representation"]["singular_values"]) == 16
+        rest = figures[f"table1/relaxed {head}, temperature 0.5, seed 0"]
+        assert set(rest["measured"]) == set(rest["predicted"]) == {"r", "z"}
+        assert rest["steps"] == 5
+    assert figures["table1/untrained, seed 0"]["knn"]["n"] == 32
     assert figures["trainer224/images"]["of"] == "imagenet-100-samples.zip"
     assert figures["trainer224/images_per_second_in_a_row"] > 0
+    assert all(figures[f"trainer224/{name}"]["images_per_second"] > 0 for name in ("compiled", "eager", "budget"))
+    assert figures["extract/files"]["of"] == "imagenet-100-samples.zip"
     assert figures["spectrum/d = 32"]["relative_errors"]["int8, 4 slices"] < 1e-7
     assert figures["figures/drawn"] == ["gpu-0.1.png", "gpu-0.5.png"]
     assert all((tmp_path / name).exists() for name in figures["figures/drawn"])

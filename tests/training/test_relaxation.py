@@ -100,7 +100,7 @@ def test_cells_are_predicted_relaxed_kept_and_drawn(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", [*call, "--out", "relaxation.npz"])
     script.main(script.__file__, script.simulate, script.report, script.draw)
     meta, arrays = load_result(tmp_path / "relaxation.npz")
-    assert [(cell["head"], cell["steps"]) for cell in meta["cells"]] == [(head, 5) for head in script.KINDS]
+    assert [(cell["head"], cell["steps"]) for cell in meta["cells"]] == [(head, 5) for head in script.HEADS]
     widths = {cell["head"]: len(arrays[f"{cell['name']}-z"]) for cell in meta["cells"]}
     assert widths == {"none": 512, "directclr": 90, "linear": 128, "mlp": 128}
     (order,) = meta["orders"]
