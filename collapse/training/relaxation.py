@@ -32,7 +32,7 @@ DEAD = 1e-3  # a share of the largest below which a direction counts as dead, be
 CLEAR = 10.0  # times that floor, whose estimate lies among the values that rounding leaves
 # What `make_head` calls it, and the steps of `Relaxation`.  The balance of a projector's first layer with W needs the
 # ridge; behind a batch norm the gradient is larger.
-HEADS: dict[str, tuple[str, dict[str, float]]] = {
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {"lr": 0.05}),
     "directclr": ("lowrank-diagonal", {"lr": 0.05}),
     "linear": ("linear", {"lr": 0.02, "ridge": 1e-3}),
