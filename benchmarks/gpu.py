@@ -92,10 +92,11 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
         if stage.pid is not None:
             with suppress(ProcessLookupError):  # what it has started
                 os.killpg(stage.pid, signal.SIGKILL)
-    last = (errors.read_text(errors="replace").strip().splitlines() or [""])[-1][:300]
+    said = errors.read_text(errors="replace").strip().splitlines() or [""]
+    last = said[-1][:300]
     status = "done" if stage.exitcode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
     taken = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
-    document.values["stages"][name] = {**taken, **document.about}
+    document.values["stages"][name] = {**taken, **document.about, "said": [] if status == "done" else said[-40:]}
     document.save()
     print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
 

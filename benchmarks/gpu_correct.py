@@ -22,9 +22,11 @@ from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.spectra.covariance import Covariance
 from collapse.training import relaxation
+from collapse.training.loader import BatchOrder, batches
+from collapse.training.loop import ahead
 from collapse.training.network import Network, backward
 from collapse.training.optim import make_optimizer, parameter_groups
-from collapse.training.state import Options
+from collapse.training.state import Options, Training
 from collapse.training.train import train
 
 TINY: dict[str, Any] = {"blocks": (1, 1), "planes": (8, 16)}
@@ -39,6 +41,7 @@ def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> Non
         **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
         **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
         "monitor": (monitor_error, 1e-6),
+        "step_that_waits": (step_waits, 0.0),
         "network_spectrum": (network_error, 1e-4),
         "network_diagnosis": (diagnosis_error, 1e-3),
         "relaxation_prediction": (relaxation_error, 1e-5),
@@ -148,6 +151,23 @@ def monitor_error(options: argparse.Namespace) -> float:
         spectra.append(monitor.spectra)
     large = spectra[1] > 1e-7 * spectra[1].max()
     return float(np.abs(spectra[0][large] / spectra[1][large] - 1).max())
+
+
+def step_waits(options: argparse.Namespace) -> float:
+    """Of views and steps after the first ones, those that wait for the device, which is an error: none."""
+    data = of_arrays(pixels_of(256, 32, options.seed), np.arange(256) % 10)
+    config = _small(optimizer="lars", lr=0.1, blur=(1.0, 0.1), solarize=(0.0, 0.2))
+    training = Training(config, 10, BatchOrder(256, 64, 9, 0), Options(device=options.device))
+    order, labels = training.plan, torch.from_numpy(data.labels)
+    views = iter(
+        ahead(batches(data, order, training.augmentations, 0, 0, options.device), training.views, options.device)
+    )
+    for step in range(12):
+        with unwaited(options.device if step > 3 else "cpu"):
+            batch, pair = next(views)
+            training.run_step(pair, labels[torch.from_numpy(batch.images)].to(options.device, non_blocking=True))
+    training.read()
+    return float(not np.isfinite(training.window).all())
 
 
 def network_error(options: argparse.Namespace) -> float:

@@ -1,6 +1,7 @@
 """The stages of gpu.py.  A figure is said as soon as it is known: one line of JSON in a file."""
 
 import argparse
+import faulthandler
 import gc
 import io
 import json
@@ -241,16 +242,20 @@ def trainer224(options: argparse.Namespace, say: Say) -> None:
     """ResNet-50 at 224 px from JPEGs: the trainer, the same step on tensors that are there, and bare passes.
 
     The JPEGs are crops of the photographs in SAMPLES, if that lies beside --data, else of random images.
-    Then the step on tensors alone: eager, and compiled with a budget of memory (--checkpoint).
+    The step on tensors alone is also timed eager, and compiled with a budget of memory (--checkpoint).
     """
     small: dict[str, Any] = {**TINY, "image_size": 32, "arch": "resnet18"} if options.tiny else {}
     config = make_config("imagenet", batch_size=8 if options.tiny else 512, seed=options.seed, **small)
-    cuda = options.device == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         of = write_photographs(options, Path(folder), 16 if options.tiny else 2048)
         data = open_data(folder, "train")
         sizes = [path.stat().st_size for path in Path(folder).rglob("*.jpg")]
         say("images", {"of": of, "count": len(sizes), "bytes": sum(sizes) / len(sizes)})
+        eager = Bench(config, data, _how(options, compile=False), 2 if options.tiny else 10)
+        eager.time(eager.synthetic)
+        say("eager", {**of_memory(options), "images_per_second": config.batch_size / eager.time(eager.synthetic)})
+        del eager
+        _forget(options)
         workers = 0 if options.tiny else len(os.sched_getaffinity(0))
         bench = Bench(config, data, _how(options, workers=workers), 2 if options.tiny else 10)
         start = time.monotonic()
@@ -259,25 +264,27 @@ def trainer224(options: argparse.Namespace, say: Say) -> None:
         say("first_step_seconds", time.monotonic() - start)
         of_rounds = rounds(bench, ["train", "synthetic", "bare"], 1)
         say("rounds", of_rounds)
+        say("compiled", {**of_memory(options), "images_per_second": of_rounds["images_per_second"]["synthetic"][0]})
         bench.steps = 4 if options.tiny else 120
         rate = config.batch_size / bench.time(bench.train)
         say("images_per_second_in_a_row", rate)
         say("in_a_row / synthetic", rate / of_rounds["images_per_second"]["synthetic"][0])
-        say("compiled", {**of_memory(options), "images_per_second": of_rounds["images_per_second"]["synthetic"][0]})
         say("kernels", kernels(bench))
         operations, peak = flops(config), matrix_rate(options.device)
         say("flops", {"step": operations, "product": peak, "use": rate / config.batch_size * operations / peak})
         del bench
-        for name, how in (("eager", {"compile": False}), ("budget", {"checkpoint": True})):
-            gc.collect()
-            if cuda:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            bench = Bench(config, data, _how(options, **how), 2 if options.tiny else 10)
-            bench.time(bench.synthetic)
-            rate = config.batch_size / bench.time(bench.synthetic)
-            say(name, {**of_memory(options), "images_per_second": rate})
-            del bench
+        _forget(options)
+        budget = Bench(config, data, _how(options, checkpoint=True), 2 if options.tiny else 10)
+        budget.time(budget.synthetic)
+        say("budget", {**of_memory(options), "images_per_second": config.batch_size / budget.time(budget.synthetic)})
+
+
+def _forget(options: argparse.Namespace) -> None:
+    """Free what is not held, and count the device's memory anew."""
+    gc.collect()
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def of_memory(options: argparse.Namespace) -> dict[str, int]:
@@ -390,11 +397,15 @@ STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)
 
 
 def run(name: str, options: argparse.Namespace, limit: float, figures: Path, errors: Path) -> None:
-    """One stage, in a process of its own, which leads the processes that it starts; it has `limit` seconds."""
+    """One stage, in a process of its own, which leads the processes that it starts; it has `limit` seconds.
+
+    Just before they are over it says where it is.
+    """
     os.setsid()
     log = os.open(errors, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
+    faulthandler.dump_traceback_later(max(0.1, limit - 1), file=log)
     if options.device == "cpu":
         torch.set_num_threads(1)
     stage = next(stage for stage in STAGES if stage.__name__ == name)

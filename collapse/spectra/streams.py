@@ -42,7 +42,7 @@ class Stream(ABC):
         self.mean: Any = None
         self.waiting, self.block = 0, self._zeros(0, dim + self.ONES).to(self.DTYPE)
         self.facts = self._zeros(4)
-        self.facts[1] = math.inf
+        self.facts[1].fill_(math.inf)  # facts[1] = math.inf would copy a number of the host's, and wait
         self._zero_rows = (0, 0)  # rows when they were last counted, and how many were zero
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -209,7 +209,8 @@ class DeviceGram(Stream):
         """(d + 1, d + 1): n, mean (d,), zero rows and scatter (d, d), as `Covariance.moments` says."""
         self._flush()
         off, made = self.total / max(1, self.n), self._zeros(self.dim + 1, self.dim + 1)
-        made[0, 0], made[1, 0] = self.n, self.facts[0]
+        made[0, 0].fill_(self.n)
+        made[1, 0] = self.facts[0]
         made[0, 1:] = off if self.mean is None else self.mean + off
         made[1:, 1:] = self.scatter
         made[1:, 1:].addr_(off, off, alpha=-self.n)

@@ -14,6 +14,7 @@ time does not depend on how unequal the variances of h are.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg

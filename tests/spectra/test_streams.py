@@ -27,7 +27,7 @@ def small_blocks(monkeypatch):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a host waits for: values, shapes that depend on them, copies to the host; and products."""
+    """Counts what a host waits for: values, shapes that depend on them, copies either way; and products."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,9 @@ class Waits(TorchDispatchMode):
         made, name = function(*args, **(kwargs or {})), str(function)
         there = isinstance(made, torch.Tensor) and made.device.type == "cpu"
         here = any(isinstance(a, torch.Tensor) and a.device.type == "cuda" for a in args)
-        if (there and here) or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item")):
+        tensors = [a.device.type for a in args if isinstance(a, torch.Tensor)]
+        written = name.startswith("aten.copy_") and tensors == ["cuda", "cpu"] and not any(a is True for a in args)
+        if (there and here) or written or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item")):
             self.waits.append(name)
         self.products += name.startswith(("aten.addmm_", "aten.mm.", "aten.linalg_qr"))
         return made
