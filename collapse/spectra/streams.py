@@ -1,7 +1,7 @@
 """The sums of accumulators.py on a device, which the host feeds without ever waiting for it.
 
-Rows are checked, normalised and shifted as they come, each in one kernel or two, and wait in a block of at least 4 d:
-then the product, of one triangle, takes most of the time.  What is known of the rows, such as that one of them is not
+Rows are checked, normalised and shifted as they come, each in one kernel or two, and wait in a block of at least 4 d,
+or of 128 MiB: then the product, of one triangle, takes most of the time, and the host's launches of kernels do not.  What is known of the rows, such as that one of them is not
 finite, stays on the device and is read at the end, in one transfer with the result.
 """
 
@@ -21,7 +21,8 @@ from collapse.spectra.accumulators import RANGE, refuse_range, rounding32, tile3
 from collapse.spectra.result import EPS
 
 PANEL = 512  # columns of a product of one triangle
-ROWS = 1024  # of a block, at least
+ENTRIES = 1 << 24  # of a block, at least, when it is full: an H200 multiplies 2048 rows of 512 in 30 us
+ROWS = 1024  # of a block that grows, at first
 
 
 class Stream(ABC):
@@ -66,7 +67,7 @@ class Stream(ABC):
 
     def _most(self) -> int:
         """Rows that wait at most."""
-        return max(4 * self.dim, ROWS)
+        return max(4 * self.dim, ENTRIES // self.dim)
 
     def _take(self, z: Tensor) -> None:
         low, high = z.aminmax(dim=1)  # NaN if one entry is

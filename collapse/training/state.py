@@ -51,6 +51,13 @@ class Options:
     stop: Callable[[], int] = field(default=lambda: 0)
 
 
+def _set_budget(share: float) -> None:
+    """Of activations that compiled networks keep. A graph of another budget, which torch would take again, is gone."""
+    if torch._functorch.config.activation_memory_budget != share:
+        torch._dynamo.reset()
+    torch._functorch.config.activation_memory_budget = share
+
+
 class Training:
     """A network, its optimizer, the next step, and the losses that no line of the log has yet: what a save holds.
 
@@ -71,7 +78,7 @@ class Training:
         self.network.train()
         self.optimizer = self._make_optimizer()
         if options.compile:  # the heads gain nothing, and each would be a graph of its own
-            torch._functorch.config.activation_memory_budget = BUDGET if options.checkpoint else 1.0
+            _set_budget(BUDGET if options.checkpoint else 1.0)
             self.network.backbone.compile()
             if self.network.target is not None:
                 self.network.target[0].compile()

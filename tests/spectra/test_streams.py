@@ -23,6 +23,7 @@ def rows(n, d, seed=0):
 def small_blocks(monkeypatch):
     """Blocks of 4 d rows even where these are few, and products of several panels."""
     monkeypatch.setattr(streams, "ROWS", 8)
+    monkeypatch.setattr(streams, "ENTRIES", 1)
     monkeypatch.setattr(streams, "PANEL", 3)
 
 
@@ -31,7 +32,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.waits, self.products = [], 0
+        self.waits, self.products, self.launched = [], 0, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made, name = function(*args, **(kwargs or {})), str(function)
@@ -41,6 +42,7 @@ class Waits(TorchDispatchMode):
         written = name.startswith("aten.copy_") and tensors == ["cuda", "cpu"] and not any(a is True for a in args)
         if (there and here) or written or name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.item")):
             self.waits.append(name)
+        self.launched += here
         self.products += name.startswith(("aten.addmm_", "aten.mm.", "aten.linalg_qr"))
         return made
 
@@ -53,6 +55,7 @@ class Waits(TorchDispatchMode):
 def test_a_device_is_waited_for_once_where_the_spectrum_is_read(monkeypatch, method, normalize, dtype):
     monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(tensor.shape))  # what no card has computed
     monkeypatch.setattr("collapse.spectra.covariance.device_of", lambda device: device)
+    monkeypatch.setattr(streams, "ENTRIES", 1)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as seen:
         total = Covariance(300, method, normalize, device="cuda")
         for size in (0, 64, 700, 3000, 256):
@@ -64,6 +67,15 @@ def test_a_device_is_waited_for_once_where_the_spectrum_is_read(monkeypatch, met
         assert total.measured().n == 4029
     assert len(seen.waits) == 1
     assert "_to_copy" in seen.waits[0]
+
+
+def test_narrow_rows_are_few_launches(monkeypatch):
+    """65,536 rows of 512 at once: a card multiplies them in the time of some hundred launches."""
+    monkeypatch.setattr("collapse.spectra.covariance.device_of", lambda device: device)
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as seen:
+        Covariance(512, "covariance", normalize=False, device="cuda").update(torch.empty(65_536, 512, device="cuda"))
+    assert seen.products == 2
+    assert seen.launched < 200  # views of tensors among them; 2,235 in blocks of 4 d
 
 
 @pytest.mark.parametrize("normalize", [True, False])
