@@ -127,10 +127,11 @@ def plan(weights: Weights, clues: Clues, maxpool: bool | None = None) -> Plan:
     named = flag(*clues.hint("maxpool1"))  # lightning-bolts
     pooled = next((v for v in (given.maxpool, maxpool, named) if isinstance(v, bool)), None)
     shape = replace(shape, stem_padding=given.stem_padding, maxpool=pooled)
-    if shape.stem == 3 and "args.json" in clues.configs and given.stem_padding is None:
+    unsaid = shape.stem == 3 and given.stem_padding is None and "architecture" not in clues.hints  # our header says it
+    if unsaid and "args.json" in clues.configs:
         shape = replace(shape, stem_padding=2)
         clues.notes.append("args.json beside it: solo-learn's padding of 2 before the first convolution assumed")
-    elif shape.stem == 3 and given.stem_padding is None and len(shape.blocks) == 4:
+    elif unsaid and len(shape.blocks) == 4:
         clues.notes.append("a 3 x 3 stem: padding 1 and, unless the layout shows it, no max-pool assumed; solo-learn "
                            "pads by 2 (stem_padding=2)")  # fmt: skip
     if given.arch is not None and given.arch != name_of(shape).partition(",")[0]:

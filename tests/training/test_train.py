@@ -513,6 +513,18 @@ def test_backbones_come_by_name_and_are_read_back(tmp_path, arch):
     torch.testing.assert_close(net.projector.eval()(net(x)), network.projector(network.backbone(x)))
 
 
+def test_an_encoder_of_ours_is_not_guessed_whatever_lies_beside_it(tmp_path):
+    """A 3 x 3 stem, whose padding other projects' files leave open."""
+    network = Network(make_config("cifar10", planes=(8, 16, 32, 64)), 10)
+    network.backbone.train()(torch.rand(8, 3, 32, 32))  # else it looks untrained
+    network.eval()
+    save_encoder(tmp_path / "encoder.safetensors", network)
+    (tmp_path / "args.json").write_text(json.dumps({"method": "simclr", "backbone": {"name": "resnet18"}}))
+    net, x = collapse.load(tmp_path / "encoder.safetensors"), torch.rand(2, 3, 32, 32)
+    assert net.report["warnings"] == []
+    torch.testing.assert_close(net(x), network.backbone(x))
+
+
 @pytest.mark.parametrize("arch", ["torchvision:resnet19", "timm:resnet19"])
 def test_an_unknown_backbone_is_named(arch):
     with pytest.raises(InputError, match="has no such network"):
