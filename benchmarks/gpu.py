@@ -15,7 +15,7 @@ Stages, in this order (gpu_stages.py):
                 row, the same on tensors in memory, bare passes, kernels, eager, a budget of memory
     spectrum    products and eigenvalues at d = 512, 2048, 8192
     extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16, and from JPEGs
-    figures     spectra of the heads, rates
+    figures     spectra and accuracies of the heads, rates: one figure
 Each stage is a forked process with a limit of its own, so one that fails, hangs or breaks the device costs no other its
 time.
 --out is written again after every figure; what it held before stays, but for figures of the same name.
@@ -26,6 +26,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -39,6 +40,7 @@ from collapse.results import provenance, save_text, to_json
 
 BEGAN = time.monotonic()
 SCHEMA = 2
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/\":]+/)+")  # of this machine, which are nobody's business
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
     "card": 20, "correct": 55, "table1": 235, "trainer224": 140, "spectrum": 25, "extract": 35, "figures": 10,
@@ -92,7 +94,8 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
         if stage.pid is not None:
             with suppress(ProcessLookupError):  # what it has started
                 os.killpg(stage.pid, signal.SIGKILL)
-    said = errors.read_text(errors="replace").strip().splitlines() or [""]
+    text = FOLDERS.sub("", errors.read_text(errors="replace"))
+    said = text.strip().splitlines() or [""]
     last = said[-1][:300]
     status = "done" if stage.exitcode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
     taken = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
@@ -122,6 +125,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="every line, on networks and images of no size")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--figure", type=Path, help="its name without .png; default beside --out")
     options = parser.parse_args()
     names = [name for name in SHARES if name in options.only.split(",")]
     unknown = sorted(set(options.only.split(",")) - SHARES.keys())

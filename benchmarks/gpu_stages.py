@@ -51,6 +51,9 @@ from collapse.training.train import train
 
 SAMPLES = "imagenet-100-samples.zip"  # photographs, beside --data
 Say = Callable[[str, Any], None]
+NAMES = {
+    "none": "no projector", "directclr": "DirectCLR", "linear": "linear projector", "mlp": "2-layer projector",
+}  # fmt: skip
 RELAXING = 0.3  # share of table1's time that its relaxations have
 STEPS = 1000  # of a relaxation, at most, and a quarter more: 5 s on an H200, whose host launches a step in 4 ms
 
@@ -65,6 +68,8 @@ def card(options: argparse.Namespace, say: Say) -> None:
     say("shm_bytes", shm.f_frsize * shm.f_bavail)
     if cuda:
         about = torch.cuda.get_device_properties(0)
+        driver = Path("/proc/driver/nvidia/version")
+        say("driver", driver.read_text().splitlines()[0] if driver.exists() else None)
         say("device", {"name": about.name, "bytes": about.total_memory, "capability": [about.major, about.minor]})
     n = 128 if options.tiny else 8192
     data = torch.empty(n * n * 4, dtype=torch.uint8, pin_memory=cuda)
@@ -374,23 +379,72 @@ def extract(options: argparse.Namespace, say: Say) -> None:
 
 
 def figures(options: argparse.Namespace, say: Say) -> None:
-    """Spectra of the heads, beside the result."""
+    """Spectra and accuracies of the heads, and rates, of what is known, in one figure beside the result."""
     from collapse import plots
 
     known = json.loads(options.out.read_text())["figures"]
-    made = []
-    for temperature in (0.1, 0.5):
-        end = f", temperature {temperature}, seed {options.seed}"
-        known_heads = [f"table1/{head}{end}" for head in relaxation.HEADS]
-        runs = {key.removesuffix(end)[7:]: known[key] for key in known_heads if key in known}
-        if runs:
-            with plots.style():
-                fig, ax = plots.figure()
-                plots.plot_spectra(ax, {k: np.array(v["representation"]["singular_values"]) for k, v in runs.items()})
-                stem = options.out.with_name(f"{options.out.stem}-{temperature}")
-                plots.save_figure(fig, stem, [".png"])
-            made.append(f"{stem.name}.png")
-    say("drawn", made)
+    with plots.style():
+        fig, axes = plots.figure(plots.TEXT, 5.0, 2, 2)
+        for ax, temperature in zip(axes[0], (0.1, 0.5), strict=True):
+            draw_spectra(ax, known, temperature, options.seed)
+        draw_accuracies(axes[1, 0], known, options.seed)
+        draw_rates(axes[1, 1], known)
+        fig.tight_layout()
+        stem = options.figure or options.out.with_suffix("")
+        plots.save_figure(fig, stem, [".png"])
+    say("drawn", f"{stem.name}.png")
+
+
+def draw_spectra(ax: Any, known: dict[str, Any], temperature: float, seed: int) -> None:
+    """Of the representation, over the largest value, by head; of the untrained network in grey."""
+    from collapse import plots
+
+    named = {name: f"table1/{head}, temperature {temperature}, seed {seed}" for head, name in NAMES.items()}
+    for name, key in {**named, "untrained": f"table1/untrained, seed {seed}"}.items():
+        if key in known:
+            values = np.array(known[key]["representation"]["singular_values"])
+            values = values[values > 1e-7 * values[0]] / values[0]
+            color, dashes = plots.HEAD_COLORS.get(name, "0.6"), plots.HEAD_DASHES.get(name, "-")
+            ax.plot(np.arange(1, len(values) + 1), np.log(values), color=color, ls=dashes, label=name)
+    ax.set(xlabel="index of the singular value", ylabel="ln of it over the largest", ylim=(-14, 0.5))
+    ax.set_title(rf"representation, $\tau = {temperature}$")
+    if temperature == 0.5:
+        ax.legend()
+
+
+def draw_accuracies(ax: Any, known: dict[str, Any], seed: int) -> None:
+    """The probe's, with 95 % intervals of the test images, by head and temperature."""
+    from collapse import plots
+
+    for place, (head, name) in enumerate(NAMES.items()):
+        for offset, temperature, marker in ((-0.12, 0.1, "o"), (0.12, 0.5, "s")):
+            run = known.get(f"table1/{head}, temperature {temperature}, seed {seed}")
+            if run:
+                top, (low, high) = (100 * np.array(run["probe"][of]) for of in ("top1", "top1_interval"))
+                label = rf"$\tau = {temperature}$" if head == "none" else None
+                how: dict[str, Any] = {"fmt": marker, "color": plots.HEAD_COLORS[name], "markersize": 4}
+                ax.errorbar(place + offset, top, [[top - low], [high - top]], label=label, **how)
+    ax.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES.values()])
+    ax.set(ylabel="probe, % of the test images", title="accuracy")
+    ax.legend()
+
+
+def draw_rates(ax: Any, known: dict[str, Any]) -> None:
+    """Images a second, of training and of extraction."""
+    row = known.get("trainer224/rounds", {}).get("images_per_second", {})
+    rates = {
+        "training: eager step": known.get("trainer224/eager", {}).get("images_per_second"),
+        "compiled step": row.get("synthetic", [None])[0],
+        "bare passes": row.get("bare", [None])[0],
+        "from JPEGs": known.get("trainer224/images_per_second_in_a_row"),
+        "embedding: float32": known.get("extract/float32", {}).get("images_per_second"),
+        "bf16": known.get("extract/bf16", {}).get("images_per_second"),
+        "bf16 from JPEGs": known.get("extract/files", {}).get("images_per_second"),
+    }
+    there = {name: rate for name, rate in rates.items() if rate}
+    bars = ax.barh(list(there)[::-1], list(there.values())[::-1], color="0.6")
+    ax.bar_label(bars, [f"{rate:,.0f}" for rate in list(there.values())[::-1]], padding=2)
+    ax.set(xlabel="images a second", title="ResNet-50, 224 px", xlim=(0, 1.25 * max(there.values(), default=1)))
 
 
 STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)

