@@ -89,6 +89,9 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
                 break
             time.sleep(0.1)
         if not ended:
+            if stage.pid is not None:
+                os.kill(stage.pid, signal.SIGUSR1)
+                time.sleep(0.2)  # it says where it stands
             stage.kill()
             stage.join()
         if stage.pid is not None:

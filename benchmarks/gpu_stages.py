@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import resource
+import signal
 import struct
 import sys
 import tempfile
@@ -453,13 +454,13 @@ STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)
 def run(name: str, options: argparse.Namespace, limit: float, figures: Path, errors: Path) -> None:
     """One stage, in a process of its own, which leads the processes that it starts; it has `limit` seconds.
 
-    Just before they are over it says where it is.
+    At SIGUSR1 it says where it is.
     """
     os.setsid()
     log = os.open(errors, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
-    faulthandler.dump_traceback_later(max(0.1, limit - 1), file=log)
+    faulthandler.register(signal.SIGUSR1, file=log)
     if options.device == "cpu":
         torch.set_num_threads(1)
     stage = next(stage for stage in STAGES if stage.__name__ == name)

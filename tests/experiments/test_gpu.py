@@ -85,3 +85,4 @@ def test_a_stage_that_fails_or_hangs_costs_only_its_own_time(tmp_path, packed):
     assert code == 1
     assert document["stages"]["table1"]["status"].startswith("ended at its limit")
     assert document["stages"]["table1"]["seconds"] < 30
+    assert not any("/" in line for line in document["stages"]["table1"]["said"] if line.startswith("  File"))
