@@ -33,7 +33,7 @@ from peers_work import LEFT_OUT, NAMED, NOTES, OURS, WORK, Call
 
 from collapse.results import provenance, save_text, to_json
 
-PEERS = ("lightly", "reptrix", "scikit-learn", "timm", "transformers")
+PEERS = ("lightly", "lightly-train", "reptrix", "scikit-learn", "timm", "transformers")
 SLOW = 10.0  # seconds of a call that is made once
 QUIET = 1.0  # load of a machine that does nothing else
 
@@ -42,8 +42,8 @@ def calls_of(case: dict[str, Any], seed: int) -> dict[str, Call]:
     """The calls of a case; who is absent or left out is noted in it."""
     calls: dict[str, Call] = {}
     for name, make in NAMED[case["work"]](np.random.default_rng(seed), case["width"], case["count"]).items():
-        if name in LEFT_OUT.get((case["work"], case["width"]), ()):
-            case["absent"][name] = "left out: the slowest at fewer columns"
+        if (why := LEFT_OUT.get((case["work"], case["width"]), {}).get(name)) is not None:
+            case["absent"][name] = f"left out: {why}"
             continue
         try:
             calls[name] = make()
