@@ -35,6 +35,20 @@ def relaxed(views, head, limit=100, lr=0.2, **how):
     return relaxation, relax(relaxation, first=50, limit=limit)
 
 
+def test_a_head_of_the_study_comes_by_name_and_draws_nothing_from_the_caller(views):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    for head, count in (("none", DIM), ("directclr", 2), ("linear", DIM), ("mlp", DIM)):
+        made, again = (Relaxation.of(views, head, TEMPERATURE, seed=1) for _ in range(2))
+        assert made.count == count
+        assert (made.V is None) == (head in ("none", "directclr"))
+        made.step()
+        again.step()
+        assert torch.equal(made.W, again.W)
+    assert torch.equal(torch.rand(3), wanted)
+
+
 def test_views_have_the_signal_fractions_they_were_made_with(views):
     np.testing.assert_allclose(views.fractions, RHO, atol=0.05)
     np.testing.assert_allclose(views.modes.T @ views.total @ views.modes, np.eye(DIM), atol=1e-9)
@@ -44,8 +58,10 @@ def test_views_have_the_signal_fractions_they_were_made_with(views):
 @pytest.mark.parametrize(("head", "kept"), [("none", 0), ("linear", DIM - 5), ("directclr", DIM - 8)])
 def test_a_linear_map_stands_still_where_water_filling_says(views, head, kept):
     """Five live; r keeps what the loss does not see: all behind a projector, the last four entries of DirectCLR's."""
-    predicted = views.predicted(HEADS[head][1], TEMPERATURE)
+    predicted, counts = Relaxation(views, make_head(HEADS[head][0], DIM, HEADS[head][1]), TEMPERATURE).predicted()
+    assert np.array_equal(predicted, views.predicted(HEADS[head][1], TEMPERATURE))
     assert (predicted > 0).sum() == 5
+    assert counts == {"z": [5, 5], "r": [5 + kept, 5 + kept]}
     _, (state, _, _) = relaxed(views, head, lr=0.1 if head == "linear" else 0.2)
     assert state.living()["z"][0] == 5
     assert state.living()["r"][0] == 5 + kept
