@@ -83,7 +83,8 @@ def ratio(taken: list[float], ours: list[float]) -> float:
 def child(kind: str, case: dict[str, Any], threads: int, *names: str) -> Any:
     """What `in_child` finds in a process of its own."""
     asked = json.dumps({"kind": kind, "names": names, **{key: case[key] for key in ("work", "width", "count")}})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # Threads of one library that spin after its call would slow the next library's.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--child", asked], env=environment, capture_output=True, text=True
     )
