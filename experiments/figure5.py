@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import r_squared, r_squared_change
+from collapse.results import Tolerance, r_squared, r_squared_change
 from collapse.theory import (
     Descent,
     GaussianViews,
@@ -168,4 +168,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Where singular values are nearly equal a rounding turns their vectors.  On another processor entries of A differ
+    # by 3e-4 after SGD; the noiseless flow ends with all values equal, and there by 0.02.
+    turned = Tolerance(5e-3, floor=1.0)
+    settings = {
+        f"{name}_{setting}": turned for setting in ("gentle", "paper", "euclidean") for name in ("A", "K_drift")
+    }
+    main(__file__, simulate, report, draw, Tolerance(1e-4, of={**settings, "A_flow": Tolerance(0.1, floor=1.0)}))

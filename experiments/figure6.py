@@ -25,7 +25,7 @@ from scipy.stats import gmean
 
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import change_scores, change_text, r_squared
+from collapse.results import Tolerance, change_scores, change_text, r_squared
 from collapse.theory import Descent, GaussianViews, MeanField, matrix_flow, sgd, singular_values
 
 DIM = 16
@@ -97,4 +97,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Unstable modes multiply a rounding: on another processor singular values differ by 2e-3 of themselves.
+    main(__file__, simulate, report, draw, Tolerance(2e-2, of={"changes": Tolerance(0.1)}))
