@@ -21,7 +21,7 @@ from collapse.monitor import Monitor
 from collapse.recipes.config import Config, make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.spectra.covariance import Covariance
-from collapse.training import relaxation
+from collapse.training import parallel, relaxation
 from collapse.training.loader import BatchOrder, batches
 from collapse.training.loop import ahead
 from collapse.training.network import Network, backward
@@ -41,6 +41,7 @@ def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> Non
         **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
         **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
         "monitor": (monitor_error, 1e-6),
+        "collectives": (collectives_error, 1e-10),
         "step_that_waits": (step_waits, 0.0),
         "network_spectrum": (network_error, 1e-4),
         "network_diagnosis": (diagnosis_error, 1e-3),
@@ -217,6 +218,25 @@ def relaxation_error(options: argparse.Namespace) -> float:
         assert np.isfinite(float(there.W.sum()))
         assert float(there.W.sum()) != before
     return worst
+
+
+def collectives_error(options: argparse.Namespace) -> float:
+    """Of a spectrum's sums, rows and gradients that went through a process group of one, NCCL's on CUDA; relative."""
+    from torch import distributed
+
+    d, backend = 64, "cpu:gloo,cuda:nccl" if options.device.startswith("cuda") else "gloo"
+    z = torch.randn(1000, d, generator=torch.Generator().manual_seed(options.seed)) * torch.logspace(0, -2, d)
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        there = Covariance(d, "covariance", False, options.device).update(z).all_reduce().spectrum().singular_values
+        rows = z.to(options.device).requires_grad_()
+        gathered = parallel._Gather.apply(rows)
+        (asked,) = torch.autograd.grad(gathered.sum(), rows)
+    finally:
+        distributed.destroy_process_group()
+    here = Covariance(d, "covariance", False, None).update(z).spectrum().singular_values
+    moved = (gathered.detach().cpu() - z).abs().max(), (asked - 1).abs().max()
+    return max(float(np.abs(there / here - 1).max()), *map(float, moved))
 
 
 @contextmanager
