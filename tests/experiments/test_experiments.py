@@ -258,10 +258,28 @@ def test_the_pages_quote_what_the_result_files_hold():
     share = f"{100 * meta['share']:.1f} % of {meta['directions']}"
     assert share in (ROOT / "docs/diagnosis.md").read_text()
     quoted += [f"| {share} |", f"| {stored('diagnose')['ratio']:.2f} |"]
+    card = stored("gpu")["figures"]
+    quoted.append(
+        f"{card['trainer224/in_a_row / synthetic']:.2f} of the step on tensors "
+        f"({card['trainer224/images_per_second_in_a_row']:,.0f} of "
+        f"{card['trainer224/compiled']['images_per_second']:,.0f} images/s"
+    )
+    quoted.append("| " + "; ".join([
+        ", ".join(f"{card[f'extract/{how}']['share']:.2f}" for how in ("float32", "bf16")),
+        f"{card['extract/files']['share']:.2f} |",
+    ]))  # fmt: skip
+    quoted.append("| " + ", ".join(f"{card[f'spectrum/d = {d}']['share']:.2f}" for d in (2048, 8192)) + " |")
+    error = lambda name: f"{card[f'correct/{name}']['error']:.0e}".replace("e-0", "e-")
+    heads = max((name for name in card if name.startswith("correct/head_")), key=lambda name: card[name]["error"])
+    errors = [error(heads.partition("/")[2]), *(error(f"spectrum_{how}") for how in ("covariance", "qr"))]
+    assert all(check["holds"] for name, check in card.items() if name.startswith("correct/"))
+    quoted.append("| {}; {}, {}; 0 |".format(*errors))
+    heads = [card[f"table1/{head}, temperature 0.1, seed 0"] for head in ("none", "directclr", "linear", "mlp")]
+    quoted.append("| " + ", ".join(f"{100 * run['probe']['top1']:.1f}" for run in heads) + " %")
     for text in quoted:
         assert text in claims, text
     rows = re.findall(r"^\| .* \| `[a-z]+/.*$", readme, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 9
     assert all(row in claims for row in rows)
 
 
