@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import lzma
+import multiprocessing
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,8 +56,8 @@ Say = Callable[[str, Any], None]
 NAMES = {
     "none": "no projector", "directclr": "DirectCLR", "linear": "linear projector", "mlp": "2-layer projector",
 }  # fmt: skip
-RELAXING = 0.3  # share of table1's time that its relaxations have
-STEPS = 1000  # of a relaxation, at most, and a quarter more: 5 s on an H200, whose host launches a step in 4 ms
+RELAXING = 0.2  # share of table1's time that its relaxations have
+STEPS = 4000  # of a relaxation, at most, and a quarter more: 20 s on an H200, which waits for its host
 
 
 def card(options: argparse.Namespace, say: Say) -> None:
@@ -143,18 +144,21 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     epochs = 2 if options.tiny else max(2, min(200, fit))
     about = {"epochs": epochs, "epoch_seconds": epoch, "evaluation_seconds": evaluation, "images": len(data)}
     say(f"recipe{seed}", {**base.as_dict(), **about})
-    trunks = {}
-    for temperature, head in runs:
-        method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
-        config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
-        net, found = table1_run(config, data, val, options)
-        say(f"{head}, temperature {temperature}{seed}", found)
-        if head == "mlp":
-            trunks[temperature] = representations(net, config, data, options)
-    for temperature in (0.5, 0.1):
-        for head in relaxation.HEADS:
-            found = relaxed(trunks[temperature], head, temperature, options)
-            say(f"relaxed {head}, temperature {temperature}{seed}", found)
+    with tempfile.TemporaryDirectory() as folder:
+        for temperature, head in runs:
+            method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
+            config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
+            net, found = table1_run(config, data, val, options)
+            say(f"{head}, temperature {temperature}{seed}", found)
+            if head == "mlp":
+                np.save(Path(folder) / f"{temperature}.npy", representations(net, config, data, options))
+        cells = [(temperature, head) for temperature in (0.5, 0.1) for head in relaxation.HEADS]
+        # A step is launched in 4 ms and done in less: processes side by side.
+        with ProcessPoolExecutor(2 if options.tiny else len(cells), multiprocessing.get_context("spawn")) as pool:
+            asked = {pool.submit(relaxed, Path(folder), *cell, options): cell for cell in cells}
+            for done in as_completed(asked):
+                temperature, head = asked[done]
+                say(f"relaxed {head}, temperature {temperature}{seed}", done.result())
 
 
 def _how(options: argparse.Namespace, **more: Any) -> Options:
@@ -208,8 +212,8 @@ def evaluate(net: Any, data: Labelled, val: Labelled, options: argparse.Namespac
     return {**found, **about}
 
 
-def representations(net: Encoder, config: Config, data: Labelled, options: argparse.Namespace) -> relaxation.Views:
-    """Of augmented views, as in training, of images of all classes."""
+def representations(net: Encoder, config: Config, data: Labelled, options: argparse.Namespace) -> np.ndarray:
+    """(n, views, d) of augmented views, as in training, of images of all classes."""
     images, count = (32, 3) if options.tiny else (5000, 8)
     chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
     augmentation, found = config.augmentation(0), []
@@ -220,11 +224,13 @@ def representations(net: Encoder, config: Config, data: Labelled, options: argpa
                 u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
                 views.append(net(net.preprocess.standardise(augmentation.masked(augmentation.crop(x, u), u))).cpu())
             found.append(torch.stack(views, 1))
-    return relaxation.Views(torch.cat(found).numpy(), options.device)
+    return torch.cat(found).numpy()
 
 
-def relaxed(views: relaxation.Views, head: str, temperature: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Predict, relax and measure; as experiments/networks/relaxation.py."""
+def relaxed(folder: Path, temperature: float, head: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Predict, relax and measure, from the views in TEMPERATURE.npy; as experiments/networks/relaxation.py."""
+    torch.set_num_threads(1)
+    views = relaxation.Views(np.load(folder / f"{temperature}.npy"), options.device)
     moving = relaxation.Relaxation.of(views, head, temperature, options.seed)
     shares, predicted = moving.predicted()
     first, limit = (2, 4) if options.tiny else (250, STEPS)
