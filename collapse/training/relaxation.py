@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapse import InputError, theory
+from collapse.arguments import choice
 from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.heads import Subvector, default_dim, make_head
 from collapse.spectra import Spectrum
@@ -121,7 +122,11 @@ class Relaxation:
 
     @classmethod
     def of(cls, views: Views, head: str, temperature: float, seed: int = 0) -> "Relaxation":
-        """Behind a new head of `HEADS`, with its steps; seed: of the head and of the batches."""
+        """Behind a new head of `HEADS`, with its steps; seed: of the head and of the batches.
+
+        Raises InputError: no such head.
+        """
+        choice("head", head, tuple(HEADS))
         kind, how = HEADS[head]
         d = views.rows.shape[-1]
         with torch.random.fork_rng(devices=[]):

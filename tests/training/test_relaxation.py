@@ -47,6 +47,8 @@ def test_a_head_of_the_study_comes_by_name_and_draws_nothing_from_the_caller(vie
         again.step()
         assert torch.equal(made.W, again.W)
     assert torch.equal(torch.rand(3), wanted)
+    with pytest.raises(InputError, match="head= is 'group', expected"):
+        Relaxation.of(views, "group", TEMPERATURE)
 
 
 def test_views_have_the_signal_fractions_they_were_made_with(views):
