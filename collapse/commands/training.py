@@ -147,6 +147,10 @@ def _watch(job: "Job") -> Iterator[Any]:
         warn_of([*job.data.warnings, *(job.val.warnings if job.val else ())])
         tell("\n".join(f"{name} = {value}" for name, value in job.config.as_dict().items()))
         tell(f"activations: about {size:.1f} GiB a process without --checkpoint")
+        if job.options.compile:
+            tell(
+                "the network is compiled before the first step, which takes a minute or so; --no-compile leaves it out"
+            )
     with tqdm(total=job.total, unit=" steps", dynamic_ncols=True, disable=None if lead else True) as bar:
         for line in job:
             if line is not None:

@@ -28,6 +28,7 @@ from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import loop, parallel
 from collapse.training.loader import Batch, BatchOrder
 from collapse.training.loop import Ask, ahead
+from collapse.training.network import memory_estimate
 from collapse.training.state import Options, Training
 
 SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), batch_size=16, image_size=16)
@@ -183,6 +184,11 @@ def test_a_compiled_network_recomputes_activations_within_its_budget(graphs):
     part = kept(training_of(SMALL, compile=True, checkpoint=True))
     assert part < 0.7 * whole
     assert kept(training_of(SMALL, compile=True)) == whole
+
+
+def test_what_a_step_keeps_is_estimated():
+    """Before it runs, from the layers' outputs alone."""
+    assert memory_estimate(SMALL, 16) == pytest.approx(kept(training_of(SMALL)), rel=0.15)
 
 
 def test_a_question_to_all_processes_is_asked_about_once_a_second(monkeypatch):
