@@ -134,7 +134,7 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, **recipe)
     seed = f", seed {options.seed}"
     say("decode_seconds", time.monotonic() - began)
-    epoch = epoch_seconds(base, data, options)
+    epoch = epoch_seconds(base, data, options, say)
     since = time.monotonic()
     say(f"untrained{seed}", evaluate(Network(base, 0), data, val, options))
     evaluation = time.monotonic() - since  # more than a later one takes, whose kernels are known
@@ -165,11 +165,14 @@ def _how(options: argparse.Namespace, **more: Any) -> Options:
     return Options(**{"device": options.device, "compile": options.device == "cuda", **more})
 
 
-def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace) -> float:
-    """Of training alone, from some steps after compilation."""
+def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace, say: Say) -> float:
+    """Of training alone, from some steps after compilation; where the time of a step goes is said."""
     bench = Bench(config, data, _how(options), 2 if options.tiny else 25)
     bench.time(bench.train)
-    return bench.time(bench.train) * bench.plan.per_epoch
+    taken = {name: bench.time(getattr(bench, name)) for name in ("train", "synthetic", "bare", "augment")}
+    say("step_seconds", taken)
+    say("kernels", kernels(bench))
+    return taken["train"] * bench.plan.per_epoch
 
 
 def online(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, float]:

@@ -144,6 +144,17 @@ class Augmentation:
         return self._colour(x, u.to(x.device, non_blocking=True), _mask)
 
     def _colour(self, x: Tensor, u: Tensor, where: Callable[..., Tensor]) -> Tensor:
+        if self.jitter:
+            x = self._jittered(x, u, where)
+        if self.grayscale:
+            x = where(x, u[:, 33] < self.grayscale, lambda rows: _grey(rows).expand_as(rows))
+        if self.blur:
+            low, high = self.sigma
+            blur = partial(_blur, reach=math.ceil(3 * high))
+            x = where(x, u[:, 34] < self.blur, blur, low + (high - low) * u[:, 35])
+        return where(x, u[:, 36] < self.solarize, _solarize) if self.solarize else x
+
+    def _jittered(self, x: Tensor, u: Tensor, where: Callable[..., Tensor]) -> Tensor:
         places = _places(u[:, 29:33])
         jittered = u[:, 24] < self.jitter
         strengths = (self.brightness, self.contrast, self.saturation, self.hue)
@@ -153,10 +164,7 @@ class Augmentation:
                     base = 0.0 if kind == 3 else 1.0
                     amount = base + strength * (2 * u[:, 25 + kind] - 1)
                     x = where(x, jittered & (places[:, kind] == place), change, amount)
-        x = where(x, u[:, 33] < self.grayscale, lambda rows: _grey(rows).expand_as(rows))
-        low, high = self.sigma
-        x = where(x, u[:, 34] < self.blur, partial(_blur, reach=math.ceil(3 * high)), low + (high - low) * u[:, 35])
-        return where(x, u[:, 36] < self.solarize, _solarize)
+        return x
 
 
 def _places(u: Tensor) -> Tensor:

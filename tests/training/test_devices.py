@@ -124,6 +124,18 @@ def test_colours_wait_for_nothing_and_their_choices_travel_at_once():
     assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & count.seen.keys()
 
 
+def test_a_change_that_is_never_drawn_is_not_computed():
+    """On a device every change is made in all rows: a blur of none costs two products a view."""
+    images, u = torch.rand(4, 3, 24, 24), torch.rand(4, Augmentation.DRAWS)
+    seen = {}
+    for blur in (0.0, 0.1):
+        with Count() as count:
+            Augmentation(24, blur=blur).masked(images, u)
+        seen[blur] = count.seen
+    assert "aten.bmm" in seen[0.1]
+    assert "aten.bmm" not in seen[0.0]
+
+
 def test_a_compiled_colour_chain_is_one_graph_of_few_kernels_and_the_same_numbers():
     torch._dynamo.reset()
     counters.clear()
