@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from collapse import InputError, plots
 from collapse.experiment import Arrays, Meta, main
-from collapse.results import load_result, r_squared, save_result
+from collapse.results import Tolerance, load_result, r_squared, save_result
 from collapse.theory import BiasedViews, Descent, GaussianViews, MeanField, matrix_flow, sgd
 
 OUTPUT = Path(__file__).parents[1] / "results" / "case_1.npz"
@@ -221,4 +221,6 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # On another processor spectra differ by 4e-6 of themselves.  Scores of the noiseless field are far below 0, for it
+    # cannot say what is rounding in the script's output: they differ by 0.04.
+    main(__file__, simulate, report, draw, Tolerance(1e-4, of={"r2.noiseless": Tolerance(0.2)}))

@@ -38,6 +38,7 @@ from scipy.stats import ortho_group
 import collapse
 from collapse import plots
 from collapse.experiment import Arrays, Meta, main
+from collapse.results import Tolerance
 from collapse.theory import Descent, GaussianViews, sgd
 
 MECHANISMS = ("augmentation", "implicit")
@@ -200,4 +201,5 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Networks are trained: on another processor signal fractions differ by 0.014 of the largest, lines by 2e-5.
+    main(__file__, simulate, report, draw, Tolerance(1e-3, of={"fractions": Tolerance(0.05, floor=1.0)}))

@@ -31,7 +31,7 @@ from collapse import load, plots
 from collapse.data.labelled import open_data
 from collapse.experiment import Arrays, Meta, main
 from collapse.recipes.config import make_config
-from collapse.results import r_squared, r_squared_change
+from collapse.results import Tolerance, r_squared, r_squared_change
 from collapse.theory import Descent, barlow_twins_loss, loss_gradient, matrix_flow, sgd, vicreg_loss
 from collapse.training.state import Options
 from collapse.training.train import train
@@ -151,4 +151,13 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
 
 
 if __name__ == "__main__":
-    main(__file__, simulate, report, draw)
+    # Trunks are trained, which multiplies a rounding.  On another processor signal fractions differ by 0.06 of the
+    # largest, variances of modes near the line of dying by 0.2 of it, and scores by 2e-3.
+    near = Tolerance(0.5, floor=1.0)
+    main(
+        __file__,
+        simulate,
+        report,
+        draw,
+        Tolerance(1e-2, of={"rho": Tolerance(0.2, floor=1.0), "measured": near, "predicted": near}),
+    )
