@@ -40,7 +40,7 @@ from collapse.results import provenance, save_text, to_json
 
 BEGAN = time.monotonic()
 SCHEMA = 2
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/\":]+/)+")  # of this machine, which are nobody's business
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\":]+/)+")  # of this machine, which are nobody's business
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
     "card": 20, "correct": 55, "table1": 235, "trainer224": 140, "spectrum": 25, "extract": 35, "figures": 10,
@@ -107,6 +107,19 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
     print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
+def ready(device: str) -> bool:
+    """Whether torch is there and has the device; if not, a line says so. Asked in a fork, for asking wakes a device."""
+    try:
+        import gpu_stages
+    except ImportError as error:
+        print(f"gpu.py: {error}; give a python that has it: make gpu PYTHON=.venv/bin/python", file=sys.stderr)
+        return False
+    asked = multiprocessing.get_context("fork").Process(target=gpu_stages.require, args=(device,))
+    asked.start()
+    asked.join()
+    return asked.exitcode == 0
+
+
 def whole_lines(file: Any) -> list[str]:
     """The lines that are complete by now; a half one is left for the next call."""
     found: list[str] = []
@@ -137,6 +150,10 @@ def main() -> int:
     if options.data is None and "table1" in names:
         print("table1: left out, for there is no --data", flush=True)
         names.remove("table1")
+    if options.data is not None and not options.data.exists():
+        parser.error(f"--data: {options.data} is not there")
+    if not ready(options.device):
+        return 2
     document, spent = Document(options.out, options), 0
     document.save()
     with tempfile.TemporaryDirectory() as folder:

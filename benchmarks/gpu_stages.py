@@ -34,6 +34,7 @@ from train import Bench, flops, matrix_rate, rounds, write_images
 
 import collapse
 from collapse import InputError
+from collapse.arguments import device_of
 from collapse.data.batches import pixel_batches
 from collapse.data.images import Images
 from collapse.data.labelled import Labelled, of_arrays, open_data
@@ -56,7 +57,7 @@ Say = Callable[[str, Any], None]
 NAMES = {
     "none": "no projector", "directclr": "DirectCLR", "linear": "linear projector", "mlp": "2-layer projector",
 }  # fmt: skip
-RELAXING = 0.2  # share of table1's time that its relaxations have
+RELAXING = 0.3  # share of table1's time that its relaxations have
 STEPS = 4000  # of a relaxation, at most, and a quarter more: 20 s on an H200, which waits for its host
 
 
@@ -455,6 +456,15 @@ def draw_rates(ax: Any, known: dict[str, Any]) -> None:
     bars = ax.barh(list(there)[::-1], list(there.values())[::-1], color="0.6")
     ax.bar_label(bars, [f"{rate:,.0f}" for rate in list(there.values())[::-1]], padding=2)
     ax.set(xlabel="images a second", title="ResNet-50, 224 px", xlim=(0, 1.25 * max(there.values(), default=1)))
+
+
+def require(device: str) -> None:
+    """End the process, with a line, if the device is absent."""
+    try:
+        device_of(device)
+    except InputError as error:
+        print(f"gpu.py: {error}; --tiny --device cpu rehearses without one", file=sys.stderr)
+        sys.exit(2)
 
 
 STAGES = (card, correct, table1, trainer224, spectrum, extract, figures)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import scripted
 
@@ -86,3 +87,22 @@ def test_a_stage_that_fails_or_hangs_costs_only_its_own_time(tmp_path, packed):
     assert document["stages"]["table1"]["status"].startswith("ended at its limit")
     assert document["stages"]["table1"]["seconds"] < 30
     assert not any("/" in line for line in document["stages"]["table1"]["said"] if line.startswith("  File"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--tiny", "--device", "cpu", "--data", "nowhere.xz"), "gpu.py: error: --data: nowhere.xz is not there"),
+        (("--tiny", "--device", "cpu", "--only", "tabel1"), "--only: tabel1 is not one of card"),
+        (("--only", "card"), "gpu.py: device=cuda: there are 0 CUDA devices here; --tiny --device cpu rehearses"),
+        (("--only", "card", "--device", "tpu"), "gpu.py: device= is 'tpu', expected auto"),
+    ],
+)
+def test_bad_input_is_said_before_anything_runs(tmp_path, flags, said):
+    if "CUDA" in said and torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    ran = scripted(ROOT / "benchmarks/gpu.py", *flags, "--out", tmp_path / "gpu.json", seconds=300)
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "gpu.json").exists()
