@@ -9,8 +9,9 @@ Stages, in this order (gpu_stages.py):
     card        versions, memory, rates of copies and products
     correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods,
                 the monitor, which must not wait; a resumed run to the bit; compiled against eager
-    table1      ResNet-18, 3 x 3 stem, CIFAR-10, LARS, the paper's views: heads none, mlp, directclr, linear at
-                temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra; relaxed last maps
+    table1      ResNet-18, or --arch resnet50, 3 x 3 stem, CIFAR-10, LARS, the paper's views: heads none, mlp,
+                directclr, linear at temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra;
+                relaxed last maps
     trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
                 row, the same on tensors in memory, bare passes, kernels, eager, a budget of memory
     spectrum    products and eigenvalues at d = 512, 2048, 8192
@@ -138,6 +139,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SHARES), help=f"stages, of {','.join(SHARES)}")
     parser.add_argument("--seconds", type=float, default=520, help="for all stages together")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arch", default="resnet18", choices=("resnet18", "resnet50"), help="of table1")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="every line, on networks and images of no size")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))

@@ -132,8 +132,8 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     views = {"scale": (0.08, 1.0), "blur": (1.0, 0.1), "solarize": (0.0, 0.2)}  # the paper's, as the study's *-paper-*
     recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **views, **size}
     runs = [(t, head) for t in (0.1, 0.5) for head in ("none", "mlp", "directclr", "linear")]
-    base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, **recipe)
-    seed = f", seed {options.seed}"
+    base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, arch=options.arch, **recipe)
+    seed = f", seed {options.seed}" + ("" if options.arch == "resnet18" else f", {options.arch}")
     say("decode_seconds", time.monotonic() - began)
     epoch = epoch_seconds(base, data, options, say)
     since = time.monotonic()
