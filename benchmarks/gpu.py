@@ -41,7 +41,7 @@ from collapse.results import provenance, save_text, to_json
 
 BEGAN = time.monotonic()
 SCHEMA = 2
-FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\":]+/)+")  # of this machine, which are nobody's business
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\":]+/)+")  # of this machine; what a stage says is kept without them
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
     "card": 20, "correct": 55, "table1": 235, "trainer224": 140, "spectrum": 25, "extract": 35, "figures": 10,

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from gpu_correct import TINY, correct
 from PIL import Image
-from scipy import stats
 from spectrum_gpu import CASES, measure, seconds
 from torch import Tensor
 from train import Bench, flops, matrix_rate, rounds, write_images
@@ -44,7 +43,6 @@ from collapse.encoders.passes import embed, features
 from collapse.models.backbones import make_backbone
 from collapse.models.encoder import Encoder
 from collapse.recipes.config import Config, make_config
-from collapse.recipes.views import uniforms
 from collapse.results import strict
 from collapse.training import relaxation
 from collapse.training.network import Network
@@ -137,7 +135,9 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     say("decode_seconds", time.monotonic() - began)
     epoch = epoch_seconds(base, data, options, say)
     since = time.monotonic()
-    say(f"untrained{seed}", evaluate(Network(base, 0), data, val, options))
+    net = Network(base, 0)
+    untrained = Encoder(net.backbone, net.projector, base.preprocessing(), {}).to(options.device).eval()
+    say(f"untrained{seed}", evaluate(untrained, data, val, options))
     evaluation = time.monotonic() - since  # more than a later one takes, whose kernels are known
     say("online_seconds", online(base, data, val, options))
     left = options.seconds - (time.monotonic() - began) - len(runs) * evaluation
@@ -149,10 +149,12 @@ def table1(options: argparse.Namespace, say: Say) -> None:
         for temperature, head in runs:
             method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
             config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
-            net, found = table1_run(config, data, val, options)
+            trained, found = table1_run(config, data, val, options)
             say(f"{head}, temperature {temperature}{seed}", found)
             if head == "mlp":
-                np.save(Path(folder) / f"{temperature}.npy", representations(net, config, data, options))
+                images, views_ = (32, 3) if options.tiny else (5000, 8)
+                rows = relaxation.represented(trained, config, data, images, views_, options.device)
+                np.save(Path(folder) / f"{temperature}.npy", rows)
         cells = [(temperature, head) for temperature in (0.5, 0.1) for head in relaxation.HEADS]
         # A step is launched in 4 ms and done in less: processes side by side.
         with ProcessPoolExecutor(2 if options.tiny else len(cells), multiprocessing.get_context("spawn")) as pool:
@@ -199,10 +201,8 @@ def table1_run(
     return net, {**found, **times, "losses": [line["epoch_loss"] for line in lines]}
 
 
-def evaluate(net: Any, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
+def evaluate(net: Encoder, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
     """Probe and nearest neighbours with their intervals, spectra of representation and embedding."""
-    if isinstance(net, Network):  # before any training
-        net = Encoder(net.backbone, net.projector, net.config.preprocessing(), {}).to(options.device).eval()
     rows = [torch.from_numpy(_features(net, part, options)).to(options.device) for part in (data, val)]
     with torch.no_grad():
         z = rows[1] if net.projector is None else net.projector(rows[1])
@@ -216,21 +216,6 @@ def evaluate(net: Any, data: Labelled, val: Labelled, options: argparse.Namespac
     return {**found, **about}
 
 
-def representations(net: Encoder, config: Config, data: Labelled, options: argparse.Namespace) -> np.ndarray:
-    """(n, views, d) of augmented views, as in training, of images of all classes."""
-    images, count = (32, 3) if options.tiny else (5000, 8)
-    chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
-    augmentation, found = config.augmentation(0), []
-    with torch.inference_mode():
-        for start, pixels in zip(range(0, images, 500), chosen.batches(net.preprocess, 500, 0), strict=True):
-            x, indices, views = pixels.to(options.device), np.arange(start, start + len(pixels)), []
-            for view in range(count):
-                u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
-                views.append(net(net.preprocess.standardise(augmentation.masked(augmentation.crop(x, u), u))).cpu())
-            found.append(torch.stack(views, 1))
-    return torch.cat(found).numpy()
-
-
 def relaxed(folder: Path, temperature: float, head: str, options: argparse.Namespace) -> dict[str, Any]:
     """Predict, relax and measure, from the views in TEMPERATURE.npy; as experiments/networks/relaxation.py."""
     torch.set_num_threads(1)
@@ -239,12 +224,10 @@ def relaxed(folder: Path, temperature: float, head: str, options: argparse.Names
     shares, predicted = moving.predicted()
     first, limit = (2, 4) if options.tiny else (250, STEPS)
     state, moved, taken = relaxation.relax(moving, first, limit)
-    alive = shares > 0
     return {
         "steps": state.step, "seconds": taken, "moved": moved, "drift": state.drift,
         "measured": state.living(), "predicted": predicted,
-        "spearman": float(stats.spearmanr(state.shares[alive], shares[alive]).statistic),
-        "held": float(state.shares[~alive].sum()),
+        **relaxation.agreement(state.shares, shares),
         "representation": {"singular_values": state.r.singular_values},
         "embedding": {"singular_values": state.z.singular_values},
     }  # fmt: skip
@@ -417,8 +400,8 @@ def draw_spectra(ax: Any, known: dict[str, Any], temperature: float, seed: int) 
             values = values[values > 1e-7 * values[0]] / values[0]
             color, dashes = plots.HEAD_COLORS.get(name, "0.6"), plots.HEAD_DASHES.get(name, "-")
             ax.plot(np.arange(1, len(values) + 1), np.log(values), color=color, ls=dashes, label=name)
-    ax.set(xlabel="index of the singular value", ylabel="ln of it over the largest", ylim=(-14, 0.5))
-    ax.set_title(rf"representation, $\tau = {temperature}$")
+    ax.set(xlabel="index of the singular value", ylabel="ln (value over the largest)", ylim=(-14, 0.5))
+    ax.set_title(rf"CIFAR-10, representation, $\tau = {temperature}$")
     if temperature == 0.5:
         ax.legend()
 
@@ -432,11 +415,12 @@ def draw_accuracies(ax: Any, known: dict[str, Any], seed: int) -> None:
             run = known.get(f"table1/{head}, temperature {temperature}, seed {seed}")
             if run:
                 top, (low, high) = (100 * np.array(run["probe"][of]) for of in ("top1", "top1_interval"))
-                label = rf"$\tau = {temperature}$" if head == "none" else None
                 how: dict[str, Any] = {"fmt": marker, "color": plots.HEAD_COLORS[name], "markersize": 4}
-                ax.errorbar(place + offset, top, [[top - low], [high - top]], label=label, **how)
+                ax.errorbar(place + offset, top, [[top - low], [high - top]], **how)
+    for temperature, marker in ((0.1, "o"), (0.5, "s")):
+        ax.plot([], [], marker, color="0.3", markersize=4, label=rf"$\tau = {temperature}$")
     ax.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES.values()])
-    ax.set(ylabel="probe, % of the test images", title="accuracy")
+    ax.set(ylabel="probe, % of the test images", title="CIFAR-10, accuracy")
     ax.legend()
 
 
@@ -444,17 +428,18 @@ def draw_rates(ax: Any, known: dict[str, Any]) -> None:
     """Images a second, of training and of extraction."""
     row = known.get("trainer224/rounds", {}).get("images_per_second", {})
     rates = {
-        "training: eager step": known.get("trainer224/eager", {}).get("images_per_second"),
-        "compiled step": row.get("synthetic", [None])[0],
-        "bare passes": row.get("bare", [None])[0],
-        "from JPEGs": known.get("trainer224/images_per_second_in_a_row"),
-        "embedding: float32": known.get("extract/float32", {}).get("images_per_second"),
-        "bf16": known.get("extract/bf16", {}).get("images_per_second"),
-        "bf16 from JPEGs": known.get("extract/files", {}).get("images_per_second"),
+        "step, eager": known.get("trainer224/eager", {}).get("images_per_second"),
+        "step, compiled": row.get("synthetic", [None])[0],
+        "bare, compiled": row.get("bare", [None])[0],
+        "train JPEGs": known.get("trainer224/images_per_second_in_a_row"),
+        "embed, float32": known.get("extract/float32", {}).get("images_per_second"),
+        "embed, bf16": known.get("extract/bf16", {}).get("images_per_second"),
+        "embed JPEGs": known.get("extract/files", {}).get("images_per_second"),
     }
     there = {name: rate for name, rate in rates.items() if rate}
     bars = ax.barh(list(there)[::-1], list(there.values())[::-1], color="0.6")
     ax.bar_label(bars, [f"{rate:,.0f}" for rate in list(there.values())[::-1]], padding=2)
+    ax.locator_params("x", nbins=4)
     ax.set(xlabel="images a second", title="ResNet-50, 224 px", xlim=(0, 1.25 * max(there.values(), default=1)))
 
 

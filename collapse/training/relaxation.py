@@ -20,12 +20,16 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
 from collapse import InputError, theory
 from collapse.arguments import choice
+from collapse.data.labelled import Labelled
 from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.heads import Subvector, default_dim, make_head
+from collapse.recipes.config import Config
+from collapse.recipes.views import uniforms
 from collapse.spectra import Spectrum
 from collapse.spectra.measure import spectrum
 from collapse.training.losses import contrastive_loss
@@ -105,6 +109,40 @@ class State:
                  for name, s in (("r", self.r), ("z", self.z))]  # fmt: skip
         counts = [abs(a - b) / width for now, then, width in pairs for a, b in zip(now, then, strict=True)]
         return max(*counts, float(np.abs(self.shares - before.shares).sum() / 2))
+
+
+def represented(
+    net: nn.Module, config: Config, data: Labelled, images: int, views: int, device: str = "cpu", workers: int = 0
+) -> NDArray[np.float64]:
+    """(images, views, d) representations of views augmented as in training, of images drawn from all classes.
+
+    net: (n, 3, h, w) -> (n, d), taken to the device and to eval mode.  images: at most as many as data has.
+
+    Raises InputError: an image cannot be read.
+    """
+    augmentation, preprocess = config.augmentation(0), config.preprocessing()
+    chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
+    found: list[list[NDArray]] = [[] for _ in range(views)]
+    start, net = 0, net.eval().to(device)
+    with torch.inference_mode():
+        for pixels in chosen.batches(preprocess, 250, workers):
+            indices = np.arange(start, start + len(pixels))
+            start += len(pixels)
+            for view in range(views):
+                u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
+                x = preprocess.standardise(augmentation(pixels.to(device), u))
+                found[view].append(net(x).cpu().numpy())
+    return np.stack([np.concatenate(one) for one in found], axis=1).astype(np.float64)
+
+
+def agreement(shares: NDArray, predicted: NDArray) -> dict[str, float]:
+    """How shares of modes (k,) agree with those predicted (k,), zero where a mode dies.
+
+    spearman: rank correlation of those predicted to live.  held: what the others hold.
+    """
+    alive = predicted > 0
+    spearman = float(stats.spearmanr(shares[alive], predicted[alive]).statistic)
+    return {"spearman": spearman, "held": float(shares[~alive].sum())}
 
 
 def living(values: NDArray, floor: float) -> list[int]:

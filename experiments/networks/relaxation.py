@@ -31,13 +31,12 @@ from typing import Any
 import numpy as np
 import study
 import torch
-from scipy import stats
 
 from collapse import InputError, plots
 from collapse.data.labelled import open_data
 from collapse.experiment import Arrays, Meta, main
 from collapse.results import load_result, save_result
-from collapse.training.relaxation import HEADS, Relaxation, State, Views, living, relax
+from collapse.training.relaxation import HEADS, Relaxation, State, Views, agreement, living, relax, represented
 
 RUNS = Path("runs") / "relaxation"
 TRUNKS = {"trained": "mlp", "start": "start"}
@@ -62,7 +61,7 @@ def views_of(trunk: str, seed: int, source: str) -> Views:
         config = replace(study.plan(study.PRESET)["mlp-s0"], seed=seed)
         data = open_data(source, "train")
         data = data.subset(np.sort(np.random.default_rng([seed, 7]).permutation(len(data))[:IMAGES]))
-        found = study.augmented(study.encoders()[TRUNKS[trunk]], config, data, IMAGES, "cpu", 0, VIEWS)
+        found = represented(study.encoders()[TRUNKS[trunk]], config, data, IMAGES, VIEWS)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_result(path, {"images": IMAGES}, views=found.astype(np.float32))
     return Views(load_result(path)[1]["views"])
@@ -98,9 +97,7 @@ def judged(meta: Meta, arrays: Arrays) -> Meta:
     cell["measured"] = {of: living(arrays[of], cell["floors"][of]) for of in ("r", "z")}
     pairs = {of: zip(cell["measured"][of], cell["predicted"][of], strict=True) for of in ("r", "z")}
     cell["error"] = {of: [abs(a - b) / len(arrays[of]) for a, b in both] for of, both in pairs.items()}
-    alive = arrays["predicted"] > 0
-    cell["spearman"] = float(stats.spearmanr(arrays["shares"][alive], arrays["predicted"][alive]).statistic)
-    return cell | {"held": float(arrays["shares"][~alive].sum())}
+    return cell | agreement(arrays["shares"], arrays["predicted"])
 
 
 def orders(cells: list[Meta]) -> list[Meta]:
@@ -175,8 +172,10 @@ def draw(meta: Meta, arrays: Arrays) -> Any:
         for marker, k in (("o", 0), ("^", 1)):
             found = [[cell[of]["z"][k] for cell in cells] for of in ("predicted", "measured")]
             label = study.LABELS[head] if k == 0 else None
+            shift = 0.94 + 0.04 * list(HEADS).index(head)
             ax.plot(
-                *found,
+                shift * np.array(found[0]),
+                found[1],
                 marker,
                 color=plots.HEAD_COLORS[study.LABELS[head]],
                 markerfacecolor=("none" if k else None),

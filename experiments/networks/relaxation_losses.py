@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import study
 import torch
 from linear_digits import BankViews, gaussian_like, moments
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from collapse.experiment import Arrays, Meta, main
 from collapse.recipes.config import make_config
 from collapse.results import Tolerance, r_squared, r_squared_change
 from collapse.theory import Descent, barlow_twins_loss, loss_gradient, matrix_flow, sgd, vicreg_loss
+from collapse.training.relaxation import represented
 from collapse.training.state import Options
 from collapse.training.train import train
 
@@ -55,7 +55,7 @@ def representations(method: str, seed: int) -> NDArray:
         for _ in train(Path(folder), config, data, options=Options(spectrum_every=0, knn_every=0)):
             pass
         net = load(Path(folder) / "encoder.safetensors")
-        found = study.augmented(net, config, data, len(data), "cpu", 0, VERSIONS)
+        found = represented(net, config, data, len(data), VERSIONS)
     found -= found.mean((0, 1))
     vectors = np.linalg.eigh(moments(found))[1][:, ::-1][:, :DIM]
     found = found @ vectors

@@ -56,10 +56,10 @@ from collapse.metrics.attribution import signal_and_augmentation
 from collapse.models.encoder import Encoder
 from collapse.models.heads import Subvector
 from collapse.recipes.config import Config, make_config
-from collapse.recipes.views import uniforms
 from collapse.results import save_result
 from collapse.spectra.measure import spectrum
 from collapse.training.network import Network, resolve, save_encoder
+from collapse.training.relaxation import represented
 from collapse.training.run import Signals
 from collapse.training.train import Options, train
 
@@ -307,7 +307,7 @@ def mechanisms(
     net: Encoder, folder: Path, config: Config, test_set: Labelled, device: str, workers: int
 ) -> tuple[Meta, Arrays]:
     """Signal and augmentation of the test images; where the head is linear, what becomes of them over the epochs."""
-    views = augmented(net, config, test_set, SEEN, device, workers)
+    views = represented(net, config, test_set, SEEN, VIEWS, device, workers)
     meta, arrays = signal_of(views)
     if config.head in ("none", "linear", "lowrank", "orthogonal"):
         arrays |= modes_of(views, product(net.projector, views.shape[-1])[-1])
@@ -315,25 +315,6 @@ def mechanisms(
     if kept and config.head in ("none", "linear"):
         arrays |= over_time(kept, config, test_set, device, workers)
     return meta, arrays
-
-
-def augmented(
-    net: nn.Module, config: Config, data: Labelled, images: int, device: str, workers: int, views: int = VIEWS
-) -> NDArray:
-    """(images, views, d) representations of augmented views, as in training, of images drawn from all classes."""
-    augmentation, preprocess = config.augmentation(0), config.preprocessing()
-    chosen = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[:images]))
-    found: list[list[NDArray]] = [[] for _ in range(views)]
-    start = 0
-    with torch.inference_mode():
-        for pixels in chosen.batches(preprocess, 250, workers):
-            indices = np.arange(start, start + len(pixels))
-            start += len(pixels)
-            for view in range(views):
-                u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
-                x = preprocess.standardise(augmentation(pixels.to(device), u))
-                found[view].append(net.eval().to(device)(x).cpu().numpy())
-    return np.stack([np.concatenate(one) for one in found], axis=1).astype(np.float64)
 
 
 def covariances(views: NDArray) -> tuple[NDArray, NDArray]:
@@ -391,7 +372,7 @@ def over_time(kept: list[Path], config: Config, data: Labelled, device: str, wor
     }
     for path in kept:
         net = load(path, config)
-        views = augmented(net, config, data, 2 * config.batch_size, device, workers)
+        views = represented(net, config, data, 2 * config.batch_size, VIEWS, device, workers)
         *layers, W = product(net.projector, views.shape[-1])
         X = theory.gram_difference(views[:, 0], views[:, 1], W, "cosine", config.temperature)
         right = np.linalg.svd(W)[2]

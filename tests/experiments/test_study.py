@@ -34,6 +34,7 @@ from collapse.models.heads import make_head
 from collapse.recipes.config import make_config
 from collapse.results import load_result
 from collapse.training.network import Network, save_encoder
+from collapse.training.relaxation import represented
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STUDY = EXPERIMENTS / "networks/study.py"
@@ -224,7 +225,7 @@ def test_the_signal_is_that_of_all_classes():
     pixels = torch.from_numpy(labels.astype(np.uint8) * 20)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
     config = make_config("digits", jitter=0.0, grayscale=0.0)
     net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
-    views = study.augmented(net, config, of_arrays(pixels, labels), 60, "cpu", 0)
+    views = represented(net, config, of_arrays(pixels, labels), 60, study.VIEWS)
     assert views.shape == (60, study.VIEWS, 3)
     assert len(np.unique(views[:, 0, 0].round(3))) == 10
 

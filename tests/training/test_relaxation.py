@@ -10,9 +10,13 @@ import summary
 import torch
 
 from collapse import InputError
+from collapse.data.labelled import of_arrays
 from collapse.models.heads import make_head
+from collapse.recipes.config import make_config
+from collapse.recipes.views import uniforms
 from collapse.results import load_result
-from collapse.training.relaxation import Relaxation, Views, living, relax
+from collapse.training.network import Network
+from collapse.training.relaxation import Relaxation, Views, agreement, living, relax, represented
 
 DIM, TEMPERATURE = 12, 0.5
 RHO = np.array([0.95, 0.93, 0.9, 0.88, 0.86, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.02])
@@ -97,6 +101,26 @@ def test_equal_seeds_give_equal_weights(views):
         run.step()
     assert torch.equal(runs[0].W, runs[1].W)
     assert not torch.equal(runs[0].W, runs[2].W)
+
+
+def test_shares_are_compared_where_theory_lets_live_and_what_the_dead_hold_is_told():
+    found = agreement(np.array([0.3, 0.5, 0.1, 0.06, 0.04]), np.array([0.6, 0.3, 0.1, 0, 0]))
+    assert found["spearman"] == pytest.approx(0.5)
+    assert found["held"] == pytest.approx(0.1)
+
+
+def test_views_are_those_of_training_each_image_its_own_over_batches_too():
+    config = make_config("cifar10", blocks=(1,), planes=(8,), blur=(1.0, 0.1))
+    pixels = torch.randint(0, 256, (260, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    net = Network(config, 10).backbone
+    found = represented(net, config, of_arrays(pixels, np.arange(260) % 10), 260, 2)
+    assert found.shape == (260, 2, 8)
+    augmentation = config.augmentation(0)
+    for image, view in ((3, 0), (255, 0), (255, 1)):  # the second batch begins at 250
+        u = uniforms(config.seed + 1, 0, np.array([image]), view, augmentation.DRAWS)
+        x = config.preprocessing().standardise(augmentation(pixels[image : image + 1], u))
+        with torch.no_grad():
+            np.testing.assert_allclose(found[image, view], net(x)[0].numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_what_counts_as_living():
