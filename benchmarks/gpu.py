@@ -13,7 +13,8 @@ Stages, in this order (gpu_stages.py):
                 directclr, linear at temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra;
                 relaxed last maps
     trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
-                row, the same on tensors in memory, bare passes, kernels, eager, a budget of memory
+                row, the same on tensors in memory, bare passes, kernels, eager
+    budget      the step of trainer224 on tensors in memory with a budget of memory
     spectrum    products and eigenvalues at d = 512, 2048, 8192
     extract     embeddings of a ResNet-50 against its bare forward pass, float32 and bf16, and from JPEGs
     figures     spectra and accuracies of the heads, rates: one figure
@@ -44,7 +45,8 @@ SCHEMA = 2
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\":]+/)+")  # of this machine; what a stage says is kept without them
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
-    "card": 20, "correct": 55, "table1": 235, "trainer224": 140, "spectrum": 25, "extract": 35, "figures": 10,
+    "card": 20, "correct": 50, "table1": 220, "trainer224": 110, "budget": 60, "spectrum": 15, "extract": 35,
+    "figures": 10,
 }  # fmt: skip
 
 
@@ -140,6 +142,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=520, help="for all stages together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arch", default="resnet18", choices=("resnet18", "resnet50"), help="of table1")
+    parser.add_argument("--epochs", type=int, help="of table1; default as many as fit")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="every line, on networks and images of no size")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
@@ -149,6 +152,8 @@ def main() -> int:
     unknown = sorted(set(options.only.split(",")) - SHARES.keys())
     if unknown:
         parser.error(f"--only: {unknown[0]} is not one of {', '.join(SHARES)}")
+    if options.epochs is not None and options.epochs < 2:
+        parser.error(f"--epochs: {options.epochs} is too few; give 2 or more, for the first warms up")
     if options.data is None and "table1" in names:
         print("table1: left out, for there is no --data", flush=True)
         names.remove("table1")

@@ -19,7 +19,7 @@ from collapse.models.backbones import make_backbone
 from collapse.models.heads import HEADS
 from collapse.monitor import Monitor
 from collapse.recipes.config import Config, make_config
-from collapse.recipes.views import Augmentation, uniforms
+from collapse.recipes.views import Augmentation, to_device, uniforms
 from collapse.spectra.covariance import Covariance
 from collapse.training import parallel, relaxation
 from collapse.training.loader import BatchOrder, batches
@@ -75,7 +75,7 @@ def views_error(options: argparse.Namespace) -> float:
     augmentation = Augmentation(32, blur=0.5, solarize=0.3, degrees=10)
     for epoch in range(3):
         u = uniforms(options.seed, epoch, np.arange(len(images)), 0, augmentation.DRAWS)
-        ours = augmentation.masked(augmentation.crop(images.to(options.device), u), u)
+        ours = augmentation.masked(augmentation.crop(images.to(options.device), u), u.to(options.device))
         worst = max(worst, float((ours.cpu() - augmentation(images, u)).abs().max()))
     return worst
 
@@ -166,7 +166,7 @@ def step_waits(options: argparse.Namespace) -> float:
     for step in range(12):
         with unwaited(options.device if step > 3 else "cpu"):
             batch, pair = next(views)
-            training.run_step(pair, labels[torch.from_numpy(batch.images)].to(options.device, non_blocking=True))
+            training.run_step(pair, to_device(labels[torch.from_numpy(batch.images)], options.device))
     training.read()
     return float(not np.isfinite(training.window).all())
 

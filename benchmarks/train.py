@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from collapse.data.labelled import Labelled, of_arrays, open_data
 from collapse.recipes.config import Config, make_config
+from collapse.recipes.views import to_device
 from collapse.results import provenance, save_text, to_json
 from collapse.training.loader import BatchOrder, batches
 from collapse.training.loop import ahead
@@ -121,7 +122,7 @@ class Bench:
         return iter(ahead(loader, self.training.views, self.device))
 
     def _labels(self, batch: Any) -> Tensor:
-        return self.labels[torch.from_numpy(batch.images)].to(self.device, non_blocking=True)
+        return to_device(self.labels[torch.from_numpy(batch.images)], self.device)
 
     def train(self) -> None:
         batch, views = next(self.source)

@@ -35,6 +35,11 @@ def uniforms(seed: int, epoch: int, images: NDArray, view: int, count: int) -> T
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24))
 
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """x, on the host, on a device; to CUDA by pinned memory, for from any other a copy over 64 KiB waits its turn."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """One random view of an image: the operations and their order are those of the paper's trainer (torchvision's).
@@ -69,7 +74,7 @@ class Augmentation:
         Images of one channel too, if saturation and hue are 0.
         """
         x = self.crop(images, u)
-        return self.colour(x, u) if x.device.type == "cpu" else self.masked(x, u)
+        return self.colour(x, u) if x.device.type == "cpu" else self.masked(x, to_device(u, x.device))
 
     def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
         """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
@@ -101,8 +106,8 @@ class Augmentation:
         height, width = images.shape[-2:]
         # Draws stay on the host: what they decide costs no synchronisation with the device.
         boxes = self.boxes(u, torch.tensor([[height, width]])).float()
-        top, left, h, w = boxes.to(x.device, non_blocking=True).unbind(1)
-        mirror = (u[:, 22] < self.flip).to(x.device, non_blocking=True)
+        top, left, h, w = to_device(boxes, x.device).unbind(1)
+        mirror = to_device(u[:, 22] < self.flip, x.device)
         rows = _resampling(top, h, self.size or height, height)
         columns = _resampling(left, w, self.size or width, width)
         columns = torch.where(mirror[:, None, None], columns.flip(1), columns)
@@ -124,7 +129,7 @@ class Augmentation:
     def _rotate(self, x: Tensor, u: Tensor) -> Tensor:
         angle = math.radians(self.degrees) * (2 * u[:, 23] - 1)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        maps = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x.device)
+        maps = to_device(torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3), x.device)
         grid = F.affine_grid(maps, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
@@ -139,9 +144,10 @@ class Augmentation:
     def masked(self, x: Tensor, u: Tensor) -> Tensor:
         """As `colour`, to the bit, of (n, 3, h, w): every change is made in all rows, and each row takes its own.
 
-        Nothing depends on what is drawn but numbers, so that it compiles to a few kernels and waits for nothing.
+        u: (n, DRAWS), on the device of x.  Nothing depends on what is drawn but numbers, so that it compiles to a few
+        kernels and waits for nothing.
         """
-        return self._colour(x, u.to(x.device, non_blocking=True), _mask)
+        return self._colour(x, u, _mask)
 
     def _colour(self, x: Tensor, u: Tensor, where: Callable[..., Tensor]) -> Tensor:
         if self.jitter:

@@ -22,7 +22,7 @@ from collapse.data.labelled import Labelled
 from collapse.data.preprocessing import Preprocessing, rgb
 from collapse.data.sources import Pixels, open_next
 from collapse.moved import renamed
-from collapse.recipes.views import Augmentation, uniforms
+from collapse.recipes.views import Augmentation, to_device, uniforms
 
 AHEAD = 2 << 30  # bytes of crops that workers may have ready
 
@@ -152,7 +152,7 @@ def batches(
         for epoch, chosen in plan.batches(first):
             images = data.images.stands[chosen]
             unreadable = [data.images.unreadable[i] for i in chosen.tolist() if i in data.images.unreadable]
-            yield Batch(epoch, images, pixels[torch.from_numpy(images).to(device, non_blocking=True)], unreadable)
+            yield Batch(epoch, images, pixels[to_device(torch.from_numpy(images), device)], unreadable)
         return
     size = max(a.size or 0 for a in augmentations)
     waiting = AHEAD // max(1, workers * plan.batch_size // plan.world * len(augmentations) * 3 * size**2)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from collapse.data.labelled import Labelled
 from collapse.encoders import processes
+from collapse.recipes.views import to_device
 from collapse.spectra import Spectrum
 from collapse.training.board import Board
 from collapse.training.loader import Batch, Unreadable, batches
@@ -108,7 +109,7 @@ class Loop:
         self._keep()
         for batch, views in self._timed(ahead(loader, training.views, training.device)):
             self.unreadable.note(batch.unreadable)
-            training.run_step(views, labels[torch.from_numpy(batch.images)].to(training.device, non_blocking=True))
+            training.run_step(views, to_device(labels[torch.from_numpy(batch.images)], training.device))
             self._beat()
             step = training.step
             ends, last = step % per_epoch == 0, step == training.config.epochs * per_epoch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from collapse import InputError
 from collapse.encoders import processes
 from collapse.recipes.config import Config
-from collapse.recipes.views import Augmentation, uniforms
+from collapse.recipes.views import Augmentation, to_device, uniforms
 from collapse.training import parallel
 from collapse.training.loader import Batch, BatchOrder
 from collapse.training.network import Network, backward, finite, recompute_blocks
@@ -164,7 +164,7 @@ class Training:
         for view, augmentation in enumerate(self.augmentations):
             u = uniforms(self.config.seed, batch.epoch, batch.images, view, augmentation.DRAWS)
             x = pixels[:, view].float() / 255 if pixels.ndim == 5 else augmentation.crop(pixels, u)
-            x = self.preprocess.standardise(self.colours[view](x, u))
+            x = self.preprocess.standardise(self.colours[view](x, to_device(u, self.device)))
             made.append(x.contiguous(memory_format=torch.channels_last))
         return made[0], made[1]
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from collapse import arguments
 from collapse.commands import shared
 from collapse.data import batches
+from collapse.data.labelled import of_arrays
 from collapse.encoders import processes
 from collapse.encoders.networks import How
 from collapse.models.backbones import make_backbone
@@ -27,6 +28,7 @@ from collapse.recipes.config import make_config
 from collapse.recipes.views import Augmentation, uniforms
 from collapse.training import loop, parallel
 from collapse.training.loader import Batch, BatchOrder
+from collapse.training.loader import batches as batches_of
 from collapse.training.loop import Ask, ahead
 from collapse.training.network import memory_estimate
 from collapse.training.state import Options, Training
@@ -114,14 +116,39 @@ def test_masked_colours_are_the_gathered_ones_to_the_bit(size, grayscale):
         assert torch.equal(augmentation.masked(images, u), augmentation.colour(images.clone(), u))
 
 
-def test_colours_wait_for_nothing_and_their_choices_travel_at_once():
-    """Operations on the device, and copies to it, of a whole colour chain; on a fake device, which cannot be read."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
+class Sent(Count):
+    """Counts operations, and the copies to a device: from pinned memory, and from any other, which may wait."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.pinned, self.copies = [], {"pinned": 0, "other": 0}
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: self.pinned.append(x) or x)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = super().__torch_dispatch__(function, types, args, kwargs)
+        moved = isinstance(made, torch.Tensor) and made.device.type == "cuda" and len(args) > 0
+        if moved and isinstance(args[0], torch.Tensor) and args[0].device.type == "cpu" and args[0].ndim:
+            self.copies["pinned" if any(args[0] is x for x in self.pinned) else "other"] += 1
+        return made
+
+
+def test_views_wait_for_nothing_and_their_choices_travel_at_once(monkeypatch):
+    """Operations on the device, and copies to it, of a whole view; on a fake device, which cannot be read."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Sent(monkeypatch) as sent:
         x = torch.empty(16, 3, 24, 24, device="cuda")
-        made = Augmentation(24, blur=0.5, solarize=0.3).masked(x, torch.rand(16, Augmentation.DRAWS))
+        made = Augmentation(24, blur=0.5, solarize=0.3, degrees=10.0)(x, torch.rand(16, Augmentation.DRAWS))
     assert made.device.type == "cuda"
-    assert count.seen["aten._to_copy"] <= 3
-    assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & count.seen.keys()
+    assert sent.copies == {"pinned": 4, "other": 0}  # crops, mirrored or not, rotations, colours
+    assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & sent.seen.keys()
+
+
+def test_a_batch_of_a_set_in_memory_is_chosen_without_a_wait(monkeypatch):
+    data = of_arrays(torch.zeros(64, 3, 8, 8, dtype=torch.uint8), np.arange(64) % 2)
+    with FakeTensorMode(allow_non_fake_inputs=True), Sent(monkeypatch) as sent:
+        source = batches_of(data, BatchOrder(64, 16, 2, 0), (), 0, 0, "cuda")
+        chosen = [next(source).pixels for _ in range(3)]
+    assert [pixels.device.type for pixels in chosen] == ["cuda"] * 3
+    assert sent.copies == {"pinned": 3, "other": 1}  # the whole set travels once
 
 
 def test_a_change_that_is_never_drawn_is_not_computed():
