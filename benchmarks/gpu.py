@@ -10,8 +10,9 @@ Stages, in this order (gpu_stages.py):
     correct     CPU against the device: views, losses and gradients of all heads, optimisers, spectra by both methods,
                 the monitor, which must not wait; a resumed run to the bit; compiled against eager
     table1      ResNet-18, or --arch resnet50, 3 x 3 stem, CIFAR-10, LARS, the paper's views: heads none, mlp,
-                directclr, linear at temperature 0.1 and 0.5; probe and nearest neighbours with intervals, spectra;
-                relaxed last maps
+                directclr, linear at --temperatures; probe and nearest neighbours with intervals, spectra
+    relaxed     a last map behind the trunks that table1 has left in --trunks, alone, beside the prediction
+    trainer32   a step of table1: seconds of its parts, kernels
     trainer224  ResNet-50 at 224 px from photographs, if imagenet-100-samples.zip lies beside --data: 120 steps in a
                 row, the same on tensors in memory, bare passes, kernels, eager
     budget      the step of trainer224 on tensors in memory with a budget of memory
@@ -45,9 +46,12 @@ SCHEMA = 2
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\":]+/)+")  # of this machine; what a stage says is kept without them
 # Shares of the time; what a stage leaves goes to those after it.
 SHARES = {
-    "card": 20, "correct": 50, "table1": 220, "trainer224": 110, "budget": 60, "spectrum": 15, "extract": 35,
-    "figures": 10,
+    "card": 20, "correct": 45, "table1": 155, "relaxed": 50, "trainer32": 25, "trainer224": 110, "budget": 60,
+    "spectrum": 15, "extract": 30, "figures": 10,
 }  # fmt: skip
+
+
+OF_DATA = ("table1", "relaxed", "trainer32")
 
 
 class Document:
@@ -137,11 +141,13 @@ def whole_lines(file: Any) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="CIFAR-10 in one file; without it, table1 is left out")
+    parser.add_argument("--data", type=Path, help=f"CIFAR-10 in one file, for {', '.join(OF_DATA)}")
     parser.add_argument("--only", default=",".join(SHARES), help=f"stages, of {','.join(SHARES)}")
     parser.add_argument("--seconds", type=float, default=520, help="for all stages together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arch", default="resnet18", choices=("resnet18", "resnet50"), help="of table1")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.1, 0.5], help="of table1")
+    parser.add_argument("--trunks", type=Path, default=Path("build/trunks"), help="where table1 leaves encoders")
     parser.add_argument("--epochs", type=int, help="of table1; default as many as fit")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="every line, on networks and images of no size")
@@ -154,9 +160,10 @@ def main() -> int:
         parser.error(f"--only: {unknown[0]} is not one of {', '.join(SHARES)}")
     if options.epochs is not None and options.epochs < 2:
         parser.error(f"--epochs: {options.epochs} is too few; give 2 or more, for the first warms up")
-    if options.data is None and "table1" in names:
-        print("table1: left out, for there is no --data", flush=True)
-        names.remove("table1")
+    for name in OF_DATA if options.data is None else ():
+        if name in names:
+            print(f"{name}: left out, for there is no --data", flush=True)
+            names.remove(name)
     if options.data is not None and not options.data.exists():
         parser.error(f"--data: {options.data} is not there")
     if not ready(options.device):

@@ -9,6 +9,7 @@ import lzma
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -55,7 +56,6 @@ Say = Callable[[str, Any], None]
 NAMES = {
     "none": "no projector", "directclr": "DirectCLR", "linear": "linear projector", "mlp": "2-layer projector",
 }  # fmt: skip
-RELAXING = 0.3  # share of table1's time that its relaxations have
 STEPS = 4000  # of a relaxation, at most, and a quarter more: 20 s on an H200, which waits for its host
 
 
@@ -117,23 +117,20 @@ def read_packed(path: Path) -> tuple[Labelled, Labelled]:
 def table1(options: argparse.Namespace, say: Say) -> None:
     """Table 1 in small: --epochs, or as many as fit, the same for all heads; the largest contrast comes first.
 
-    Then, of the trunks trained with two layers, a last map alone, until it stands still or the time is over.
+    Encoders trained with two layers are left in --trunks, for `relaxed`.
     """
     began = time.monotonic()
     torch.backends.cudnn.allow_tf32 = False  # training is in bf16; a spectrum sees TF32's rounding
     data, val = read_packed(options.data)
     if options.tiny:
         data, val = (part.subset(np.arange(0, len(part), -(-len(part) // 64))) for part in (data, val))
-    size = {**TINY, "precision": "float32"} if options.tiny else {}
-    batch = 32 if options.tiny else 512
-    # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
-    views = {"scale": (0.08, 1.0), "blur": (1.0, 0.1), "solarize": (0.0, 0.2)}  # the paper's, as the study's *-paper-*
-    recipe: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **views, **size}
-    runs = [(t, head) for t in (0.1, 0.5) for head in ("none", "mlp", "directclr", "linear")]
-    base = make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, arch=options.arch, **recipe)
-    seed = f", seed {options.seed}" + ("" if options.arch == "resnet18" else f", {options.arch}")
+    base, seed = recipe(options), _seed(options)
+    runs = [(t, head) for t in options.temperatures for head in ("none", "mlp", "directclr", "linear")]
     say("decode_seconds", time.monotonic() - began)
-    epoch = epoch_seconds(base, data, options, say)
+    bench = Bench(base, data, _how(options), 2 if options.tiny else 25)
+    bench.time(bench.train)
+    epoch = bench.time(bench.train) * bench.plan.per_epoch
+    del bench
     since = time.monotonic()
     net = Network(base, 0)
     untrained = Encoder(net.backbone, net.projector, base.preprocessing(), {}).to(options.device).eval()
@@ -141,41 +138,74 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     evaluation = time.monotonic() - since  # more than a later one takes, whose kernels are known
     say("online_seconds", online(base, data, val, options))
     left = options.seconds - (time.monotonic() - began) - len(runs) * evaluation
-    fit = int(left * (1 - RELAXING) / len(runs) / epoch)
+    fit = int(left / len(runs) / epoch)
     epochs = options.epochs or (2 if options.tiny else max(2, min(200, fit)))
     about = {"epochs": epochs, "epoch_seconds": epoch, "evaluation_seconds": evaluation, "images": len(data)}
     say(f"recipe{seed}", {**base.as_dict(), **about})
+    for temperature, head in runs:
+        method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
+        config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
+        kept = _trunk(options, temperature) if head == "mlp" else None
+        say(f"{head}, temperature {temperature}{seed}", table1_run(config, data, val, options, kept))
+
+
+def recipe(options: argparse.Namespace) -> Config:
+    """Of table1: the paper's views at 32 px, LARS."""
+    size = {**TINY, "precision": "float32"} if options.tiny else {}
+    batch = 32 if options.tiny else 512
+    # LARS for short schedules: 0.075 times the root of the batch (arXiv 2002.05709, appendix B.1).
+    views = {"scale": (0.08, 1.0), "blur": (1.0, 0.1), "solarize": (0.0, 0.2)}  # the paper's, as the study's *-paper-*
+    how: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6, "lr": 0.075 * batch**0.5, **views, **size}
+    return make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, arch=options.arch, **how)
+
+
+def _seed(options: argparse.Namespace) -> str:
+    return f", seed {options.seed}" + ("" if options.arch == "resnet18" else f", {options.arch}")
+
+
+def _trunk(options: argparse.Namespace, temperature: float) -> Path:
+    return options.trunks / f"{options.arch}-{temperature}-{options.seed}.safetensors"
+
+
+def trainer32(options: argparse.Namespace, say: Say) -> None:
+    """Where a step of table1 goes: seconds of its parts, the device's included, and the kernels that it launches."""
+    data, _ = read_packed(options.data)
+    bench = Bench(recipe(options), data, _how(options), 2 if options.tiny else 50)
+    for _ in range(2):
+        bench.time(bench.train)
+    parts = ("train", "synthetic", "bare", "augment")
+    say(f"step_seconds{_seed(options)}", {name: bench.time(getattr(bench, name)) for name in parts})
+    say(f"kernels{_seed(options)}", kernels(bench))
+
+
+def relaxed(options: argparse.Namespace, say: Say) -> None:
+    """Of each encoder in --trunks, and each head, a last map alone, until it stands still or the time is over.
+
+    They take a card by turns: eight processes side by side finished none in the time of four.
+    """
+    data, _ = read_packed(options.data)
+    data = data.subset(np.arange(0, len(data), -(-len(data) // 64))) if options.tiny else data
+    images, views = (32, 3) if options.tiny else (5000, 8)
+    found = [temperature for temperature in options.temperatures if _trunk(options, temperature).exists()]
+    if not found:
+        raise InputError(f"{options.trunks}: no encoder of seed {options.seed}; run table1 first")
+    side_by_side = len(os.sched_getaffinity(0)) if options.device == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:
-        for temperature, head in runs:
-            method, head_ = ("directclr", "none") if head == "directclr" else ("simclr", head)
-            config = replace(base, temperature=temperature, epochs=epochs, method=method, head=head_)
-            trained, found = table1_run(config, data, val, options)
-            say(f"{head}, temperature {temperature}{seed}", found)
-            if head == "mlp":
-                images, views_ = (32, 3) if options.tiny else (5000, 8)
-                rows = relaxation.represented(trained, config, data, images, views_, options.device)
-                np.save(Path(folder) / f"{temperature}.npy", rows)
-        cells = [(temperature, head) for temperature in (0.5, 0.1) for head in relaxation.HEADS]
-        # A step is launched in 4 ms and done in less: processes side by side.
-        with ProcessPoolExecutor(2 if options.tiny else len(cells), multiprocessing.get_context("spawn")) as pool:
-            asked = {pool.submit(relaxed, Path(folder), *cell, options): cell for cell in cells}
+        for temperature in found:
+            net = collapse.load(_trunk(options, temperature))
+            config = replace(recipe(options), temperature=temperature)
+            rows = relaxation.represented(net, config, data, images, views, options.device)
+            np.save(Path(folder) / f"{temperature}.npy", rows)
+        cells = [(temperature, head) for temperature in found[::-1] for head in relaxation.HEADS]
+        with ProcessPoolExecutor(side_by_side, multiprocessing.get_context("spawn")) as pool:
+            asked = {pool.submit(relax_cell, Path(folder), *cell, options): cell for cell in cells}
             for done in as_completed(asked):
                 temperature, head = asked[done]
-                say(f"relaxed {head}, temperature {temperature}{seed}", done.result())
+                say(f"{head}, temperature {temperature}{_seed(options)}", done.result())
 
 
 def _how(options: argparse.Namespace, **more: Any) -> Options:
     return Options(**{"device": options.device, "compile": options.device == "cuda", **more})
-
-
-def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace, say: Say) -> float:
-    """Of training alone, from some steps after compilation; where the time of a step goes is said."""
-    bench = Bench(config, data, _how(options), 2 if options.tiny else 25)
-    bench.time(bench.train)
-    taken = {name: bench.time(getattr(bench, name)) for name in ("train", "synthetic", "bare", "augment")}
-    say("step_seconds", taken)
-    say("kernels", kernels(bench))
-    return taken["train"] * bench.plan.per_epoch
 
 
 def online(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, float]:
@@ -187,18 +217,21 @@ def online(config: Config, data: Labelled, val: Labelled, options: argparse.Name
 
 
 def table1_run(
-    config: Config, data: Labelled, val: Labelled, options: argparse.Namespace
-) -> tuple[Encoder, dict[str, Any]]:
-    """Train one head; probe, neighbours and spectra of what came out."""
+    config: Config, data: Labelled, val: Labelled, options: argparse.Namespace, kept: Path | None
+) -> dict[str, Any]:
+    """Train one head; probe, neighbours and spectra of what came out; its file is kept as `kept`."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         how = _how(options, spectrum_every=0, knn_every=0, log_every=10**6)
         lines = list(train(Path(folder) / "run", config, data, val, how))
         trained = time.monotonic() - start
         net = collapse.load(Path(folder) / "run/encoder.safetensors").to(options.device)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder) / "run/encoder.safetensors", kept)
     found = evaluate(net, data, val, options)
     times = {"train_seconds": trained, "evaluation_seconds": time.monotonic() - start - trained}
-    return net, {**found, **times, "losses": [line["epoch_loss"] for line in lines]}
+    return {**found, **times, "losses": [line["epoch_loss"] for line in lines]}
 
 
 def evaluate(net: Encoder, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, Any]:
@@ -216,7 +249,7 @@ def evaluate(net: Encoder, data: Labelled, val: Labelled, options: argparse.Name
     return {**found, **about}
 
 
-def relaxed(folder: Path, temperature: float, head: str, options: argparse.Namespace) -> dict[str, Any]:
+def relax_cell(folder: Path, temperature: float, head: str, options: argparse.Namespace) -> dict[str, Any]:
     """Predict, relax and measure, from the views in TEMPERATURE.npy; as experiments/networks/relaxation.py."""
     torch.set_num_threads(1)
     views = relaxation.Views(np.load(folder / f"{temperature}.npy"), options.device)
@@ -463,7 +496,7 @@ def require(device: str) -> None:
         sys.exit(2)
 
 
-STAGES = (card, correct, table1, trainer224, budget, spectrum, extract, figures)
+STAGES = (card, correct, table1, relaxed, trainer32, trainer224, budget, spectrum, extract, figures)
 
 
 def run(name: str, options: argparse.Namespace, limit: float, figures: Path, errors: Path) -> None:

@@ -5,7 +5,7 @@ is in, on the number of workers, or on what was drawn before, and a resumed run 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,6 +76,14 @@ class Augmentation:
         x = self.crop(images, u)
         return self.colour(x, u) if x.device.type == "cpu" else self.masked(x, to_device(u, x.device))
 
+    def places(self, u: Tensor, size: Sequence[int]) -> Tensor:
+        """(n, 5) float32 of the host: `boxes` in images of `size` (h, w), and 1 where the view is mirrored.
+
+        u: (n, DRAWS), of the host, so that what they decide costs no wait for a device.
+        """
+        boxes = self.boxes(u, torch.tensor([list(size)]))
+        return torch.cat([boxes, u[:, 22:23] < self.flip], 1).float()
+
     def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
         """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
 
@@ -102,15 +110,17 @@ class Augmentation:
 
         images: (n, 3, h, w) uint8, or float in 0..1; u: (n, DRAWS).
         """
+        places = self.places(u, images.shape[-2:])
+        return self.cropped(images, to_device(places, images.device), to_device(u, images.device))
+
+    def cropped(self, images: Tensor, places: Tensor, u: Tensor) -> Tensor:
+        """As `crop`; places (n, 5), from `places`, and u (n, DRAWS) are on the images' device."""
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         height, width = images.shape[-2:]
-        # Draws stay on the host: what they decide costs no synchronisation with the device.
-        boxes = self.boxes(u, torch.tensor([[height, width]])).float()
-        top, left, h, w = to_device(boxes, x.device).unbind(1)
-        mirror = to_device(u[:, 22] < self.flip, x.device)
+        top, left, h, w, mirror = places.unbind(1)
         rows = _resampling(top, h, self.size or height, height)
         columns = _resampling(left, w, self.size or width, width)
-        columns = torch.where(mirror[:, None, None], columns.flip(1), columns)
+        columns = torch.where(mirror[:, None, None] > 0, columns.flip(1), columns)
         x = (rows[:, None] @ x @ columns[:, None].mT).clamp_(0, 1)
         return self._rotate(x, u) if self.degrees else x
 
@@ -129,7 +139,7 @@ class Augmentation:
     def _rotate(self, x: Tensor, u: Tensor) -> Tensor:
         angle = math.radians(self.degrees) * (2 * u[:, 23] - 1)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        maps = to_device(torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3), x.device)
+        maps = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(maps, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 

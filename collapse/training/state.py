@@ -84,17 +84,24 @@ class Training:
                 self.network.target[0].compile()
         self.net = parallel.distributed(self.network)
         self.augmentations = (self.config.augmentation(0), self.config.augmentation(1))
-        self.colours = [self._colours(augmentation) for augmentation in self.augmentations]
+        self.colours = [self._compiled(self._colour(augmentation)) for augmentation in self.augmentations]
+        self.whole = [self._compiled(self._whole(augmentation)) for augmentation in self.augmentations]
         self.preprocess = self.config.preprocessing()
         self.step, self.log_bytes, self.measured = 0, 0, 0
         self.window: list[float] = []  # since the last line
         self.epoch_losses: list[float] = []
         self.unread: list[Tensor] = []  # on the device
 
-    def _colours(self, augmentation: Augmentation) -> Callable[[Tensor, Tensor], Tensor]:
-        if self.options.compile:
-            return torch.compile(augmentation.masked, dynamic=False)
-        return augmentation.colour if self.device == "cpu" else augmentation.masked
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.compile(function, dynamic=False) if self.options.compile else function
+
+    def _colour(self, augmentation: Augmentation) -> Callable[[Tensor, Tensor], Tensor]:
+        return augmentation.colour if self.device == "cpu" and not self.options.compile else augmentation.masked
+
+    def _whole(self, augmentation: Augmentation) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """(images, places, u) -> a view, as `Augmentation.cropped` and the colours of what it gives."""
+        colour = self._colour(augmentation)
+        return lambda images, places, u: colour(augmentation.cropped(images, places, u), u)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config, network = self.config, self.network
@@ -163,9 +170,13 @@ class Training:
         made = []
         for view, augmentation in enumerate(self.augmentations):
             u = uniforms(self.config.seed, batch.epoch, batch.images, view, augmentation.DRAWS)
-            x = pixels[:, view].float() / 255 if pixels.ndim == 5 else augmentation.crop(pixels, u)
-            x = self.preprocess.standardise(self.colours[view](x, to_device(u, self.device)))
-            made.append(x.contiguous(memory_format=torch.channels_last))
+            there = to_device(u, self.device)
+            if pixels.ndim == 5:
+                x = self.colours[view](pixels[:, view].float() / 255, there)
+            else:
+                places = to_device(augmentation.places(u, pixels.shape[-2:]), self.device)
+                x = self.whole[view](pixels, places, there)
+            made.append(self.preprocess.standardise(x).contiguous(memory_format=torch.channels_last))
         return made[0], made[1]
 
     def run_step(self, views: tuple[Tensor, Tensor], labels: Tensor) -> None:

@@ -138,7 +138,7 @@ def test_views_wait_for_nothing_and_their_choices_travel_at_once(monkeypatch):
         x = torch.empty(16, 3, 24, 24, device="cuda")
         made = Augmentation(24, blur=0.5, solarize=0.3, degrees=10.0)(x, torch.rand(16, Augmentation.DRAWS))
     assert made.device.type == "cuda"
-    assert sent.copies == {"pinned": 4, "other": 0}  # crops, mirrored or not, rotations, colours
+    assert sent.copies == {"pinned": 3, "other": 0}  # places; draws for rotations and for colours
     assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & sent.seen.keys()
 
 
@@ -163,21 +163,25 @@ def test_a_change_that_is_never_drawn_is_not_computed():
     assert "aten.bmm" not in seen[0.0]
 
 
-def test_a_compiled_colour_chain_is_one_graph_of_few_kernels_and_the_same_numbers():
+def test_compiled_views_are_one_graph_of_few_kernels_each_and_the_same_numbers():
+    """Crop, mirror and colours of a set in memory; a second run in the same process compiles nothing."""
     torch._dynamo.reset()
     counters.clear()
     metrics.reset()
-    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    augmentation = Augmentation(24, blur=0.5, solarize=0.3)
-    compiled = torch.compile(augmentation.masked, dynamic=False)
+    config = replace(SMALL, image_size=24, blur=(0.5, 0.2), solarize=(0.0, 0.3), jitter=0.8)
+    compiled, plain = (training_of(config, compile=compile_) for compile_ in (True, False))
+    pixels = torch.randint(0, 256, (8, 3, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for epoch in range(2):
-        u = uniforms(0, epoch, np.arange(8), 0, augmentation.DRAWS)
-        torch.testing.assert_close(compiled(images, u), augmentation.masked(images, u), rtol=0, atol=1e-6)
-    assert counters["stats"]["unique_graphs"] == 1
+        batch = Batch(epoch, np.arange(8), pixels, [])
+        for made, wanted in zip(compiled.views(batch), plain.views(batch), strict=True):
+            torch.testing.assert_close(made, wanted, rtol=0, atol=2e-5)  # pixels over a deviation of 0.3
+    training_of(replace(config, temperature=0.3), compile=True).views(batch)
+    assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
+    generated = metrics.generated_kernel_count
     with Count() as count:
-        augmentation.colour(images.clone(), u)
-    assert metrics.generated_kernel_count < sum(count.seen.values()) / 6
+        plain.views(batch)
+    assert generated < sum(count.seen.values()) / 8
     torch._dynamo.reset()
 
 
