@@ -77,8 +77,8 @@ class Document:
             self.save()
 
 
-def run_stage(name: str, options: argparse.Namespace, limit: float, document: Document, folder: Path) -> None:
-    """Run one stage in a process of its own and take its figures as they come; it ends at its limit."""
+def run_stage(name: str, options: argparse.Namespace, limit: float, document: Document, folder: Path) -> bool:
+    """Run one stage in a process of its own and take its figures as they come; whether it ended before its limit."""
     import gpu_stages  # once for all stages, and nothing of it wakes the device
 
     figures, errors, start = folder / f"{name}.figures", folder / f"{name}.errors", time.monotonic()
@@ -109,9 +109,11 @@ def run_stage(name: str, options: argparse.Namespace, limit: float, document: Do
     last = said[-1][:300]
     status = "done" if stage.exitcode == 0 else f"failed: {last}" if ended else f"ended at its limit: {last}"
     taken = {"status": status, "seconds": time.monotonic() - start, "limit": limit}
-    document.values["stages"][name] = {**taken, **document.about, "said": [] if status == "done" else said[-40:]}
+    key = name + (gpu_stages.of_run(options) if name in OF_DATA else "")
+    document.values["stages"][key] = {**taken, **document.about, "said": [] if status == "done" else said[-40:]}
     document.save()
     print(f"{name}: {status} ({time.monotonic() - start:.0f} s)", flush=True)
+    return status == "done"
 
 
 def ready(device: str) -> bool:
@@ -168,16 +170,15 @@ def main() -> int:
         parser.error(f"--data: {options.data} is not there")
     if not ready(options.device):
         return 2
-    document, spent = Document(options.out, options), 0
+    document, spent, done = Document(options.out, options), 0, 0
     document.save()
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             spent += SHARES[name]
             end = BEGAN + options.seconds * spent / sum(SHARES[other] for other in names)
-            run_stage(name, options, max(1.0, end - time.monotonic()), document, Path(folder))
-    failed = [name for name in names if document.values["stages"][name]["status"] != "done"]
-    print(f"{options.out}: {len(names) - len(failed)} of {len(names)} stages done")
-    return 1 if failed else 0
+            done += run_stage(name, options, max(1.0, end - time.monotonic()), document, Path(folder))
+    print(f"{options.out}: {done} of {len(names)} stages done")
+    return 0 if done == len(names) else 1
 
 
 if __name__ == "__main__":

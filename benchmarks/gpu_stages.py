@@ -8,6 +8,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -124,7 +125,7 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     data, val = read_packed(options.data)
     if options.tiny:
         data, val = (part.subset(np.arange(0, len(part), -(-len(part) // 64))) for part in (data, val))
-    base, seed = recipe(options), _seed(options)
+    base, seed = recipe(options), of_run(options)
     runs = [(t, head) for t in options.temperatures for head in ("none", "mlp", "directclr", "linear")]
     say("decode_seconds", time.monotonic() - began)
     bench = Bench(base, data, _how(options), 2 if options.tiny else 25)
@@ -159,7 +160,8 @@ def recipe(options: argparse.Namespace) -> Config:
     return make_config("cifar10", warmup=1, batch_size=batch, seed=options.seed, arch=options.arch, **how)
 
 
-def _seed(options: argparse.Namespace) -> str:
+def of_run(options: argparse.Namespace) -> str:
+    """What tells the figures of one training of table1 from another's."""
     return f", seed {options.seed}" + ("" if options.arch == "resnet18" else f", {options.arch}")
 
 
@@ -174,8 +176,8 @@ def trainer32(options: argparse.Namespace, say: Say) -> None:
     for _ in range(2):
         bench.time(bench.train)
     parts = ("train", "synthetic", "bare", "augment")
-    say(f"step_seconds{_seed(options)}", {name: bench.time(getattr(bench, name)) for name in parts})
-    say(f"kernels{_seed(options)}", kernels(bench))
+    say(f"step_seconds{of_run(options)}", {name: bench.time(getattr(bench, name)) for name in parts})
+    say(f"kernels{of_run(options)}", kernels(bench))
 
 
 def relaxed(options: argparse.Namespace, say: Say) -> None:
@@ -201,7 +203,7 @@ def relaxed(options: argparse.Namespace, say: Say) -> None:
             asked = {pool.submit(relax_cell, Path(folder), *cell, options): cell for cell in cells}
             for done in as_completed(asked):
                 temperature, head = asked[done]
-                say(f"{head}, temperature {temperature}{_seed(options)}", done.result())
+                say(f"{head}, temperature {temperature}{of_run(options)}", done.result())
 
 
 def _how(options: argparse.Namespace, **more: Any) -> Options:
@@ -417,15 +419,16 @@ def extract(options: argparse.Namespace, say: Say) -> None:
 
 
 def figures(options: argparse.Namespace, say: Say) -> None:
-    """Spectra and accuracies of the heads, and rates, of what is known, in one figure beside the result."""
+    """Spectra and accuracies of the heads of a ResNet-18, and rates, of what is known, in one figure."""
     from collapse import plots
 
     known = json.loads(options.out.read_text())["figures"]
+    seeds = sorted({int(name[1]) for key in known if (name := re.fullmatch(r"table1/recipe, seed (\d+)", key))})
     with plots.style():
         fig, axes = plots.figure(plots.TEXT, 5.0, 2, 2)
         for ax, temperature in zip(axes[0], (0.1, 0.5), strict=True):
-            draw_spectra(ax, known, temperature, options.seed)
-        draw_accuracies(axes[1, 0], known, options.seed)
+            draw_spectra(ax, known, temperature, seeds)
+        draw_accuracies(axes[1, 0], known, seeds)
         draw_rates(axes[1, 1], known)
         fig.tight_layout()
         stem = options.figure or options.out.with_suffix("")
@@ -433,38 +436,44 @@ def figures(options: argparse.Namespace, say: Say) -> None:
     say("drawn", f"{stem.name}.png")
 
 
-def draw_spectra(ax: Any, known: dict[str, Any], temperature: float, seed: int) -> None:
-    """Of the representation, over the largest value, by head; of the untrained network in grey."""
+def draw_spectra(ax: Any, known: dict[str, Any], temperature: float, seeds: list[int]) -> None:
+    """Of the representation, over the largest value, by head, a line a seed; of the untrained network in grey."""
     from collapse import plots
 
-    named = {name: f"table1/{head}, temperature {temperature}, seed {seed}" for head, name in NAMES.items()}
-    for name, key in {**named, "untrained": f"table1/untrained, seed {seed}"}.items():
-        if key in known:
-            values = np.array(known[key]["representation"]["singular_values"])
+    named = {name: f"table1/{head}, temperature {temperature}" for head, name in NAMES.items()}
+    for name, key in {**named, "untrained": "table1/untrained"}.items():
+        color, dashes = plots.HEAD_COLORS.get(name, "0.6"), plots.HEAD_DASHES.get(name, "-")
+        for run in runs_of(known, key, seeds):
+            values = np.array(run["representation"]["singular_values"])
             values = values[values > 1e-7 * values[0]] / values[0]
-            color, dashes = plots.HEAD_COLORS.get(name, "0.6"), plots.HEAD_DASHES.get(name, "-")
-            ax.plot(np.arange(1, len(values) + 1), np.log(values), color=color, ls=dashes, label=name)
+            ax.plot(np.arange(1, len(values) + 1), np.log(values), color=color, ls=dashes, lw=0.9, label=name)
+            name = "_"  # one entry in the legend
     ax.set(xlabel="index of the singular value", ylabel="ln (value over the largest)", ylim=(-14, 0.5))
     ax.set_title(rf"CIFAR-10, representation, $\tau = {temperature}$")
     if temperature == 0.5:
         ax.legend()
 
 
-def draw_accuracies(ax: Any, known: dict[str, Any], seed: int) -> None:
-    """The probe's, with 95 % intervals of the test images, by head and temperature."""
+def runs_of(known: dict[str, Any], key: str, seeds: list[int]) -> list[dict[str, Any]]:
+    """The runs of a key that are known, by seed."""
+    return [known[f"{key}, seed {seed}"] for seed in seeds if f"{key}, seed {seed}" in known]
+
+
+def draw_accuracies(ax: Any, known: dict[str, Any], seeds: list[int]) -> None:
+    """The probe's, with 95 % intervals of the test images, by head and temperature, a point a seed."""
     from collapse import plots
 
     for place, (head, name) in enumerate(NAMES.items()):
-        for offset, temperature, marker in ((-0.12, 0.1, "o"), (0.12, 0.5, "s")):
-            run = known.get(f"table1/{head}, temperature {temperature}, seed {seed}")
-            if run:
+        for offset, temperature, marker in ((-0.2, 0.1, "o"), (0.2, 0.5, "s")):
+            for seed, run in enumerate(runs_of(known, f"table1/{head}, temperature {temperature}", seeds)):
                 top, (low, high) = (100 * np.array(run["probe"][of]) for of in ("top1", "top1_interval"))
-                how: dict[str, Any] = {"fmt": marker, "color": plots.HEAD_COLORS[name], "markersize": 4}
-                ax.errorbar(place + offset, top, [[top - low], [high - top]], **how)
+                how: dict[str, Any] = {"fmt": marker, "color": plots.HEAD_COLORS[name], "markersize": 3}
+                x = place + offset + 0.13 * (seed - (len(seeds) - 1) / 2)
+                ax.errorbar(x, top, [[top - low], [high - top]], **how)
     for temperature, marker in ((0.1, "o"), (0.5, "s")):
-        ax.plot([], [], marker, color="0.3", markersize=4, label=rf"$\tau = {temperature}$")
+        ax.plot([], [], marker, color="0.3", markersize=3, label=rf"$\tau = {temperature}$")
     ax.set_xticks(range(len(NAMES)), [name.replace(" ", "\n") for name in NAMES.values()])
-    ax.set(ylabel="probe, % of the test images", title="CIFAR-10, accuracy")
+    ax.set(ylabel="probe, % of the test images", title="CIFAR-10, accuracy, a point a seed")
     ax.legend()
 
 

@@ -268,14 +268,19 @@ def test_the_pages_quote_what_the_result_files_hold():
         ", ".join(f"{card[f'extract/{how}']['share']:.2f}" for how in ("float32", "bf16")),
         f"{card['extract/files']['share']:.2f} |",
     ]))  # fmt: skip
-    quoted.append("| " + ", ".join(f"{card[f'spectrum/d = {d}']['share']:.2f}" for d in (2048, 8192)) + " |")
+    quoted.append("| " + ", ".join(f"{card[f'spectrum/d = {d}']['share']:.2f}" for d in (512, 2048, 8192)) + " |")
     error = lambda name: f"{card[f'correct/{name}']['error']:.0e}".replace("e-0", "e-")
     heads = max((name for name in card if name.startswith("correct/head_")), key=lambda name: card[name]["error"])
     errors = [error(heads.partition("/")[2]), *(error(f"spectrum_{how}") for how in ("covariance", "qr"))]
     assert all(check["holds"] for name, check in card.items() if name.startswith("correct/"))
     quoted.append("| {}; {}, {}; 0 |".format(*errors))
-    heads = [card[f"table1/{head}, temperature 0.1, seed 0"] for head in ("none", "directclr", "linear", "mlp")]
-    quoted.append("| " + ", ".join(f"{100 * run['probe']['top1']:.1f}" for run in heads) + " %")
+    step, budget = card["trainer224/compiled"], card["budget/step"]
+    of_budget = f"{budget['images_per_second'] / step['images_per_second']:.2f} of it, "
+    held = [run["memory_bytes"] / 2**30 for run in (budget, step)]
+    quoted.append(of_budget + "in {:.0f} of {:.0f} GiB".format(*held))
+    probes = lambda head: [card[f"table1/{head}, temperature 0.1, seed {s}"]["probe"]["top1"] for s in (0, 1)]
+    of_heads = [", ".join(f"{100 * top:.1f}" for top in probes(h)) for h in ("none", "directclr", "linear", "mlp")]
+    quoted.append("| " + "; ".join(of_heads) + " %")
     for text in quoted:
         assert text in claims, text
     rows = re.findall(r"^\| .* \| `[a-z]+/.*$", readme, re.MULTILINE)

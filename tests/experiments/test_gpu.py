@@ -52,7 +52,7 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     assert code == 0, (printed, document)
     assert {stage["status"] for stage in document["stages"].values()} == {"done"}
     figures = document["figures"]
-    assert {name.partition("/")[0] for name in figures} == set(document["stages"])
+    assert {name.partition("/")[0] for name in figures} == {name.partition(",")[0] for name in document["stages"]}
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
     assert len(checks) == 23
     assert all(value["holds"] for value in checks.values()), checks
@@ -86,9 +86,9 @@ def test_a_stage_that_fails_or_hangs_costs_only_its_own_time(tmp_path, packed):
     assert document["stages"]["figures"]["status"] == "done"
     code, document, printed = gpu(tmp_path, "--data", str(packed), "--only", "table1", "--seconds", "0.2")
     assert code == 1
-    assert document["stages"]["table1"]["status"].startswith("ended at its limit")
-    assert document["stages"]["table1"]["seconds"] < 30
-    assert not any("/" in line for line in document["stages"]["table1"]["said"] if line.startswith("  File"))
+    assert document["stages"]["table1, seed 0"]["status"].startswith("ended at its limit")
+    assert document["stages"]["table1, seed 0"]["seconds"] < 30
+    assert not any("/" in line for line in document["stages"]["table1, seed 0"]["said"] if line.startswith("  File"))
 
 
 @pytest.mark.parametrize(
