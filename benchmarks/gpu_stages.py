@@ -128,10 +128,7 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     base, seed = recipe(options), of_run(options)
     runs = [(t, head) for t in options.temperatures for head in ("none", "mlp", "directclr", "linear")]
     say("decode_seconds", time.monotonic() - began)
-    bench = Bench(base, data, _how(options), 2 if options.tiny else 25)
-    bench.time(bench.train)
-    epoch = bench.time(bench.train) * bench.plan.per_epoch
-    del bench
+    epoch = epoch_seconds(base, data, options) if options.epochs is None else None
     since = time.monotonic()
     net = Network(base, 0)
     untrained = Encoder(net.backbone, net.projector, base.preprocessing(), {}).to(options.device).eval()
@@ -139,8 +136,8 @@ def table1(options: argparse.Namespace, say: Say) -> None:
     evaluation = time.monotonic() - since  # more than a later one takes, whose kernels are known
     say("online_seconds", online(base, data, val, options))
     left = options.seconds - (time.monotonic() - began) - len(runs) * evaluation
-    fit = int(left / len(runs) / epoch)
-    epochs = options.epochs or (2 if options.tiny else max(2, min(200, fit)))
+    epochs = max(2, min(200, int(left / len(runs) / epoch))) if epoch else options.epochs
+    epochs = 2 if options.tiny else epochs
     about = {"epochs": epochs, "epoch_seconds": epoch, "evaluation_seconds": evaluation, "images": len(data)}
     say(f"recipe{seed}", {**base.as_dict(), **about})
     for temperature, head in runs:
@@ -208,6 +205,13 @@ def relaxed(options: argparse.Namespace, say: Say) -> None:
 
 def _how(options: argparse.Namespace, **more: Any) -> Options:
     return Options(**{"device": options.device, "compile": options.device == "cuda", **more})
+
+
+def epoch_seconds(config: Config, data: Labelled, options: argparse.Namespace) -> float:
+    """Of training alone, from some steps after compilation."""
+    bench = Bench(config, data, _how(options), 2 if options.tiny else 25)
+    bench.time(bench.train)
+    return bench.time(bench.train) * bench.plan.per_epoch
 
 
 def online(config: Config, data: Labelled, val: Labelled, options: argparse.Namespace) -> dict[str, float]:
@@ -483,6 +487,7 @@ def draw_rates(ax: Any, known: dict[str, Any]) -> None:
     rates = {
         "step, eager": known.get("trainer224/eager", {}).get("images_per_second"),
         "step, compiled": row.get("synthetic", [None])[0],
+        "step, budget": known.get("budget/step", {}).get("images_per_second"),
         "bare, compiled": row.get("bare", [None])[0],
         "train JPEGs": known.get("trainer224/images_per_second_in_a_row"),
         "embed, float32": known.get("extract/float32", {}).get("images_per_second"),
