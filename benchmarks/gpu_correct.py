@@ -37,6 +37,7 @@ def correct(options: argparse.Namespace, say: Callable[[str, Any], None]) -> Non
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     checks: dict[str, tuple[Callable[[argparse.Namespace], float], float]] = {
         "views": (views_error, 2e-5),
+        "views_compiled": (partial(views_error, compiled=True), 2e-5),
         **{f"head_{head}": (partial(gradient_error, head=head), 1e-4) for head in (*HEADS, "directclr")},
         **{f"optimizer_{name}": (partial(optimizer_error, name=name), 1e-6) for name in ("lars", "sgd")},
         **{f"spectrum_{how}": (partial(spectrum_error, method=how), 1e-6) for how in ("covariance", "qr")},
@@ -69,15 +70,25 @@ def pixels_of(n: int, size: int, seed: int) -> Tensor:
     return (fine * 255).clamp(0, 255).to(torch.uint8)
 
 
-def views_error(options: argparse.Namespace) -> float:
-    """Largest difference of augmented views."""
+def views_error(options: argparse.Namespace, compiled: bool = False) -> float:
+    """Largest difference of augmented views; compiled as the trainer compiles those of a set in memory."""
     images, worst = pixels_of(8 if options.tiny else 64, 40, options.seed), 0.0
     augmentation = Augmentation(32, blur=0.5, solarize=0.3, degrees=10)
+
+    def whole(images: Tensor, places: Tensor, u: Tensor) -> Tensor:
+        return augmentation.masked(augmentation.cropped(images, places, u), u)
+
+    made = torch.compile(whole, dynamic=False, backend=_backend(options)) if compiled else whole
     for epoch in range(3):
         u = uniforms(options.seed, epoch, np.arange(len(images)), 0, augmentation.DRAWS)
-        ours = augmentation.masked(augmentation.crop(images.to(options.device), u), u.to(options.device))
+        given = (images, augmentation.places(u, images.shape[-2:]), u)
+        ours = made(*(to_device(x, options.device) for x in given))
         worst = max(worst, float((ours.cpu() - augmentation(images, u)).abs().max()))
     return worst
+
+
+def _backend(options: argparse.Namespace) -> str:
+    return "aot_eager" if options.tiny else "inductor"  # which takes half a minute of C++ on a CPU
 
 
 def _step(config: Config, device: str, backend: str | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -273,5 +284,4 @@ def resume_error(options: argparse.Namespace) -> float:
 
 def compile_error(options: argparse.Namespace) -> float:
     """Of loss and gradients of a compiled network against the same one, relative."""
-    backend = "aot_eager" if options.tiny else "inductor"  # which takes half a minute of C++ on a CPU
-    return _distance(_step(_small(), options.device, backend), _step(_small(), options.device))
+    return _distance(_step(_small(), options.device, _backend(options)), _step(_small(), options.device))

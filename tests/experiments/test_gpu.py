@@ -54,7 +54,7 @@ def test_every_stage_runs_on_the_cpu(tmp_path, packed):
     figures = document["figures"]
     assert {name.partition("/")[0] for name in figures} == {name.partition(",")[0] for name in document["stages"]}
     checks = {name: value for name, value in figures.items() if name.startswith("correct/")}
-    assert len(checks) == 23
+    assert len(checks) == 24
     assert all(value["holds"] for value in checks.values()), checks
     views = {name: figures["table1/recipe, seed 0"][name] for name in ("scale", "blur", "solarize")}
     assert views == {name: list(getattr(Config(), name)) for name in views}  # the paper's
