@@ -81,29 +81,32 @@ class Augmentation:
 
         u: (n, DRAWS), of the host, so that what they decide costs no wait for a device.
         """
-        boxes = self.boxes(u, torch.tensor([list(size)]))
-        return torch.cat([boxes, u[:, 22:23] < self.flip], 1).float()
+        draws = u.numpy()
+        places = np.concatenate([self.boxes(draws, np.array([list(size)])), draws[:, 22:23] < self.flip], 1)
+        return torch.from_numpy(places.astype(np.float32))
 
-    def boxes(self, u: Tensor, sizes: Tensor) -> Tensor:
-        """(n, 4) int64 top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
+    def boxes(self, u: NDArray[np.float32], sizes: NDArray[np.integer]) -> NDArray[np.int64]:
+        """(n, 4) top, left, height, width: torchvision's RandomResizedCrop, ten tries and then the centre.
 
         u: (n, DRAWS).  sizes: (n, 2), or (1, 2) for all: heights and widths of the images.
         """
         low, high = self.scale
         height, width = sizes[:, :1], sizes[:, 1:]
-        area = height * width * (low + (high - low) * u[:, :10].double())
-        ratio = torch.exp(math.log(self.ratio) * (2 * u[:, 10:20].double() - 1))
-        w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        area = height * width * (low + (high - low) * u[:, :10].astype(np.float64))
+        ratio = np.exp(math.log(self.ratio) * (2 * u[:, 10:20].astype(np.float64) - 1))
+        w, h = (_whole(np.sqrt(x)) for x in (area * ratio, area / ratio))
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first = fits.int().argmax(1, keepdim=True)
-        w, h = w.gather(1, first), h.gather(1, first)
-        top, left = (u[:, 20:21] * (height - h + 1)).long(), (u[:, 21:22] * (width - w + 1)).long()
-        return torch.where(fits.any(1, keepdim=True), torch.cat([top, left, h, w], 1), self._centre(height, width))
+        first = fits.argmax(1)[:, None]
+        w, h = np.take_along_axis(w, first, 1), np.take_along_axis(h, first, 1)
+        top, left = ((u[:, k : k + 1] * room.astype(np.float32)).astype(np.int64)
+                     for k, room in ((20, height - h + 1), (21, width - w + 1)))  # fmt: skip
+        drawn = np.concatenate([top, left, h, w], 1)
+        alone = fits.any(1, keepdims=True)
+        return drawn if alone.all() else np.where(alone, drawn, self._centre(height, width))
 
-    def _centre(self, height: Tensor, width: Tensor) -> Tensor:
-        h = torch.minimum(height, (width * self.ratio).round().long())
-        w = torch.minimum(width, (height * self.ratio).round().long())
-        return torch.cat([(height - h) // 2, (width - w) // 2, h, w], 1)
+    def _centre(self, height: NDArray[np.integer], width: NDArray[np.integer]) -> NDArray[np.int64]:
+        h, w = (np.minimum(side, _whole(other * self.ratio)) for side, other in ((height, width), (width, height)))
+        return np.concatenate([(height - h) // 2, (width - w) // 2, h, w], 1)
 
     def crop(self, images: Tensor, u: Tensor) -> Tensor:
         """Crop, resize (bicubic, antialiased), flip and rotate, each image its own: -> (n, 3, size, size) in 0..1.
@@ -128,7 +131,7 @@ class Augmentation:
         """As `crop`, by torchvision's kernels, of one image (3, h, w) uint8, u (DRAWS,) -> (3, size, size) uint8."""
         from torchvision.transforms.v2 import functional
 
-        box = self.boxes(u[None], torch.tensor([image.shape[-2:]]))[0].tolist()
+        box = self.boxes(u.numpy()[None], np.array([image.shape[-2:]]))[0].tolist()
         size = [self.size or image.shape[-2], self.size or image.shape[-1]]
         view = functional.resized_crop(image, *box, size, functional.InterpolationMode.BICUBIC, antialias=True)
         view = view.flip(2) if u[22] < self.flip else view
@@ -181,6 +184,10 @@ class Augmentation:
                     amount = base + strength * (2 * u[:, 25 + kind] - 1)
                     x = where(x, jittered & (places[:, kind] == place), change, amount)
         return x
+
+
+def _whole(x: NDArray[np.floating]) -> NDArray[np.int64]:
+    return np.rint(x).astype(np.int64)
 
 
 def _places(u: Tensor) -> Tensor:
