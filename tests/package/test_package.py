@@ -24,6 +24,7 @@ from collapse.results import change_scores, change_text, load_result, r_squared,
 from collapse.results.outputs import atomic_write
 
 PACKAGE = Path(collapse.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 # A module may import those of the layers before its own, and others of its own only within a package, without circles;
 # imports inside functions and for type checkers count.  Only the package itself names what it loads on first use.
@@ -276,6 +277,18 @@ def test_the_installed_package_runs_from_any_folder(built, tmp_path):
     assert run("spectrum", "z.npy", "--plot", "z.png").returncode == 0
     assert (tmp_path / "z.png").exists()
     assert "digits" in run("train", "--help").stdout
+
+
+def test_what_mutants_are_tested_by_is_there():
+    """A test that is renamed would end `make mutants` without a word of which."""
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    chosen = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutmut"]
+    tests = [name.removeprefix("--deselect=") for key in chosen if key.startswith("pytest") for name in chosen[key]]
+    assert all((ROOT / path).exists() for path in chosen["source_paths"])
+    for name in tests:
+        path, _, function = name.partition("::")
+        assert not function or f"def {function}(" in (ROOT / path).read_text(), name
+        assert (ROOT / path).exists(), name
 
 
 def test_an_error_is_one_line_that_ends():
