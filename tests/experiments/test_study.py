@@ -449,12 +449,16 @@ def test_the_page_quotes_what_the_result_files_hold():
         quoted.append(f"{min(held):.0f} to {max(held):.0f} % at {temperature}")
     trained = [c for c in relaxed if c["trunk"] == "trained"]
     assert all(max(c["error"]["r"]) <= 0.1 for c in relaxed if c["head"] != "mlp")
+    assert all(max(c["error"]["r"]) <= 0.03 for c in relaxed if c["head"] == "linear")
+    assert max(c["drift"] for c in relaxed) < 5e-11
     assert all(max(c["error"]["z"]) <= 0.1 for c in relaxed if c["head"] == "none")
     assert min(c["spearman"] for c in trained) >= 0.955
     rows = [c["measured"]["r"][0] for c in trained if c["head"] == "mlp"]
     quoted.append(f"Behind those r has {min(rows)} to {max(rows)} of 512")
     moved = [c["moved"] for c in relaxed]
-    quoted.append(f"moved by {min(moved):.2f} to {max(moved):.2f}, so none stood still")
+    quoted.append(f"moved by {min(moved):.2f} to {max(moved):.2f}. Four stood still")
+    still = [(c["head"], c["temperature"]) for c in relaxed if c["moved"] <= 0.02]
+    assert sorted(still) == [("linear", 0.2)] + 3 * [("linear", 0.5)]
     dead = {(o["trunk"], o["temperature"], o["seed"]): o["dead"] for o in summed["orders"]}
     assert len(dead) == 6
     for key, before in (

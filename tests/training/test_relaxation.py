@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import relaxation as script
+import scipy.linalg
 import study
 import summary
 import torch
@@ -15,6 +16,7 @@ from collapse.models.heads import make_head
 from collapse.recipes.config import make_config
 from collapse.recipes.views import uniforms
 from collapse.results import load_result
+from collapse.training import relaxation as module
 from collapse.training.network import Network
 from collapse.training.relaxation import Relaxation, Views, agreement, living, relax, represented
 
@@ -74,12 +76,30 @@ def test_a_linear_map_stands_still_where_water_filling_says(views, head, kept):
     assert np.abs(state.shares - predicted).sum() / 2 < 0.06
 
 
-def test_the_balance_of_the_layers_is_kept_and_that_of_two_layers_leaves_r_alive(views):
-    for head in ("linear", "mlp"):
-        relaxation, (state, _, _) = relaxed(views, head, limit=50, lr=0.02)
-        assert 0 < state.drift < 0.1
-        assert state.living()["r"] == [DIM, DIM]
-        assert relaxation.rest.training
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("lr", [0.02, 0.3])
+def test_the_balance_of_the_layers_is_kept_however_long_the_steps_and_leaves_r_alive(views, head, lr):
+    relaxation, (state, _, _) = relaxed(views, head, limit=50, lr=lr)
+    start = relaxed(views, head, limit=0, lr=lr)[0]
+    assert torch.linalg.matrix_norm(relaxation.W - start.W) > 0.01
+    assert 0 < state.drift < 1e-12
+    assert state.living()["r"] == [DIM, DIM]
+    assert relaxation.rest.training
+
+
+def test_a_step_of_two_layers_is_the_flow_to_second_order(views):
+    """Beside scipy's exponential: [W, V^T] exp(-K), K = [[0, H^T], [H, 0]]."""
+    relaxation = Relaxation.of(views, "linear", TEMPERATURE)
+    H = torch.randn(*relaxation.V.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    H, m, errors = H / torch.linalg.matrix_norm(H, 2), len(H), []
+    for share in (0.02, 0.01):
+        W, V = module._balanced_step(relaxation.W, relaxation.V, share * H)
+        K = np.zeros((DIM + m, DIM + m))
+        K[DIM:, :DIM], K[:DIM, DIM:] = share * H, share * H.T
+        flow = np.hstack([relaxation.W, relaxation.V.T]) @ scipy.linalg.expm(-K)
+        errors.append(np.abs(np.hstack([W, V.T]) - flow).max())
+    assert errors[0] < 1e-5
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.05)
 
 
 def test_it_ends_when_nothing_moves_or_at_the_limit(views):
