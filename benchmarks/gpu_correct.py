@@ -74,11 +74,9 @@ def views_error(options: argparse.Namespace, compiled: bool = False) -> float:
     """Largest difference of augmented views; compiled as the trainer compiles those of a set in memory."""
     images, worst = pixels_of(8 if options.tiny else 64, 40, options.seed), 0.0
     augmentation = Augmentation(32, blur=0.5, solarize=0.3, degrees=10)
-
-    def whole(images: Tensor, places: Tensor, u: Tensor) -> Tensor:
-        return augmentation.masked(augmentation.cropped(images, places, u), u)
-
-    made = torch.compile(whole, dynamic=False, backend=_backend(options)) if compiled else whole
+    made: Callable[..., Tensor] = augmentation.whole
+    if compiled:
+        made = torch.compile(made, dynamic=False, backend=_backend(options))
     for epoch in range(3):
         u = uniforms(options.seed, epoch, np.arange(len(images)), 0, augmentation.DRAWS)
         given = (images, augmentation.places(u, images.shape[-2:]), u)

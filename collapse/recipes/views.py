@@ -73,8 +73,14 @@ class Augmentation:
 
         Images of one channel too, if saturation and hue are 0.
         """
-        x = self.crop(images, u)
-        return self.colour(x, u) if x.device.type == "cpu" else self.masked(x, to_device(u, x.device))
+        if images.device.type == "cpu":
+            return self.colour(self.crop(images, u), u)
+        places = self.places(u, images.shape[-2:])
+        return self.whole(images, to_device(places, images.device), to_device(u, images.device))
+
+    def whole(self, images: Tensor, places: Tensor, u: Tensor) -> Tensor:
+        """A view, as `cropped` and `masked` make it: images, places (n, 5) and u (n, DRAWS) on one device."""
+        return self.masked(self.cropped(images, places, u), u)
 
     def places(self, u: Tensor, size: Sequence[int]) -> Tensor:
         """(n, 5) float32 of the host: `boxes` in images of `size` (h, w), and 1 where the view is mirrored.

@@ -99,9 +99,10 @@ class Training:
         return augmentation.colour if self.device == "cpu" and not self.options.compile else augmentation.masked
 
     def _whole(self, augmentation: Augmentation) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """(images, places, u) -> a view, as `Augmentation.cropped` and the colours of what it gives."""
-        colour = self._colour(augmentation)
-        return lambda images, places, u: colour(augmentation.cropped(images, places, u), u)
+        """(images, places, u) -> a view, as `Augmentation.whole`."""
+        if self.device != "cpu" or self.options.compile:
+            return augmentation.whole
+        return lambda images, places, u: augmentation.colour(augmentation.cropped(images, places, u), u)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config, network = self.config, self.network

@@ -32,6 +32,7 @@ from collapse.training.loader import batches as batches_of
 from collapse.training.loop import Ask, ahead
 from collapse.training.network import memory_estimate
 from collapse.training.state import Options, Training
+from collapse.training.train import train
 
 SMALL = make_config("digits", blocks=(1, 1), planes=(8, 16), batch_size=16, image_size=16)
 
@@ -141,7 +142,7 @@ def test_views_wait_for_nothing_and_their_choices_travel_at_once(monkeypatch):
         x = torch.empty(16, 3, 24, 24, device="cuda")
         made = Augmentation(24, blur=0.5, solarize=0.3, degrees=10.0)(x, u)
     assert made.device.type == "cuda"
-    assert sent.copies == {"pinned": 3, "other": 0}  # places; draws for rotations and for colours
+    assert sent.copies == {"pinned": 2, "other": 0}  # places and draws
     assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.item"} & sent.seen.keys()
 
 
@@ -152,6 +153,14 @@ def test_a_batch_of_a_set_in_memory_is_chosen_without_a_wait(monkeypatch):
         chosen = [next(source).pixels for _ in range(3)]
     assert [pixels.device.type for pixels in chosen] == ["cuda"] * 3
     assert sent.copies == {"pinned": 3, "other": 1}  # the whole set travels once
+
+
+def test_labels_travel_as_views_do(monkeypatch, tmp_path):
+    sent = []
+    monkeypatch.setattr(loop, "to_device", lambda x, device: sent.append((x.dtype, len(x), device)) or x)
+    data = of_arrays(torch.zeros(48, 3, 16, 16, dtype=torch.uint8), np.arange(48) % 2)
+    list(train(tmp_path / "run", replace(SMALL, epochs=1), data, options=Options(spectrum_every=0, knn_every=0)))
+    assert sent == [(torch.int64, 16, "cpu")] * 3
 
 
 def test_a_change_that_is_never_drawn_is_not_computed():
