@@ -128,9 +128,10 @@ def represented(
         for pixels in chosen.batches(preprocess, 250, workers):
             indices = np.arange(start, start + len(pixels))
             start += len(pixels)
+            there = pixels.to(device)
             for view in range(views):
                 u = uniforms(config.seed + 1, 0, indices, view, augmentation.DRAWS)
-                x = preprocess.standardise(augmentation(pixels.to(device), u))
+                x = preprocess.standardise(augmentation(there, u))
                 found[view].append(net(x).cpu().numpy())
     return np.stack([np.concatenate(one) for one in found], axis=1).astype(np.float64)
 
@@ -155,7 +156,7 @@ def _balanced_step(W: Tensor, V: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
 
     [W, V^T] moves by -[W, V^T] K with K = [[0, H^T], [H, 0]].  Here it is multiplied by the Cayley transform
     (1 - K / 2) (1 + K / 2)^-1: the flow of a constant H to second order.  Steps that add dW and dV let the difference
-    grow with their noise, by 1.7 to 11 times its size in some thousand, which changes what lives in r.
+    grow with their noise, which changes what lives in r.
     """
     inner = torch.eye(len(H), dtype=H.dtype, device=H.device) - 0.25 * H @ H.T
     between, _ = torch.linalg.solve_ex(inner, V - 0.5 * H @ W.T)  # waits for no device

@@ -451,6 +451,10 @@ def test_the_page_quotes_what_the_result_files_hold():
     assert all(max(c["error"]["r"]) <= 0.1 for c in relaxed if c["head"] != "mlp")
     assert all(max(c["error"]["r"]) <= 0.03 for c in relaxed if c["head"] == "linear")
     assert max(c["drift"] for c in relaxed) < 5e-11
+    arrays = load_result(study.RESULTS / "relaxation.npz")[1]
+    of = lambda head, key: arrays[f"trained-{head}-t0.1-s0-{key}"]
+    apart = [np.abs(of(head, "shares") - of(head, "predicted")).sum() / 2 for head in ("linear", "mlp", "none")]
+    quoted.append("(total variation {:.2f}, {:.2f} and {:.2f})".format(*apart))
     assert all(max(c["error"]["z"]) <= 0.1 for c in relaxed if c["head"] == "none")
     assert min(c["spearman"] for c in trained) >= 0.955
     rows = [c["measured"]["r"][0] for c in trained if c["head"] == "mlp"]

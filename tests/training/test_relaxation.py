@@ -98,6 +98,11 @@ def test_a_step_of_two_layers_is_the_flow_to_second_order(views):
         K[DIM:, :DIM], K[:DIM, DIM:] = share * H, share * H.T
         flow = np.hstack([relaxation.W, relaxation.V.T]) @ scipy.linalg.expm(-K)
         errors.append(np.abs(np.hstack([W, V.T]) - flow).max())
+    before = relaxation.W @ relaxation.W.T - relaxation.V.T @ relaxation.V
+    plain = relaxation.W - relaxation.V.T @ H, relaxation.V - H @ relaxation.W.T
+    grown, kept = (W @ W.T - V.T @ V - before for W, V in (plain, module._balanced_step(relaxation.W, relaxation.V, H)))
+    assert grown.abs().max() > 0.1
+    assert kept.abs().max() < 1e-12
     assert errors[0] < 1e-5
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.05)
 
